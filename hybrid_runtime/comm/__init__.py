@@ -1,0 +1,1 @@
+"""Communication: process groups from the mesh, autograd collectives, stage-to-stage messages."""

@@ -1,0 +1,71 @@
+"""One rank's view of one axis of the mesh, and the clock that waits on it are reported to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch.distributed as dist
+
+
+class WaitClock(Protocol):
+    """Whoever measures waits: `begin_wait` and `end_wait` enclose the time the compute stream waits for other ranks."""
+
+    def begin_wait(self) -> object:
+        """A mark taken just before the wait."""
+
+    def end_wait(self, name: str, mark: object) -> None:
+        """Just after the wait; `name` says for what, e.g. "all_reduce" or "1RECV_F3"."""
+
+
+class NoClock:
+    """Measures nothing: layers used outside the runtime, and bare runs."""
+
+    def begin_wait(self) -> object:
+        return None
+
+    def end_wait(self, name: str, mark: object) -> None:
+        return None
+
+
+@dataclass(slots=True)
+class Clocks:
+    """The clock in force. One object is shared by every axis of a rank, so it can be exchanged at one place."""
+
+    current: WaitClock = field(default_factory=NoClock)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis as this rank sees it.
+
+    Attributes:
+        size: ranks on the axis.
+        rank: this rank's place on it.
+        group: the process group; None exactly when size is 1, so that nothing needs torch.distributed then.
+        clocks: where waits are reported.
+    """
+
+    size: int = 1
+    rank: int = 0
+    group: dist.ProcessGroup | None = None
+    clocks: Clocks = field(default_factory=Clocks)
+
+    @contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """Reports the enclosed blocking call as a wait."""
+        clock = self.clocks.current
+        mark = clock.begin_wait()
+        try:
+            yield
+        finally:
+            clock.end_wait(name, mark)
+
+
+def axis_of(group: dist.ProcessGroup | None, clocks: Clocks | None = None) -> Axis:
+    """An axis over an existing process group, for layers used without the runtime."""
+    if group is None or dist.get_world_size(group) == 1:
+        return Axis(clocks=clocks or Clocks())
+    return Axis(dist.get_world_size(group), dist.get_rank(group), group, clocks or Clocks())

@@ -1,0 +1,1 @@
+"""Token sources and samplers."""

@@ -1,0 +1,1 @@
+"""Gradients in buckets and their reduction over the mesh."""

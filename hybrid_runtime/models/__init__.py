@@ -1,0 +1,1 @@
+"""Models as flat lists of units that pass a carry of tensors."""

@@ -1,0 +1,142 @@
+"""`plan.json`: degrees, stages, schedule and prediction; written before a run and never edited.
+
+The executor and the replay simulator consume the very `actions` stored here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.mesh import Mesh
+
+SCHEMA_VERSION = "1.0"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StagePlan(_Frozen):
+    """One pipeline stage: a slice of the model's flat list of units, on one pipeline rank."""
+
+    index: int
+    pp_rank: int
+    units: tuple[str, ...]
+
+
+class UnitCost(_Frozen):
+    """Exact cost of one unit for one microbatch of the whole model (all tensor-parallel ranks together).
+
+    Attributes:
+        forward_flops: FLOPs of the forward pass.
+        input_grad_flops: FLOPs of the input gradient (I).
+        weight_grad_flops: FLOPs of the weight gradient (W).
+        parameters: number of parameters held by this unit; a tied weight counts where it is first held.
+    """
+
+    name: str
+    forward_flops: int
+    input_grad_flops: int
+    weight_grad_flops: int
+    parameters: int
+
+    @property
+    def flops(self) -> int:
+        return self.forward_flops + self.input_grad_flops + self.weight_grad_flops
+
+
+class Prediction(_Frozen):
+    """What the plan expects before anything runs; every figure here is computed, none is measured.
+
+    Attributes:
+        stage_flops: FLOPs of one microbatch per stage (index order), all tp ranks together; forward only for `forward`.
+        stage_parameters: parameters per stage.
+        peak_in_flight: per pp rank, the largest number of (stage, microbatch) pairs whose activations are held at once.
+        receive_depth: per directed pp edge "src>dst", how many receive buffers the executor must pool.
+        ideal_busy_ppm: compute-busy share of the busiest pp rank in the schedule with these FLOPs and free
+            communication, per pp rank, in parts per million.
+    """
+
+    stage_flops: tuple[int, ...]
+    stage_parameters: tuple[int, ...]
+    peak_in_flight: tuple[int, ...]
+    receive_depth: dict[str, int]
+    ideal_busy_ppm: tuple[int, ...]
+
+
+class Plan(_Frozen):
+    """Everything a rank needs to know before it starts.
+
+    Attributes:
+        actions: per pp rank, the lowered action list in text form (`0F0`, `0SEND_F0`, `1RECV_B2`).
+        units: cost of every unit of the model, in model order; empty costs (zeros) mean "not counted".
+    """
+
+    schema_version: str = SCHEMA_VERSION
+    name: str
+    workload: str
+    tp_degree: int
+    pp_degree: int
+    dp_degree: int
+    sequence_parallel: bool
+    schedule: str
+    global_batch_size: int
+    microbatch_size: int
+    num_microbatches: int
+    sequence_length: int
+    stages: tuple[StagePlan, ...]
+    units: tuple[UnitCost, ...]
+    actions: tuple[tuple[str, ...], ...]
+    prediction: Prediction
+
+    @property
+    def mesh(self) -> Mesh:
+        return Mesh(tp_degree=self.tp_degree, pp_degree=self.pp_degree, dp_degree=self.dp_degree)
+
+    def stages_of(self, pp_rank: int) -> tuple[StagePlan, ...]:
+        """The stages that live on a pipeline rank, in index order."""
+        return tuple(stage for stage in self.stages if stage.pp_rank == pp_rank)
+
+    @property
+    def stage_to_rank(self) -> tuple[int, ...]:
+        return tuple(stage.pp_rank for stage in self.stages)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.sequence_length
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the JSON form; every record file carries it."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def read_plan(path: Path) -> Plan:
+    """Reads plan.json.
+
+    Raises:
+        PlanError: the file is missing or not a plan of this version.
+    """
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        plan = Plan.model_validate(values)
+    except OSError as problem:
+        raise PlanError(f"{path}: cannot be read ({problem.strerror})") from None
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PlanError(f"{path}: not a plan: {where}: {first['msg']}; use the file as the run wrote it") from None
+    except (ValueError, RecursionError) as problem:
+        raise PlanError(f"{path}: is not JSON ({problem}); use the file as the run wrote it") from None
+    if plan.schema_version != SCHEMA_VERSION:
+        raise PlanError(f"{path}: schema_version {plan.schema_version} is not {SCHEMA_VERSION}; make the run again")
+    return plan

@@ -1,0 +1,1 @@
+"""Planning: what units cost, where to cut, and the plan that results. Never imports torch."""

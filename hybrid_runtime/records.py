@@ -1,0 +1,263 @@
+"""The raw records of a run and their JSON Lines form: `records/rank<R>.jsonl`, one file per rank.
+
+A file is one `Header`, then one `StepRecord` per step (warm-up included), then one `Footer`. All counters are integers
+in nanoseconds and bytes. Times are the host's CLOCK_MONOTONIC (shared by all ranks of one host); `clock_offset_ns`
+is added to compare hosts. A missing footer means that the rank did not finish.
+
+Spans. Everything a rank's compute stream does in a step is a `Span`: the pipeline's compute actions under their action
+text (`0F3`, `2B1`), and the step's other phases under the names in `PHASES`. Waits for other ranks are kept apart, as
+`Wait`s: a wait lies inside the span it delays (a tensor-parallel all-reduce inside `0F3`) or between spans (a receive).
+
+    compute of a span, wall clock  = end - start - (waits inside it)
+    compute of a span, thread_cpu  = cpu_ns          (a wait costs the thread no CPU time)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from hybrid_runtime.errors import RecordsError
+
+SCHEMA_VERSION = "1.0"
+
+# Names of spans that are not pipeline actions. Only COMPUTE_PHASES are work of the device.
+REDUCE_GRAD = "REDUCE_GRAD"  # gradients summed over tp, tied copies and dp: communication
+OPTIMIZER = "OPTIMIZER"  # clipping and the parameter update
+DATA = "DATA"  # the batch is read and copied to the device
+PHASES = (REDUCE_GRAD, OPTIMIZER, DATA)
+COMPUTE_PHASES = (OPTIMIZER,)
+
+
+class Span(NamedTuple):
+    """One thing done: an action or phase.
+
+    Attributes:
+        name: action text or phase name.
+        cpu_ns: CPU time of the rank's own thread inside the span; -1 where it was not taken (CUDA).
+        wait_ns: sum of the waits inside the span.
+    """
+
+    name: str
+    start_ns: int
+    end_ns: int
+    cpu_ns: int
+    wait_ns: int
+
+
+class Wait(NamedTuple):
+    """One wait for other ranks: `all_reduce`, `reduce_scatter`, `1RECV_F3`, `barrier`, ..."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Device(_Record):
+    """The physical device of a rank.
+
+    Attributes:
+        id: what makes it one device: a GPU UUID, or "host:cores" for an owned CPU core set, or "host:rank3" for a rank
+            that shares cores with others (then it is a virtual device, and wall-clock claims are not judged).
+        owned: this rank has the device for itself.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    id: str
+    name: str
+    owned: bool
+    total_bytes: int | None
+
+
+class Host(_Record):
+    """The rank's host as it was found. `affinity` is read back after pinning."""
+
+    name: str
+    affinity: tuple[int, ...]
+    available_cores: int
+    threads_per_rank: int
+    local_world_size: int
+
+
+class Header(_Record):
+    """First line of a rank's file: who wrote it, on what, for which plan."""
+
+    type: Literal["header"] = "header"
+    schema_version: str = SCHEMA_VERSION
+    plan_fingerprint: str
+    deployment_fingerprint: str
+    rank: int
+    world_size: int
+    dp: int
+    pp: int
+    tp: int
+    stages: tuple[int, ...]
+    device: Device
+    host: Host
+    backend: str
+    clock: Literal["wall", "cuda_event"]
+    clock_offset_ns: int
+    clock_uncertainty_ns: int
+    flops_per_step: int
+    flops_by_kind: dict[str, int]
+    started_utc: str
+    versions: dict[str, str]
+    environment: dict[str, str]
+
+
+class Memory(_Record):
+    """Byte ledger of one step on one rank: each storage counted once. Absent fields were not observed in that step.
+
+    Attributes:
+        activations_peak: largest sum of saved activations at any instant of the step.
+        buffers_peak: largest sum of receive and send buffers.
+        ledger_peak: parameters + gradients + optimizer + largest (activations + buffers) at one instant.
+        allocated_peak / reserved_peak: the CUDA allocator's peaks; None on CPU.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations_peak: int | None
+    buffers_peak: int | None
+    ledger_peak: int | None
+    allocated_peak: int | None
+    reserved_peak: int | None
+
+
+class StepRecord(_Record):
+    """One step on one rank.
+
+    Attributes:
+        block: which block of the alternation the step belongs to; 0 in a plain run.
+        phase: "warmup" steps are never judged; "measure" steps are.
+        ledger: the byte ledger watched this step's activations (only ever in warm-up steps: watching costs time).
+        start_ns, end_ns: the rank's own window: from leaving the barrier to being done with the step.
+        loss: mean loss over the global batch as a decimal text; None on ranks that do not hold the head.
+        grad_norm: global gradient norm before clipping; None for forward-only.
+        tokens: tokens of the global batch.
+        switches: involuntary context switches of the rank's thread in the step; -1 where unknown.
+    """
+
+    type: Literal["step"] = "step"
+    step: int
+    block: int
+    phase: Literal["warmup", "measure"]
+    ledger: bool
+    start_ns: int
+    end_ns: int
+    loss: str | None
+    grad_norm: str | None
+    tokens: int
+    switches: int
+    memory: Memory
+    spans: tuple[Span, ...]
+    waits: tuple[Wait, ...]
+
+
+class Footer(_Record):
+    """Last line of a finished rank."""
+
+    type: Literal["footer"] = "footer"
+    steps: int
+    finished_utc: str
+
+
+class RankRecords(NamedTuple):
+    """One rank's file, parsed."""
+
+    path: Path
+    header: Header
+    steps: tuple[StepRecord, ...]
+    footer: Footer | None
+
+    def measured(self) -> Iterator[StepRecord]:
+        return (step for step in self.steps if step.phase == "measure")
+
+
+_STEP = TypeAdapter(StepRecord)
+
+
+def to_line(record: Header | StepRecord | Footer) -> str:
+    """One record as one line of JSON, newline included."""
+    return json.dumps(record.model_dump(mode="json"), separators=(",", ":")) + "\n"
+
+
+def read_rank(path: Path) -> RankRecords:
+    """Parses one rank's file.
+
+    Raises:
+        RecordsError: unreadable, no header, or a line that is not a record (named by number).
+    """
+    header: Header | None = None
+    footer: Footer | None = None
+    steps: list[StepRecord] = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as problem:
+        raise RecordsError(f"{path}: cannot be read ({problem.strerror})") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            values: Any = json.loads(line)
+            kind = values["type"]
+            if number == 1:
+                header = Header.model_validate(values)
+            elif kind == "step":
+                steps.append(_STEP.validate_python(values))
+            else:
+                footer = Footer.model_validate(values)
+        except (ValueError, TypeError, KeyError, RecursionError) as problem:
+            what = problem.errors()[0]["msg"] if isinstance(problem, ValidationError) else str(problem)
+            raise RecordsError(
+                f"{path}, line {number}: not a record ({what}); the file was cut or edited, make the run again"
+            ) from None
+    if header is None:
+        raise RecordsError(f"{path}: is empty; the rank died before it could write, make the run again")
+    if header.schema_version != SCHEMA_VERSION:
+        raise RecordsError(
+            f"{path}: schema_version {header.schema_version} is not {SCHEMA_VERSION}; make the run again"
+        )
+    return RankRecords(path, header, tuple(steps), footer)
+
+
+def read_side(folder: Path) -> list[RankRecords]:
+    """All ranks of one side (`folder/records/rank*.jsonl`), ordered by rank.
+
+    Raises:
+        RecordsError: no file, a damaged file, a rank missing or twice, ranks of different plans, or an unfinished rank.
+    """
+    paths = sorted((folder / "records").glob("rank*.jsonl"))
+    if not paths:
+        raise RecordsError(f"{folder}: holds no records/rank*.jsonl; name a folder that a run wrote")
+    ranks = sorted((read_rank(path) for path in paths), key=lambda rank: rank.header.rank)
+    world_size = ranks[0].header.world_size
+    found = [rank.header.rank for rank in ranks]
+    if found != list(range(world_size)):
+        missing = sorted(set(range(world_size)) - set(found))
+        raise RecordsError(f"{folder}: records of ranks {found}, but {world_size} ranks ran; missing {missing}")
+    for rank in ranks:
+        if rank.footer is None:
+            raise RecordsError(
+                f"{rank.path}: has no footer: rank {rank.header.rank} did not finish; make the run again"
+            )
+        if rank.header.plan_fingerprint != ranks[0].header.plan_fingerprint:
+            raise RecordsError(f"{rank.path}: belongs to another plan than rank 0's records; do not mix runs")
+        if [step.step for step in rank.steps] != list(range(rank.footer.steps)):
+            raise RecordsError(
+                f"{rank.path}: steps are missing or out of order; the file was edited, make the run again"
+            )
+    return ranks
+
+
+def hash_files(paths: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each file, keyed by file name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

@@ -1,0 +1,1 @@
+"""Measuring a rank: spans and waits per action, the byte ledger, NVML."""

@@ -1,0 +1,196 @@
+"""`verdict.json`: the types of a judgement. The verifier fills them, the reports draw them, nothing else decides.
+
+Numbers that were compared are stored without loss: `Fraction` text ("1/300") beside decimals for people.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from hybrid_runtime.errors import ExitCode
+
+SCHEMA_VERSION = "1.0"
+RULESET = "2026.1"
+
+
+class Outcome(enum.StrEnum):
+    """What a row says. A claim that could not be decided is INCONCLUSIVE with a reason, never a silent pass."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    NOT_APPLICABLE = "NOT_APPLICABLE"
+    ERROR = "ERROR"
+
+
+Reason = Literal[
+    "not_measured",
+    "not_given",
+    "too_few_batches",
+    "resolution",
+    "interval_straddles_threshold",
+    "repeat_differs",
+    "no_steady_state",
+    "aa_failed",
+    "planted_failed",
+    "instrument_disagreement",
+    "oversubscribed",
+    "contended",
+    "hardware_mismatch",
+    "foreign_process",
+    "throttled",
+    "clock_spread",
+    "counters_unsupported",
+    "baseline_infeasible",
+    "loads_differ",
+    "budget_spent",
+    "declaration_not_plan",
+]
+Evidence = Literal["declared", "deterministic", "measured", "modelled"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StaticCheck(_Frozen):
+    """One requirement judged from the file alone, before any process starts.
+
+    Attributes:
+        id: metric or rule, e.g. "world_size_product", "stage_cover".
+        requirement: what was asked for, in the words of the file, e.g. "3 devices".
+        detail: what was found, with the numbers; for a failure also what would be valid.
+    """
+
+    id: str
+    requirement: str
+    outcome: Outcome
+    reason: Reason | None = None
+    detail: str
+
+
+class Measured(_Frozen):
+    """A measured figure with its interval, in the claim's unit, as decimal text; `exact` holds the point as a fraction.
+
+    Attributes:
+        lower, upper: the one-sided bounds that the decision used (FAIL looks at one, PASS at the other).
+        method: how it was computed, e.g. "pairwise t over 12 batches of 10 steps, thread_cpu".
+        samples: batches or block pairs that entered.
+        hardware: what was measured: "cuda", "cpu" (every rank owns its cores) or "cpu-oversubscribed".
+    """
+
+    point: str
+    exact: str
+    lower: str
+    upper: str
+    confidence: str
+    method: str
+    samples: int
+    hardware: Literal["cuda", "cpu", "cpu-oversubscribed"]
+    evidence: Evidence
+
+
+class Claim(_Frozen):
+    """One promise and its judgement. `detail` says in words what set the figure, e.g. the pair of devices."""
+
+    id: str
+    text: str
+    metric: str
+    unit: str
+    op: Literal["<=", ">="]
+    threshold: str
+    declared: str | None = None
+    measured: Measured | None = None
+    outcome: Outcome
+    reason: Reason | None = None
+    detail: str
+
+
+class DeviceRow(_Frozen):
+    """One physical device (or one virtual one where ranks share cores). Shares and busy are decimal text in percent."""
+
+    device: str
+    ranks: tuple[int, ...]
+    stages: tuple[int, ...]
+    compute_ns: int
+    window_ns: int
+    wait_ns: int
+    time_share: str
+    work_share: str
+    busy: str
+    memory_bytes: int | None
+    memory_share: str | None
+    memory_parts: dict[str, int]
+    nvml: dict[str, str]
+
+
+class Side(_Frozen):
+    """One measured side (candidate or baseline): what ran and its plain figures, medians as decimal text."""
+
+    role: Literal["candidate", "baseline"]
+    kind: str
+    mesh: str
+    schedule: str
+    num_microbatches: int
+    world_size: int
+    hardware: Literal["cuda", "cpu", "cpu-oversubscribed"]
+    steps_warmup: int
+    steps_measured: int
+    step_time_s: str
+    tokens_per_s: str
+    first_loss: str | None
+    last_loss: str | None
+
+
+class RawFile(_Frozen):
+    """A record file the verdict rests on."""
+
+    path: str
+    sha256: str
+
+
+class Verdict(_Frozen):
+    """The whole judgement of one deployment."""
+
+    schema_version: str = SCHEMA_VERSION
+    ruleset: str = RULESET
+    tool_version: str
+    name: str
+    verdict: Outcome
+    exit_code: int
+    deployment_fingerprint: str
+    plan_fingerprint: str | None
+    static_checks: tuple[StaticCheck, ...]
+    claims: tuple[Claim, ...]
+    counts: dict[str, int]
+    devices: tuple[DeviceRow, ...] = ()
+    sides: tuple[Side, ...] = ()
+    warnings: tuple[str, ...] = ()
+    raw: tuple[RawFile, ...] = ()
+
+
+def overall(outcomes: Iterable[Outcome]) -> tuple[Outcome, ExitCode]:
+    """The verdict over all rows and its exit code.
+
+    ERROR wins over FAIL, FAIL over INCONCLUSIVE, INCONCLUSIVE over PASS; no row at all is NOT_APPLICABLE with code 0.
+    """
+    found = set(outcomes)
+    for outcome, code in (
+        (Outcome.ERROR, ExitCode.ERROR),
+        (Outcome.FAIL, ExitCode.FAIL),
+        (Outcome.INCONCLUSIVE, ExitCode.INCONCLUSIVE),
+        (Outcome.PASS, ExitCode.PASS),
+    ):
+        if outcome in found:
+            return outcome, code
+    return Outcome.NOT_APPLICABLE, ExitCode.PASS
+
+
+def count(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """Rows per outcome and their total: derived, never typed."""
+    listed = list(outcomes)
+    return {outcome.value: listed.count(outcome) for outcome in Outcome} | {"total": len(listed)}
