@@ -3,110 +3,137 @@
 Decimals stay decimals: floats in the file are parsed as `Decimal` and never become binary floats before a comparison.
 Whether the plan is *possible* (ranks against devices, heads against ranks, cuts) is not decided here: the static checks
 of the verifier judge it row by row, so that a wrong plan gets a verdict and not merely an error.
+
+    path --read_values--> plain values --parse_deployment--> Deployment --canonical_json--> text --> the same Deployment
+
+Relative paths inside the file are relative to the current folder, not to the file.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
-import tomllib
+import math
+from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationError, field_validator
+
+from hybrid_runtime.deployment_declared import Declared
+from hybrid_runtime.deployment_errors import CUSTOM, explain, nearest
+from hybrid_runtime.deployment_fields import (
+    MAX_RANKS,
+    Count,
+    Cuts,
+    Degree,
+    DevicePair,
+    Fraction01,
+    LinkRateText,
+    NonNegativeNumber,
+    OptionTable,
+    PathText,
+    Percent,
+    Positive,
+    PositiveNumber,
+    SizeText,
+    Table,
+    given_keys,
+    refuse,
 )
-
-from hybrid_runtime import exact
-from hybrid_runtime.errors import DeploymentError, Problem, UsageError
+from hybrid_runtime.deployment_text import read_values
+from hybrid_runtime.errors import DeploymentError, Problem
 from hybrid_runtime.mesh import Mesh
-from hybrid_runtime.shapes import PRESETS, LlamaShape, shape_from_hugging_face, with_overrides
-
-
-def _decimal(value: object) -> object:
-    """Integers and decimal text (how a Decimal is written to JSON) become Decimal; anything else is left to be refused."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Decimal(value)
-    if isinstance(value, str) and _DECIMAL.fullmatch(value):
-        return Decimal(value)
-    return value
-
-
-_DECIMAL = re.compile(r"-?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,3})?")
-Number = Annotated[Decimal, BeforeValidator(_decimal)]
-Positive = Annotated[int, Field(ge=1, le=10**9)]
-Count = Annotated[int, Field(ge=0, le=10**9)]
-Percent = Annotated[Number, Field(ge=0, le=100)]
-PositiveNumber = Annotated[Number, Field(gt=0, le=10**9)]
-NonNegativeNumber = Annotated[Number, Field(ge=0, le=10**9)]
-Fraction01 = Annotated[Number, Field(ge=0, lt=1)]
+from hybrid_runtime.shapes import MAX_LAYERS, PRESETS, LlamaShape, shape_from_hugging_face, with_overrides
 
 BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
 BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
 
 
-class Table(BaseModel):
-    """Base of every table of the file: unknown keys are errors, nothing is coerced, nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
 class Model(Table):
     """Which model: a preset, a Hugging Face folder, or `module:function` returning units; sizes override a preset's."""
 
-    preset: str | None = Field(None, description="name of a built-in shape, e.g. tiny, llama-3-8b, qwen2.5-7b")
-    hf_config: str | None = Field(None, description="a Hugging Face config.json or the folder that holds it")
-    units: str | None = Field(None, description="your own model: 'module:function' that returns a list of UnitSpec")
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of your own function")
-    weights: str | None = Field(None, description="folder of safetensors files in Hugging Face names; else random")
+    preset: str | None = Field(
+        None, description="name of a built-in shape, e.g. tiny, llama-3-8b, qwen2.5-7b", examples=["tiny"]
+    )
+    hf_config: PathText | None = Field(
+        None, description="a Hugging Face config.json or the folder that holds it", examples=["models/my-llama"]
+    )
+    units: str | None = Field(
+        None,
+        description="your own model: 'module:function' that returns a list of UnitSpec",
+        examples=["my_model:units"],
+    )
+    options: OptionTable = Field(
+        default_factory=dict, description="keyword arguments of your own function", examples=[{"width": 64}]
+    )
+    weights: PathText | None = Field(
+        None, description="folder of safetensors files in Hugging Face names; else random", examples=["models/my-llama"]
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
-    vocab_size: Positive | None = None
-    hidden_size: Positive | None = None
-    num_layers: Positive | None = None
-    num_heads: Positive | None = None
-    num_kv_heads: Positive | None = None
-    ffn_size: Positive | None = None
-    head_dim: Positive | None = None
-    rope_theta: PositiveNumber | None = None
-    norm_eps: PositiveNumber | None = None
-    qkv_bias: bool | None = None
-    tie_embeddings: bool | None = None
+    vocab_size: Positive | None = Field(None, examples=[32000])
+    hidden_size: Positive | None = Field(None, examples=[256])
+    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] | None = Field(None, examples=[4])
+    num_heads: Positive | None = Field(None, examples=[8])
+    num_kv_heads: Positive | None = Field(None, examples=[8])
+    ffn_size: Positive | None = Field(None, examples=[704])
+    head_dim: Positive | None = Field(None, examples=[32])
+    rope_theta: PositiveNumber | None = Field(None, examples=[10000])
+    norm_eps: PositiveNumber | None = Field(None, examples=["0.00001"])
+    qkv_bias: bool | None = Field(None, examples=[False])
+    tie_embeddings: bool | None = Field(None, examples=[False])
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Model:
-        given = [name for name in ("preset", "hf_config", "units") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"needs exactly one of preset, hf_config and units, got {', '.join(given) or 'none'}")
-        if self.units is not None and self.units.count(":") != 1:
-            raise ValueError(f"units must be 'module:function', got {self.units!r}")
-        return self
+    @classmethod
+    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        sources = [name for name in ("preset", "hf_config", "units") if name in given]
+        sizes = [name for name in LlamaShape.__dataclass_fields__ if name in given]
+        if len(sources) > 1:
+            yield f"has {' and '.join(sources)}, but one model has one source", "keep one of them"
+        if not sources:
+            yield "names no model", 'add one of preset = "tiny", hf_config = "FOLDER" and units = "module:function"'
+        if sources == ["units"] and sizes:
+            yield (
+                f"has {', '.join(sizes)} beside units, which do not use them",
+                "pass sizes to your function by [model.options]",
+            )
+        if sources and "units" not in sources and values.get("options"):
+            yield "has options, which only a function named by units takes", "remove options, or name your function"
+
+    @field_validator("units")
+    @classmethod
+    def _module_and_function(cls, text: str | None) -> str | None:
+        module, _, function = (text or "m:f").partition(":")
+        if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+            raise refuse("is not 'module:function'", "write for example 'my_model:units' for units() in my_model.py")
+        return text
 
     @field_validator("preset")
     @classmethod
     def _known_preset(cls, name: str | None) -> str | None:
         if name is not None and name not in PRESETS:
-            raise ValueError(f"unknown preset; {_nearest(name, PRESETS)}known are {', '.join(PRESETS)}")
+            raise refuse(
+                "is an unknown preset", f"did you mean {nearest(name, PRESETS)!r}? Known are {', '.join(PRESETS)}"
+            )
         return name
 
 
 class Parallel(Table):
     """Degrees of the mesh."""
 
-    tp_degree: Positive = 1
-    pp_degree: Positive = 1
-    dp_degree: Positive = 1
+    tp_degree: Degree = Field(1, description="ranks that share every layer")
+    pp_degree: Degree = Field(1, description="stages in a row")
+    dp_degree: Degree = Field(1, description="replicas of the whole pipeline")
     sequence_parallel: bool = Field(False, description="shard the sequence between tensor-parallel regions over tp")
+
+    @classmethod
+    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        degrees = [values.get(name, 1) for name in ("tp_degree", "pp_degree", "dp_degree")]
+        if all(isinstance(degree, int) and 0 < degree <= MAX_RANKS for degree in degrees):
+            ranks = math.prod(degrees)
+            if ranks > MAX_RANKS:
+                yield f"makes {ranks} ranks", f"lower the degrees: at most {MAX_RANKS} ranks are supported"
 
     @property
     def mesh(self) -> Mesh:
@@ -117,19 +144,20 @@ class Pipeline(Table):
     """How units become stages and stages are walked."""
 
     schedule: str = Field("1f1b", description="gpipe or 1f1b")
-    cuts: Literal["even", "balanced"] | list[str] = Field(
+    cuts: Cuts = Field(
         "balanced",
-        description="even (equally many layers), balanced (by FLOPs, between units), or one 'first..last' of unit names "
-        "per stage, e.g. ['embedding..1.mlp', '2.attn..head']",
+        description="even (equally many layers), balanced (by FLOPs, between units), or one 'first..last' of "
+        "unit names per stage",
+        examples=[["embedding..1.mlp", "2.attn..head"]],
     )
 
 
 class Batch(Table):
     """Sizes of one optimizer step, in sequences and tokens."""
 
-    global_batch_size: Positive
-    microbatch_size: Positive
-    sequence_length: Positive
+    global_batch_size: Positive = Field(description="sequences of one optimizer step, over all replicas", examples=[16])
+    microbatch_size: Positive = Field(description="sequences that pass the pipeline together", examples=[2])
+    sequence_length: Positive = Field(description="tokens of one sequence", examples=[128])
 
 
 class Workload(Table):
@@ -137,7 +165,7 @@ class Workload(Table):
 
     kind: Literal["train", "forward"] = "train"
     steps: Positive = Field(100, description="steps of a plain run, warm-up included")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
 
 class Optimizer(Table):
@@ -149,7 +177,7 @@ class Optimizer(Table):
     weight_decay: NonNegativeNumber = Decimal("0.1")
     beta1: Fraction01 = Decimal("0.9")
     beta2: Fraction01 = Decimal("0.95")
-    eps: PositiveNumber = Decimal("1e-8")
+    eps: PositiveNumber = Decimal("0.00000001")
     clip_norm: PositiveNumber | None = Decimal("1.0")
 
 
@@ -157,89 +185,70 @@ class Data(Table):
     """Where tokens come from. The default is real text that every machine has: Python's own standard library."""
 
     source: Literal["python-stdlib", "text", "tokens"] = "python-stdlib"
-    path: str | None = Field(None, description="text: a file or folder; tokens: a file of raw token ids")
+    path: PathText | None = Field(
+        None, description="text: a file or folder; tokens: a file of raw token ids", examples=["data/books"]
+    )
     glob: str = Field("**/*", description="text folders: which files")
-    tokenizer: str = Field("bytes", description="bytes, or the path of a `tokenizers` JSON file")
+    tokenizer: PathText = Field("bytes", description="bytes, or the path of a `tokenizers` JSON file")
     token_dtype: Literal["uint16", "uint32"] = "uint16"
 
-    @model_validator(mode="after")
-    def _path_where_needed(self) -> Data:
-        if self.source != "python-stdlib" and self.path is None:
-            raise ValueError(f"source '{self.source}' needs a path")
-        return self
+    @classmethod
+    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        source = values.get("source", "python-stdlib")
+        if source in ("text", "tokens") and "path" not in given:
+            yield f"has the source {source!r} but no path", 'add path, for example path = "data/books"'
+        if source == "python-stdlib" and "path" in given:
+            yield "has a path, which the source 'python-stdlib' does not read", "set source to 'text' or 'tokens'"
 
 
 class Hardware(Table):
     """What the deployment requires of the machine; absent fields demand nothing."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: Positive | None = Field(None, description="how many physical devices the deployment is for")
+    devices: Positive | None = Field(None, description="how many physical devices the deployment is for", examples=[8])
     oversubscribe: bool = Field(False, description="allow several ranks on one device (function only, no speed claim)")
     threads_per_rank: Positive = 1
-    memory_per_device: str | None = Field(None, description="with unit, e.g. '32 GB' (10^9) or '24 GiB' (2^30)")
-    interconnect: Literal["nvlink"] | None = None
-    link_pairs: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] | None = Field(
-        None, description="device pairs that must be linked"
+    memory_per_device: SizeText | None = Field(
+        None, description="with unit, GB (10^9) or GiB (2^30)", examples=["32 GB"]
     )
-    min_link_bandwidth: str | None = Field(None, description="one direction, e.g. '300 GB/s'")
-
-    _memory = field_validator("memory_per_device")(classmethod(lambda cls, text: _parsed(exact.parse_bytes, text)))
-    _rate = field_validator("min_link_bandwidth")(classmethod(lambda cls, text: _parsed(exact.parse_gb_per_s, text)))
+    interconnect: Literal["nvlink"] | None = Field(None, examples=["nvlink"])
+    link_pairs: list[DevicePair] | None = Field(
+        None, description="device pairs that must be linked", examples=[[[0, 1], [1, 2]]]
+    )
+    min_link_bandwidth: LinkRateText | None = Field(None, description="one direction", examples=["300 GB/s"])
 
 
 class Baseline(Table):
     """What the candidate is compared with: same model, global batch and data; other parallel fields."""
 
-    kind: BaselineKind
-    devices: Positive | None = Field(None, description="ranks of the baseline; default: as many as the candidate's")
-    microbatch_size: Positive | None = None
+    kind: BaselineKind = Field(examples=["single"])
+    devices: Degree | None = Field(
+        None, description="ranks of the baseline; default: as many as the candidate's", examples=[2]
+    )
+    microbatch_size: Positive | None = Field(None, description="default: the candidate's", examples=[2])
 
 
 class Targets(Table):
     """What is promised. Limits are inclusive: exactly 1 pp passes a limit of 1 pp. An absent target makes no claim."""
 
-    compute_balance_pp: Percent | None = Field(None, description="largest allowed gap between two devices' shares, pp")
+    compute_balance_pp: Percent | None = Field(
+        None,
+        description="largest allowed gap between two devices' shares of compute, in percentage points",
+        examples=[1],
+    )
     compute_balance_metric: BalanceMetric = "time_share_range"
-    memory_balance_pp: Percent | None = None
-    utilisation_percent: Percent | None = Field(None, description="compute-busy share of the least busy device")
-    latency_reduction_percent: Percent | None = None
-    throughput_gain_percent: NonNegativeNumber | None = None
-
-
-class DeclaredCounts(Table):
-    """How many requirements somebody reported as passed, failed and in total."""
-
-    passed: Count
-    failed: Count
-    total: Count
-
-
-class Declared(Table):
-    """Figures that somebody wrote down. They are checked for consistency and never become measurements."""
-
-    strategy: str | None = Field(None, description="e.g. hybrid_tensor_pipeline")
-    num_parts: Positive | None = Field(None, description="parts that the model is divided into")
-    device_assignment: dict[str, list[str]] | None = Field(None, description="device -> what it holds")
-    computation_distribution: dict[str, str] | None = Field(None, description='e.g. {"gpu_0": "33.33%_computation"}')
-    memory_distribution: dict[str, str] | None = None
-    latency_reduction: str | None = None
-    throughput_gain: str | None = None
-    utilisation: str | None = None
-    requirements: DeclaredCounts | None = None
-
-    @field_validator("computation_distribution", "memory_distribution")
-    @classmethod
-    def _shares(cls, shares: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
-        parsed = [exact.parse_share(text) for text in (shares or {}).values()]
-        if shares is not None and not exact.sums_to_one(parsed):
-            total = exact.decimal_text(sum((share.value for share in parsed), start=parsed[0].value * 0) * 100)
-            raise ValueError(f"the shares sum to {total} %, not 100 % within their rounding")
-        return shares
-
-    @field_validator("latency_reduction", "throughput_gain", "utilisation")
-    @classmethod
-    def _percentage(cls, text: str | None) -> str | None:
-        return _parsed(exact.parse_share, text)
+    memory_balance_pp: Percent | None = Field(
+        None, description="largest allowed gap between two devices' shares of peak memory, pp", examples=[1]
+    )
+    utilisation_percent: Percent | None = Field(
+        None, description="compute-busy share of the least busy device", examples=[90]
+    )
+    latency_reduction_percent: Percent | None = Field(
+        None, description="of one step, against the baseline", examples=[30]
+    )
+    throughput_gain_percent: NonNegativeNumber | None = Field(
+        None, description="tokens per second, against the baseline", examples=[50]
+    )
 
 
 class Measurement(Table):
@@ -248,6 +257,7 @@ class Measurement(Table):
     warmup_steps: Positive = Field(10, description="steps of each side that are recorded but never judged")
     batch_steps: Positive = Field(10, description="consecutive steps averaged into one sample")
     block_steps: Positive = Field(10, description="steps of one side before the other side's turn")
+    settle_steps: Count = Field(1, description="unjudged steps at the start of each block: caches went cold meanwhile")
     blocks: Positive = Field(12, description="blocks of each side, in the order A B B A")
     timeout_s: Positive = Field(1800, description="a verification that takes longer is stopped")
 
@@ -255,7 +265,10 @@ class Measurement(Table):
 class Deployment(Table):
     """One deployment file. `model`, `batch` and `baseline` may be absent for `check`; a run needs model and batch."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")]
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")] = Field(
+        description="letters, digits, '.', '_', '-' and spaces; begins with a letter or digit",
+        examples=["my-deployment"],
+    )
     model: Model | None = None
     parallel: Parallel = Parallel()
     pipeline: Pipeline = Pipeline()
@@ -312,20 +325,14 @@ def load_deployment(path: Path) -> Deployment:
         UsageError: the file cannot be read or is neither TOML nor JSON.
         DeploymentError: its content is not valid; holds every problem.
     """
+    values, repeated = read_values(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as problem:
-        raise UsageError(f"{path}: cannot be read ({problem.strerror}); name an existing deployment file") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: is not UTF-8 text; a deployment file is TOML or JSON") from None
-    try:
-        if path.suffix.lower() == ".json":
-            values = json.loads(text, parse_float=Decimal)
-        else:
-            values = tomllib.loads(text, parse_float=Decimal)
-    except (ValueError, RecursionError) as problem:
-        raise UsageError(f"{path}: is not valid {path.suffix.lstrip('.').upper() or 'TOML'} ({problem})") from None
-    return parse_deployment(values, source=str(path))
+        deployment = parse_deployment(values, source=str(path))
+    except DeploymentError as invalid:
+        raise DeploymentError(str(path), [*repeated, *invalid.problems]) from None
+    if repeated:
+        raise DeploymentError(str(path), repeated)
+    return deployment
 
 
 def parse_deployment(values: object, *, source: str) -> Deployment:
@@ -337,7 +344,22 @@ def parse_deployment(values: object, *, source: str) -> Deployment:
     try:
         return Deployment.model_validate(values)
     except ValidationError as invalid:
-        raise DeploymentError(source, [_problem(error) for error in invalid.errors()]) from None
+        errors = [error for error in invalid.errors(include_url=False) if not _is_rule(error)]
+        problems = [*explain(errors, json_schema()), *_rule_problems(values)]
+        raise DeploymentError(source, problems) from None
+
+
+def _is_rule(error: Mapping[str, Any]) -> bool:
+    """Rules between keys are left to `_rule_problems`: pydantic tries them only in tables without other errors."""
+    return error["type"] == CUSTOM and error["loc"] in {("model",), ("parallel",), ("data",)}
+
+
+def _rule_problems(values: object) -> Iterator[Problem]:
+    tables: dict[str, type[Table]] = {"model": Model, "parallel": Parallel, "data": Data}
+    for name, table in tables.items():
+        found = values.get(name) if isinstance(values, dict) else None
+        if isinstance(found, dict):
+            yield from (Problem(name, "", message, fix) for message, fix in table.rules(given_keys(found), found))
 
 
 def json_schema() -> dict[str, Any]:
@@ -346,18 +368,3 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "hybrid_runtime deployment",
     }
-
-
-def _parsed(parser: Any, text: str | None) -> str | None:
-    if text is not None:
-        parser(text)
-    return text
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}? " if close else ""
-
-
-def _problem(error: Any) -> Problem:
-    return Problem(".".join(map(str, error["loc"])), repr(error.get("input"))[:80], error["msg"], "see `schema`")

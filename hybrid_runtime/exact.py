@@ -1,7 +1,7 @@
 """Exact quantities: shares, percentages and byte sizes as written by people, read without a binary float in between.
 
 `0.34 - 0.33 <= 0.01` is False in binary floating point. Nothing here, and nothing in the verifier, goes through a float
-before a comparison: text -> Decimal -> Fraction.
+before a comparison: text -> Fraction.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 
-_SHARE = re.compile(r"\s*(\d{1,6}(?:\.\d{1,30})?)\s*%(?:_[a-z_]+)?\s*")
-_SIZE = re.compile(r"\s*(\d{1,12}(?:\.\d{1,9})?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)\s*")
-_RATE = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(GB/s)\s*")
+_SHARE = re.compile(r"\s*(\d{1,6}(?:\.\d{1,30})?)\s*%(?:_[a-z_]+)?\s*", re.ASCII)
+_SIZE = re.compile(r"\s*(\d{1,12}(?:\.\d{1,9})?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)\s*", re.ASCII)
+_RATE = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(GB/s)\s*", re.ASCII)
 _UNIT_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     f"{prefix}iB": 1 << (10 * power) for power, prefix in enumerate("KMGT", start=1)
 }
@@ -45,7 +44,7 @@ def parse_share(text: str) -> Share:
     if match is None:
         raise ValueError(f"a share needs a number and a % unit, for example '33.33%', not {text!r}")
     places = len(match[1].partition(".")[2])
-    return Share(text, Fraction(Decimal(match[1])) / 100, Fraction(1, 2 * 100 * 10**places))
+    return Share(text, Fraction(match[1]) / 100, Fraction(1, 2 * 100 * 10**places))
 
 
 def sums_to_one(shares: Sequence[Share]) -> bool:
@@ -64,7 +63,7 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"a size needs a number and a unit (GB = 10^9, GiB = 2^30), for example '32 GB', not {text!r}")
-    return int(Decimal(match[1]) * _UNIT_BYTES[match[2]])
+    return int(Fraction(match[1]) * _UNIT_BYTES[match[2]])
 
 
 def parse_gb_per_s(text: str) -> Fraction:
@@ -76,7 +75,7 @@ def parse_gb_per_s(text: str) -> Fraction:
     match = _RATE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"a link rate needs the unit GB/s (one direction), for example '300 GB/s', not {text!r}")
-    return Fraction(Decimal(match[1]))
+    return Fraction(match[1])
 
 
 def decimal_text(value: Fraction, places: int = 4) -> str:

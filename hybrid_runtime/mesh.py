@@ -11,6 +11,7 @@ replicas are the outermost blocks (the axis that may cross machines). Drawn for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -99,10 +100,8 @@ def nearest_meshes(mesh: Mesh, devices: int) -> list[Mesh]:
     """
     candidates = [
         Mesh(tp_degree=tp, pp_degree=pp, dp_degree=devices // (tp * pp))
-        for tp in range(1, devices + 1)
-        if devices % tp == 0
-        for pp in range(1, devices // tp + 1)
-        if (devices // tp) % pp == 0
+        for tp in divisors(devices)
+        for pp in divisors(devices // tp)
     ]
 
     def distance(other: Mesh) -> tuple[int, int, int]:
@@ -114,3 +113,9 @@ def nearest_meshes(mesh: Mesh, devices: int) -> list[Mesh]:
         return sum(a != b for a, b in pairs), sum(abs(a - b) for a, b in pairs), other.tp_degree
 
     return sorted(candidates, key=distance)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a number above 0, ascending."""
+    low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*low, *(number // d for d in low)})

@@ -101,6 +101,8 @@ def with_overrides(shape: LlamaShape, overrides: Mapping[str, Any]) -> LlamaShap
     return replace(shape, **given)
 
 
+MAX_LAYERS = 1000  # a bound for typing errors; the largest published Llama has 126
+_MAX_SIZE = 10**9
 _SUPPORTED = {"llama": False, "mistral": False, "qwen2": True}  # model_type -> biases on q, k and v
 
 
@@ -112,35 +114,69 @@ def shape_from_hugging_face(path: Path) -> LlamaShape:
     """
     file = path / "config.json" if path.is_dir() else path
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as problem:
         raise UsageError(f"{file}: cannot be read ({problem.strerror}); name a config.json or its folder") from None
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise UsageError(f"{file}: is not JSON ({problem}); download the file again") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in _SUPPORTED:
+    if not isinstance(kind, str) or kind not in _SUPPORTED:
         raise UsageError(f"{file}: model_type {kind!r} is not supported; supported are {', '.join(_SUPPORTED)}")
-    for feature, plain in (("rope_scaling", None), ("attention_bias", False), ("mlp_bias", False)):
-        if config.get(feature, plain) not in (plain, None, False) and not _is_default_rope(config[feature]):
-            raise UsageError(f"{file}: {feature} is not supported; use a model without it")
-    rope = config.get("rope_parameters") or {}
-    try:
-        return _llama(
-            int(config["vocab_size"]),
-            int(config["hidden_size"]),
-            int(config["num_hidden_layers"]),
-            int(config["num_attention_heads"]),
-            int(config.get("num_key_value_heads") or config["num_attention_heads"]),
-            int(config["intermediate_size"]),
-            head_dim=int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]),
-            rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
-            norm_eps=float(config.get("rms_norm_eps", 1e-5)),
-            qkv_bias=_SUPPORTED[kind],
-            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as problem:
-        raise UsageError(f"{file}: has no usable {problem}; it must state every size of the model") from None
+    _refuse_other_models(file, config)
+    heads = _size(file, config, "num_attention_heads")
+    return _llama(
+        _size(file, config, "vocab_size"),
+        _size(file, config, "hidden_size"),
+        _size(file, config, "num_hidden_layers", limit=MAX_LAYERS),
+        heads,
+        _size(file, config, "num_key_value_heads", heads),
+        _size(file, config, "intermediate_size"),
+        head_dim=_size(file, config, "head_dim", _size(file, config, "hidden_size") // heads),
+        rope_theta=_number(file, config, "rope_theta", _number(file, _rope(config), "rope_theta", 10_000.0)),
+        norm_eps=_number(file, config, "rms_norm_eps", 1e-5),
+        qkv_bias=_SUPPORTED[kind],
+        tie_embeddings=config.get("tie_word_embeddings") is True,
+    )
 
 
-def _is_default_rope(value: object) -> bool:
-    return isinstance(value, dict) and value.get("rope_type", value.get("type")) == "default"
+def _refuse_other_models(file: Path, config: Mapping[str, Any]) -> None:
+    """Features that change the mathematics are refused: a model that runs and is a different one helps nobody."""
+    sliding = config.get("use_sliding_window", config["model_type"] == "mistral") and config.get("sliding_window")
+    unsupported = {
+        "rope_scaling": _rope_type(config.get("rope_scaling")) != "default",
+        "rope_parameters": _rope_type(_rope(config)) != "default",
+        "attention_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "sliding_window": bool(sliding),
+    }
+    for feature, found in unsupported.items():
+        if found:
+            raise UsageError(f"{file}: {feature} = {config.get(feature)!r} is not supported; use a model without it")
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = config.get("rope_parameters")
+    return found if isinstance(found, dict) else {}
+
+
+def _rope_type(scaling: object) -> object:
+    if not isinstance(scaling, dict):
+        return "default" if scaling is None else scaling
+    return scaling.get("rope_type", scaling.get("type", "default"))
+
+
+def _size(file: Path, config: Mapping[str, Any], name: str, default: int | None = None, limit: int = _MAX_SIZE) -> int:
+    value = config.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+        raise UsageError(f"{file}: {name} = {value!r:.40} must be a whole number from 1 to {limit}; mend the file")
+    return value
+
+
+def _number(file: Path, config: Mapping[str, Any], name: str, default: float) -> float:
+    value = config.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _MAX_SIZE:
+        raise UsageError(f"{file}: {name} = {value!r:.40} must be a number above 0; mend the file")
+    return float(value)

@@ -1,0 +1,153 @@
+"""Process groups from the mesh. One object per rank holds them; nothing here is global.
+
+Which groups exist, drawn for one replica of tp=2 x pp=3 (ranks as in mesh.py):
+
+    tp groups      {0 1} {2 3} {4 5}
+    pipe edges     0>2 2>4 1>3 3>5 (activations)   2>0 4>2 3>1 5>3 (gradients)     one group per directed edge
+    replica        {0 .. 5}                        gradient norm, counted once over all of it
+    dp groups      same pp and tp in every replica
+    control        all ranks, gloo, CPU            barriers, losses, turns: never on the device's streams
+
+A directed edge has its own group because messages of one communicator are first-in-first-out: with both directions on
+one, looped schedules form cycles across ranks (pytorch issue 195760).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from hybrid_runtime.comm.axis import Axis, Clocks
+from hybrid_runtime.mesh import Mesh, Place
+
+Backend = Literal["nccl", "gloo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A directed pipeline edge as one of its two ends sees it; `peer` is the other end's global rank."""
+
+    source_pp: int
+    target_pp: int
+    peer: int
+    group: dist.ProcessGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Everything a rank needs to talk to the others."""
+
+    mesh: Mesh
+    place: Place
+    device: torch.device
+    tp: Axis
+    dp: Axis
+    replica: Axis
+    tied: Axis
+    control: dist.ProcessGroup
+    edges: dict[tuple[int, int], Edge]
+    clocks: Clocks
+
+    def barrier(self) -> None:
+        """All ranks meet, on the host."""
+        dist.barrier(group=self.control)
+
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Every rank's numbers on every rank, ordered by rank (float64: integers are exact up to 2**53)."""
+        mine = torch.tensor(numbers, dtype=torch.float64)
+        if self.mesh.world_size == 1:
+            return [mine.tolist()]
+        everyone = [torch.empty_like(mine) for _ in range(self.mesh.world_size)]
+        dist.all_gather(everyone, mine, group=self.control)
+        return [row.tolist() for row in everyone]
+
+    def gather_objects(self, value: object) -> list[object]:
+        """Every rank's (small, picklable) object on every rank, ordered by rank; set-up only, never in a step."""
+        everyone: list[object] = [None] * self.mesh.world_size
+        dist.all_gather_object(everyone, value, group=self.control)
+        return everyone
+
+
+def join_groups(
+    mesh: Mesh,
+    edges: Iterable[tuple[int, int]],
+    *,
+    device: torch.device,
+    backend: Backend,
+    tied_pp_ranks: tuple[int, int] | None = None,
+    timeout: timedelta = timedelta(minutes=30),
+) -> Groups:
+    """Creates all groups; torch.distributed must be initialised, and every rank must call this with equal arguments.
+
+    Args:
+        edges: directed pairs of pp ranks that exchange messages, e.g. {(0, 1), (1, 0)}.
+        tied_pp_ranks: pp ranks of the two copies of a tied weight, where they differ.
+        timeout: how long a collective may wait for a peer.
+    """
+    place = mesh.place(dist.get_rank())
+    clocks = Clocks()
+    new = _Maker(place.rank, backend, timeout)
+    return Groups(
+        mesh=mesh,
+        place=place,
+        device=device,
+        tp=new.axis(mesh.tp_groups(), clocks),
+        dp=new.axis(mesh.dp_groups(), clocks),
+        replica=new.axis(_replicas(mesh), clocks),
+        tied=new.axis(_tied(mesh, tied_pp_ranks), clocks),
+        control=new.control(mesh.world_size),
+        edges=new.edges(mesh, sorted(set(edges)), place),
+        clocks=clocks,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Creates groups in one order on every rank, which torch.distributed requires."""
+
+    rank: int
+    backend: Backend
+    timeout: timedelta
+
+    def group(self, ranks: list[int], backend: Backend | None = None) -> dist.ProcessGroup:
+        group: dist.ProcessGroup = dist.new_group(ranks, timeout=self.timeout, backend=backend or self.backend)
+        return group
+
+    def axis(self, families: list[list[int]], clocks: Clocks) -> Axis:
+        mine = Axis(clocks=clocks)
+        for ranks in families:
+            if len(ranks) == 1:
+                continue
+            group = self.group(ranks)
+            if self.rank in ranks:
+                mine = Axis(len(ranks), ranks.index(self.rank), group, clocks)
+        return mine
+
+    def control(self, world_size: int) -> dist.ProcessGroup:
+        return self.group(list(range(world_size)), "gloo")
+
+    def edges(self, mesh: Mesh, pairs: list[tuple[int, int]], place: Place) -> dict[tuple[int, int], Edge]:
+        mine: dict[tuple[int, int], Edge] = {}
+        for column in mesh.pp_columns():
+            for source, target in pairs:
+                group = self.group(sorted((column[source], column[target])))
+                if place.rank in (column[source], column[target]):
+                    peer = column[target] if place.rank == column[source] else column[source]
+                    mine[source, target] = Edge(source, target, peer, group)
+        return mine
+
+
+def _replicas(mesh: Mesh) -> list[list[int]]:
+    size = mesh.tp_degree * mesh.pp_degree
+    return [list(range(dp * size, (dp + 1) * size)) for dp in range(mesh.dp_degree)]
+
+
+def _tied(mesh: Mesh, pp_ranks: tuple[int, int] | None) -> list[list[int]]:
+    if pp_ranks is None or pp_ranks[0] == pp_ranks[1]:
+        return []
+    return [sorted((column[pp_ranks[0]], column[pp_ranks[1]])) for column in mesh.pp_columns()]

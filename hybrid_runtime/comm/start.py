@@ -1,0 +1,86 @@
+"""Which device and backend a rank uses, and joining torch.distributed.
+
+NCCL   when every rank of the machine can have its own GPU
+gloo   otherwise: on CPUs, or (with `oversubscribe = true`) several ranks on one GPU, for function only
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from hybrid_runtime.comm.groups import Backend
+from hybrid_runtime.deployment import Hardware
+from hybrid_runtime.errors import EnvironmentProblem, UsageError
+
+
+class Launch(NamedTuple):
+    """What torchrun tells a rank through the environment."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+
+def launch_from_environment() -> Launch:
+    """Reads torchrun's variables; a job started without torchrun is one rank.
+
+    Raises:
+        UsageError: a variable is not a number.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    try:
+        return Launch(*(int(os.environ.get(name, default)) for name, default in zip(names, "0011")))
+    except ValueError as problem:
+        raise UsageError(f"{', '.join(names)} must be numbers ({problem}); start the job with torchrun") from None
+
+
+def choose_device(hardware: Hardware, launch: Launch) -> tuple[torch.device, Backend]:
+    """The rank's device and the backend of its groups.
+
+    Raises:
+        EnvironmentProblem: the deployment asks for GPUs that this machine does not have.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if hardware.device == "cpu" or (hardware.device == "auto" and gpus < launch.local_world_size):
+        return torch.device("cpu"), "gloo"
+    if gpus == 0:
+        raise EnvironmentProblem(
+            "hardware.device = 'cuda', but torch sees no GPU here; run on a GPU machine or set it to 'auto' or 'cpu'"
+        )
+    if gpus < launch.local_world_size and not hardware.oversubscribe:
+        raise EnvironmentProblem(
+            f"hardware.device = 'cuda' with {launch.local_world_size} ranks on this machine, but torch sees {gpus} "
+            "GPU(s); use fewer ranks, or set hardware.oversubscribe = true to share them (function only)"
+        )
+    device = torch.device("cuda", launch.local_rank % gpus)
+    torch.cuda.set_device(device)
+    return device, "nccl" if gpus >= launch.local_world_size else "gloo"
+
+
+def start_distributed(launch: Launch, backend: Backend, device: torch.device, timeout: timedelta) -> None:
+    """Joins torch.distributed; one rank without torchrun needs no rendezvous address.
+
+    Raises:
+        EnvironmentProblem: the ranks could not find each other.
+    """
+    alone = "MASTER_ADDR" not in os.environ
+    try:
+        dist.init_process_group(
+            backend,
+            store=torch._C._distributed_c10d.HashStore() if alone else None,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timeout,
+            device_id=device if backend == "nccl" else None,
+        )
+    except (RuntimeError, ValueError) as problem:
+        raise EnvironmentProblem(
+            f"rank {launch.rank} could not join the other {launch.world_size - 1} ranks ({problem}); check the "
+            "rendezvous endpoint and that GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME name an interface all machines share"
+        ) from None

@@ -1,0 +1,332 @@
+"""One rank, from deployment to records; read it top to bottom.
+
+    torchrun --nproc-per-node 6 -m hybrid_runtime.job configs/demo.toml
+
+A rank writes down what happened and judges nothing: `hybrid-runtime verify --recheck RUN_FOLDER` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from hybrid_runtime.comm.groups import Groups, join_groups
+from hybrid_runtime.comm.start import Launch, choose_device, launch_from_environment, start_distributed
+from hybrid_runtime.data.sampler import Batches
+from hybrid_runtime.data.tokens import check_source, open_source
+from hybrid_runtime.deployment import Deployment, load_deployment
+from hybrid_runtime.errors import ExitCode, HybridRuntimeError, PlanError, RunError, UsageError
+from hybrid_runtime.job_header import describe_rank, start_sampler
+from hybrid_runtime.job_progress import RankProgress
+from hybrid_runtime.models.build import build_units, model_costs, model_units
+from hybrid_runtime.models.unit import BuildContext, UnitSpec
+from hybrid_runtime.pipeline.build import Tie, build_stages, edges_of, find_tie
+from hybrid_runtime.pipeline.executor import Executor
+from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.make import make_plan
+from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD
+from hybrid_runtime.run_folder import Failure, RunFolder, new_run_folder, write_failure, write_whole
+from hybrid_runtime.schedule.actions import parse_actions
+from hybrid_runtime.telemetry.host import settle
+from hybrid_runtime.telemetry.ledger import ByteLedger
+from hybrid_runtime.telemetry.recorder import NullRecorder, Recorder
+from hybrid_runtime.training.update import Update
+from hybrid_runtime.turns import Turns
+
+Phase = Literal["warmup", "measure"]
+LEDGER_STEPS = 3  # warm-up steps watched by the byte ledger; step 0 is not one: the optimizer has no state yet
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one step needs."""
+
+    groups: Groups
+    executor: Executor
+    update: Update | None
+    batches: Batches
+    recorder: NullRecorder
+    plan: Plan
+
+
+def run_rank(
+    deployment: Deployment, folder: RunFolder, launch: Launch, turns: Turns | None, progress: RankProgress
+) -> None:
+    """Everything one rank does."""
+    device, backend = choose_device(deployment.hardware, launch)
+    threads = deployment.hardware.threads_per_rank
+    host = settle(launch.local_rank, launch.local_world_size, threads, pin=device.type == "cpu")
+    torch.set_num_threads(threads)
+    timeout = timedelta(seconds=deployment.measurement.timeout_s)
+    start_distributed(launch, backend, device, timeout)
+    specs = model_units(deployment.model, deployment.shape)
+    plan = make_plan(deployment, model_costs(deployment, specs))
+    tie = find_tie(plan, specs)
+    groups = join_groups(
+        plan.mesh,
+        edges_of(plan),
+        device=device,
+        backend=backend,
+        tied_pp_ranks=(tie.owner_pp_rank, tie.user_pp_rank) if tie else None,
+        timeout=timeout,
+    )
+    if launch.rank == 0:
+        write_whole(folder.plan, plan.to_json())
+        write_whole(folder.deployment, deployment.canonical_json())
+    with ExitStack() as stack:
+        units = _build_units(deployment, plan, specs, groups)
+        update = make_update(deployment, plan, units, tie, groups)
+        header = describe_rank(deployment, plan, units, groups, host)
+        stack.enter_context(start_sampler(folder.records, header, launch, groups))
+        parameters = [parameter for unit in units.values() for parameter in unit.parameters()]
+        ledger = ByteLedger(parameters, update.optimizer if update else None)
+        records = folder.records / f"rank{launch.rank}.jsonl"
+        recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, ledger)))
+        executor = Executor(
+            parse_actions(plan.actions[groups.place.pp]),
+            build_stages(plan, groups.place.pp, units),
+            plan.stage_to_rank,
+            groups,
+            loss_scale=1.0 / plan.tokens_per_step,
+            recorder=recorder,
+            ledger=ledger,
+        )
+        parts = Parts(groups, executor, update, _open_batches(deployment, plan, groups), recorder, plan)
+        for step, block, phase, watch in schedule_of_steps(deployment, turns, groups):
+            loss, times_ns = run_step(parts, step, block, phase, watch)
+            progress.show(step, phase, loss, times_ns)
+        recorder.finish()
+        groups.barrier()
+
+
+def run_step(parts: Parts, step: int, block: int, phase: Phase, watch: bool) -> tuple[float | None, list[list[float]]]:
+    """One step: forward and backward of every microbatch, gradients summed, parameters updated, times written down.
+
+    Returns:
+        The mean loss over the global batch, and (busy, wait, window) nanoseconds of every rank.
+    """
+    groups, recorder, update = parts.groups, parts.recorder, parts.update
+    groups.barrier()
+    recorder.begin_step(step, block=block, phase=phase, ledger=watch)
+    norm = None
+    with recorder.span(DATA):
+        microbatches = parts.batches.microbatches(step)
+    if update is not None:
+        with recorder.span(OPTIMIZER):
+            update.buckets.zero()
+    loss_sum = parts.executor.run_step(microbatches)
+    if update is not None:
+        with recorder.span(REDUCE_GRAD):
+            update.sum_gradients()
+        with recorder.span(OPTIMIZER):
+            norm = update.gradient_norm()
+            update.apply(step, norm)
+    summary = recorder.close_window()
+    loss_here = float("nan") if loss_sum is None else loss_sum.item()
+    mine = [float(summary.busy_ns or 0), float(summary.wait_ns or 0), float(summary.window_ns), loss_here]
+    everyone = groups.gather_numbers(mine)
+    loss = _mean_loss(everyone, parts.plan)
+    recorder.end_step(
+        loss=loss if loss_sum is not None else None,
+        grad_norm=None if norm is None else norm.item(),
+        tokens=parts.plan.tokens_per_step,
+    )
+    return loss, [row[:3] for row in everyone]
+
+
+def schedule_of_steps(
+    deployment: Deployment, turns: Turns | None, groups: Groups
+) -> Iterator[tuple[int, int, Phase, bool]]:
+    """(step, block, phase, whether the ledger watches) of every step, waiting for this side's turn where there are any.
+
+    Block 0 is warm-up. After a pause the first `settle_steps` of a block are warm-up too: caches are cold.
+    """
+    measurement = deployment.measurement
+    step = 0
+    for block, unjudged, length in blocks_of(deployment, alternating=turns is not None):
+        if turns is not None and not _my_turn(turns, block, groups, measurement.timeout_s):
+            return
+        for k in range(length):
+            yield step, block, "warmup" if k < unjudged else "measure", block == 0 and 0 < step <= LEDGER_STEPS
+            step += 1
+        if turns is not None:
+            groups.barrier()
+            if groups.place.rank == 0:
+                turns.done(block)
+
+
+def blocks_of(deployment: Deployment, *, alternating: bool) -> Iterator[tuple[int, int, int]]:
+    """(block, unjudged steps at its start, its steps): one long block for a plain run, many when sides alternate."""
+    measurement = deployment.measurement
+    yield 0, measurement.warmup_steps, measurement.warmup_steps
+    if not alternating:
+        rest = deployment.workload.steps - measurement.warmup_steps
+        if rest > 0:
+            yield 1, 0, rest
+        return
+    for block in range(1, measurement.blocks + 1):
+        yield block, measurement.settle_steps, measurement.settle_steps + measurement.block_steps
+
+
+def make_update(
+    deployment: Deployment, plan: Plan, units: dict[str, nn.Module], tie: Tie | None, groups: Groups
+) -> Update | None:
+    """Gradients and optimizer; None for a forward-only workload.
+
+    The learning-rate schedule has the length of a plain run, for candidate and baseline alike.
+    """
+    if plan.workload != "train":
+        return None
+    tied, counted = None, True
+    if tie is not None and tie.owner_pp_rank != tie.user_pp_rank:
+        if tie.owner_unit in units:
+            tied = units[tie.owner_unit].get_parameter(tie.owner_parameter)
+        elif tie.user_unit in units:
+            tied, counted = units[tie.user_unit].get_parameter(tie.user_parameter), False
+    return Update(units, groups, deployment.optimizer, steps=deployment.workload.steps, tied=tied, count_tied=counted)
+
+
+def _my_turn(turns: Turns, block: int, groups: Groups, timeout_s: float) -> bool:
+    granted = turns.wait_for(block, timeout_s) if groups.place.rank == 0 else True
+    return groups.gather_numbers([float(granted)])[0][0] == 1.0
+
+
+def _build_units(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], groups: Groups) -> dict[str, nn.Module]:
+    assert deployment.model is not None
+    wanted = {name for stage in plan.stages_of(groups.place.pp) for name in stage.units}
+    context = BuildContext(
+        tp=groups.tp,
+        sequence_parallel=plan.sequence_parallel,
+        device=groups.device,
+        dtype=getattr(torch, deployment.model.dtype),
+        seed=deployment.workload.seed,
+    )
+    return build_units([spec for spec in specs if spec.name in wanted], context, weights=deployment.model.weights)
+
+
+def _open_batches(deployment: Deployment, plan: Plan, groups: Groups) -> Batches:
+    source = open_source(deployment.data)
+    vocab_size = source.vocab_size if deployment.shape is None else deployment.shape.vocab_size
+    return Batches(
+        check_source(source, vocab_size, plan.sequence_length),
+        global_batch_size=plan.global_batch_size,
+        microbatch_size=plan.microbatch_size,
+        sequence_length=plan.sequence_length,
+        dp_degree=plan.dp_degree,
+        dp_rank=groups.place.dp,
+        seed=deployment.workload.seed,
+        device=groups.device,
+    )
+
+
+def _mean_loss(everyone: list[list[float]], plan: Plan) -> float | None:
+    """Sums the replicas' losses, each taken from the first rank of its last stage."""
+    mesh, last = plan.mesh, plan.stage_to_rank[-1]
+    sums = [everyone[mesh.rank(dp=dp, pp=last, tp=0)][3] for dp in range(mesh.dp_degree)]
+    total = sum(sums)
+    return None if total != total else total / plan.tokens_per_step
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry of every rank. Returns (and exits with) the documented exit codes; prints sentences, not tracebacks."""
+    options = _parse(arguments)
+    launch = Launch(0, 0, 1, 1)
+    folder: RunFolder | None = None
+    try:
+        launch = launch_from_environment()
+        deployment = load_deployment(Path(options.file))
+        _refuse_wrong_world(deployment, launch)
+        folder = _run_folder(options, deployment, launch)
+        turns = None if options.turns is None else Turns(Path(options.turns), options.side)
+        with _progress(options, deployment, launch, folder) as progress:
+            run_rank(deployment, folder, launch, turns, progress)
+    except (Exception, KeyboardInterrupt) as problem:
+        return _fail(problem, launch, folder)
+    if launch.rank == 0 and not options.launched:
+        print(f"records: {folder.path}   judge them: hybrid-runtime verify --recheck {folder.path}", file=sys.stderr)
+    return ExitCode.PASS
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="hybrid_runtime.job", description="One rank of a deployment; torchrun starts it."
+    )
+    parser.add_argument("file", help="deployment file")
+    parser.add_argument("--run-folder", help="where to write; default: runs/<name>-<time>")
+    parser.add_argument("--turns", help="folder in which candidate and baseline take turns")
+    parser.add_argument("--side", default="candidate", choices=("candidate", "baseline"))
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--launched", action="store_true", help="started by hybrid-runtime, which shows the progress")
+    return parser.parse_args(arguments)
+
+
+def _refuse_wrong_world(deployment: Deployment, launch: Launch) -> None:
+    if deployment.model is None or deployment.batch is None:
+        missing = " and ".join(name for name in ("model", "batch") if getattr(deployment, name) is None)
+        raise UsageError(f"{deployment.name}: a run needs the table(s) {missing}; `check` alone works without")
+    if deployment.mesh.world_size != launch.world_size:
+        raise PlanError(
+            f"{deployment.mesh} needs {deployment.mesh.world_size} ranks, torchrun started {launch.world_size}; "
+            f"use --nproc-per-node so that nodes x processes = {deployment.mesh.world_size}"
+        )
+
+
+def _progress(options: argparse.Namespace, deployment: Deployment, launch: Launch, folder: RunFolder) -> RankProgress:
+    assert deployment.batch is not None
+    blocks = blocks_of(deployment, alternating=options.turns is not None)
+    return RankProgress(
+        folder,
+        rank=launch.rank,
+        side=options.side,
+        steps=sum(length for _, _, length in blocks),
+        tokens_per_step=deployment.batch.global_batch_size * deployment.batch.sequence_length,
+        terminal=not options.launched,
+        quiet=options.quiet,
+    )
+
+
+def _run_folder(options: argparse.Namespace, deployment: Deployment, launch: Launch) -> RunFolder:
+    """The given folder, or one that every rank derives alike: from torchrun's run id and its parent process."""
+    if options.run_folder is not None:
+        return RunFolder(Path(options.run_folder)).create()
+    if launch.world_size == 1:
+        return new_run_folder(deployment.name).create()
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    agent = os.getppid() if launch.world_size == launch.local_world_size else "several-machines"
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    name = f"{deployment.name.replace(' ', '-')}-{run_id[:8]}-{agent}-{restart}"
+    return RunFolder(Path("runs") / name).create()
+
+
+def _fail(problem: BaseException, launch: Launch, folder: RunFolder | None) -> int:
+    """Says why this rank failed, in one sentence, and leaves the details in the run folder."""
+    if isinstance(problem, HybridRuntimeError):
+        message, code = str(problem), int(problem.exit_code)
+    else:
+        message = f"rank {launch.rank}: {type(problem).__name__}: {problem}"
+        code = int(RunError.exit_code)
+    if folder is not None:
+        failure = Failure(launch.rank, message, code, time.monotonic_ns())
+        write_failure(folder, failure, "".join(traceback.format_exception(problem)))
+    if launch.rank == 0 or not isinstance(problem, UsageError):
+        print(f"hybrid_runtime: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # a failed rank must not wait in a destructor for peers that are waiting for it

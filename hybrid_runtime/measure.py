@@ -1,0 +1,162 @@
+"""Runs a deployment, alone or against its baseline in alternating blocks, and has the files judged. No torch here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import PlanError, RunError, UsageError
+from hybrid_runtime.launcher import Launched, Rendezvous, start
+from hybrid_runtime.plan import read_plan
+from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.planner.make import baseline_deployment, make_plan
+from hybrid_runtime.records import read_side
+from hybrid_runtime.report.markdown import markdown
+from hybrid_runtime.report.progress import ProgressFollower
+from hybrid_runtime.report.trace import write_trace
+from hybrid_runtime.run_folder import RunFolder, write_whole
+from hybrid_runtime.turns import BASELINE, CANDIDATE, abba, give_turn, stop
+from hybrid_runtime.verdict import Verdict
+from hybrid_runtime.verifier.judge import judge, write_verdict
+
+_TICK_S = 0.1
+
+
+def run_alone(
+    deployment: Deployment, folder: RunFolder, rendezvous: Rendezvous, console: Console, *, quiet: bool
+) -> Verdict:
+    """Runs the candidate only; claims that need a baseline stay INCONCLUSIVE(not_measured).
+
+    Raises:
+        RunError: a rank failed; names rank, stage, step and action.
+    """
+    _prepare(folder, deployment)
+    sides = {CANDIDATE: start(folder, deployment, rendezvous)}
+    with _stopping(sides), ProgressFollower([folder.progress], console, quiet=quiet) as view:
+        _wait(sides, _Watch(deployment, folder, sides, view.update))
+    return judge_and_report(folder)
+
+
+def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Console, *, quiet: bool) -> Verdict:
+    """Runs candidate and baseline on the same devices in blocks A B B A, then judges.
+
+    Both sides' processes live throughout; one works while the other sleeps. A baseline that cannot run leaves a
+    sentence in `baseline/infeasible.txt`, and the speed claims become INCONCLUSIVE(baseline_infeasible).
+
+    Raises:
+        RunError: the candidate failed, or the baseline for another reason than its memory.
+    """
+    _prepare(folder, deployment)
+    folder.turns.mkdir()
+    sides = {CANDIDATE: start(folder, deployment, Rendezvous(), _turn_arguments(folder, CANDIDATE))}
+    progress = [folder.progress, folder.baseline.progress]
+    with _stopping(sides), ProgressFollower(progress, console, quiet=quiet) as view:
+        baseline = _start_baseline(deployment, folder)
+        if baseline is not None:
+            sides[BASELINE] = baseline
+        watch = _Watch(deployment, folder, sides, view.update)
+        for side, block in [(CANDIDATE, 0), (BASELINE, 0), *abba(deployment.measurement.blocks)]:
+            give_turn(folder.turns, side, block, watch, wanted=lambda side=side: side in sides)  # type: ignore[misc]
+        stop(folder.turns)
+        _wait(sides, watch)
+    return judge_and_report(folder)
+
+
+def judge_and_report(folder: RunFolder) -> Verdict:
+    """Judges the files of a run folder and writes verdict.json, report.md and trace.json beside them."""
+    verdict = judge(folder.path)
+    write_verdict(verdict, folder.verdict)
+    write_whole(folder.report, markdown(verdict))
+    write_trace(read_side(folder.path), read_plan(folder.plan), folder.trace)
+    return verdict
+
+
+def _prepare(folder: RunFolder, deployment: Deployment) -> None:
+    if deployment.model is None or deployment.batch is None:
+        missing = " and ".join(f"[{name}]" for name in ("model", "batch") if getattr(deployment, name) is None)
+        raise UsageError(f"{deployment.name}: a run needs {missing}; `check` alone works without")
+    if folder.records.exists() and any(folder.records.iterdir()):
+        raise UsageError(f"{folder.path}: already holds the records of a run; name another folder")
+    folder.create()
+    write_whole(folder.deployment, deployment.canonical_json())
+
+
+def _turn_arguments(folder: RunFolder, side: str) -> list[str]:
+    return ["--turns", str(folder.turns), "--side", side]
+
+
+def _start_baseline(deployment: Deployment, folder: RunFolder) -> Launched | None:
+    """Starts the declared baseline, or says why it cannot be run."""
+    if deployment.baseline is None:
+        return None
+    side = folder.baseline.create()
+    try:
+        baseline = baseline_deployment(deployment)
+        if baseline.shape is not None and baseline.batch is not None:
+            make_plan(
+                baseline,
+                unit_costs(
+                    baseline.shape,
+                    microbatch_size=baseline.batch.microbatch_size,
+                    sequence_length=baseline.batch.sequence_length,
+                    workload=baseline.workload.kind,
+                ),
+            )
+    except PlanError as problem:
+        write_whole(side.infeasible, f"{problem}\n")
+        return None
+    write_whole(side.deployment, baseline.canonical_json())
+    return start(side, baseline, Rendezvous(), _turn_arguments(folder, BASELINE))
+
+
+class _Watch:
+    """Called again and again while sides run: notices a failed side, time running out, and moves the progress bar."""
+
+    def __init__(
+        self, deployment: Deployment, folder: RunFolder, sides: dict[str, Launched], on_tick: Callable[[], None]
+    ) -> None:
+        self._timeout_s = deployment.measurement.timeout_s
+        self._deadline_s = time.monotonic() + self._timeout_s
+        self._folder = folder
+        self._sides = sides
+        self._on_tick = on_tick
+        self._last_tick_s = 0.0
+
+    def __call__(self) -> None:
+        """Raises RunError when a side has failed or the time is up; a baseline without memory only drops out."""
+        now_s = time.monotonic()
+        if now_s - self._last_tick_s < _TICK_S:
+            return
+        self._last_tick_s = now_s
+        for name, side in list(self._sides.items()):
+            try:
+                side.check_alive()
+            except RunError as problem:
+                if name == CANDIDATE or "out of memory" not in str(problem):
+                    raise
+                write_whole(self._folder.baseline.infeasible, f"{problem}\n")
+                self._sides.pop(name)
+        self._on_tick()
+        if now_s > self._deadline_s:
+            raise RunError(f"not finished after {self._timeout_s} s; raise measurement.timeout_s or use fewer steps")
+
+
+def _wait(sides: dict[str, Launched], watch: _Watch) -> None:
+    while any(side.is_running() for side in sides.values()):
+        watch()
+        time.sleep(_TICK_S)
+    watch()
+
+
+@contextmanager
+def _stopping(sides: dict[str, Launched]) -> Iterator[None]:
+    """Whatever happens, no rank outlives the command."""
+    try:
+        yield
+    finally:
+        for side in sides.values():
+            side.stop()

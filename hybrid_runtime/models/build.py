@@ -1,0 +1,161 @@
+"""From the deployment file's model table to unit specs, their costs, and the modules that a rank owns."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybrid_runtime.deployment import Deployment, Model
+from hybrid_runtime.errors import HybridRuntimeError, UsageError
+from hybrid_runtime.models.hugging_face import load_hugging_face
+from hybrid_runtime.models.llama import llama_units
+from hybrid_runtime.models.measure import measured_costs
+from hybrid_runtime.models.unit import BuildContext, UnitSpec
+from hybrid_runtime.plan import UnitCost
+from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.shapes import LlamaShape
+
+
+def model_units(model: Model | None, shape: LlamaShape | None) -> list[UnitSpec]:
+    """The model's units: of the Llama family when there is a shape, else those of the user's `module:function`.
+
+    Raises:
+        UsageError: there is no model, or the user's function cannot be imported, raises, or returns something else.
+    """
+    if model is None:
+        raise UsageError("the deployment has no [model] table; name a preset, hf_config or units")
+    if shape is not None:
+        return llama_units(shape)
+    assert model.units is not None
+    function = _import(model.units)
+    try:
+        specs = function(**_plain(model.options))
+    except HybridRuntimeError:
+        raise
+    except Exception as problem:
+        raise UsageError(
+            f"model.units = {model.units!r} raised {type(problem).__name__}: {problem}; "
+            f"mend the function or model.options"
+        ) from problem
+    return _checked(specs, model.units)
+
+
+def build_units(
+    specs: Sequence[UnitSpec], context: BuildContext, *, weights: str | Path | None = None
+) -> dict[str, nn.Module]:
+    """Builds the given units only, by name and in order; qualified parameter names are `<unit>.<parameter>`.
+
+    Where both ends of a tie are among them, they share one Parameter.
+
+    Args:
+        specs: a slice of the model's list.
+        context: where and how to build; its `unit` is filled in here.
+        weights: folder of safetensors files in Hugging Face names; None keeps the random weights.
+
+    Raises:
+        PlanError: a unit cannot be split over the tensor-parallel ranks.
+        UsageError: a unit is no nn.Module, a tie names no parameter, or the weights do not fit.
+    """
+    units: dict[str, nn.Module] = {}
+    for spec in specs:
+        unit = spec.build(replace(context, unit=spec.name))
+        if not isinstance(unit, nn.Module):
+            raise UsageError(f"unit {spec.name!r} was built as a {type(unit).__name__}; build must return an nn.Module")
+        units[spec.name] = unit
+    for spec in specs:
+        for own_name, (owner, owner_name) in spec.tied.items():
+            own_module, own_leaf = _holder(units[spec.name], spec.name, own_name)
+            if owner in units:
+                owner_module, owner_leaf = _holder(units[owner], owner, owner_name)
+                setattr(own_module, own_leaf, getattr(owner_module, owner_leaf))
+    if weights is not None:
+        load_hugging_face(Path(weights), units)
+    return units
+
+
+def model_costs(deployment: Deployment, specs: Sequence[UnitSpec]) -> tuple[UnitCost, ...]:
+    """Cost of every unit: by formula for the Llama family, measured without data for a user's own units.
+
+    Raises:
+        UsageError: a user's unit cannot run on the meta device, or there is no batch table.
+    """
+    if deployment.model is None or deployment.batch is None:
+        raise UsageError(f"{deployment.name}: costs need the tables [model] and [batch]; add them")
+    batch, kind = deployment.batch, deployment.workload.kind
+    if deployment.shape is not None:
+        return unit_costs(
+            deployment.shape,
+            microbatch_size=batch.microbatch_size,
+            sequence_length=batch.sequence_length,
+            workload=kind,
+        )
+    return measured_costs(
+        specs,
+        microbatch_size=batch.microbatch_size,
+        sequence_length=batch.sequence_length,
+        dtype=getattr(torch, deployment.model.dtype),
+        workload=kind,
+    )
+
+
+def _import(path: str) -> Any:
+    """`module:function`, with the current folder importable as for `python -m`."""
+    module_name, _, function_name = path.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as problem:
+        raise UsageError(
+            f"model.units = {path!r}: importing {module_name!r} failed ({type(problem).__name__}: {problem}); "
+            f"start in the folder that holds it, or install it"
+        ) from problem
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UsageError(
+            f"model.units = {path!r}: module {module_name!r} has no function {function_name!r}; correct the name"
+        )
+    return function
+
+
+def _checked(specs: object, path: str) -> list[UnitSpec]:
+    if not isinstance(specs, list | tuple) or not specs or not all(isinstance(spec, UnitSpec) for spec in specs):
+        raise UsageError(f"model.units = {path!r} returned {_words(specs)}; it must return a list of UnitSpec")
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"model.units = {path!r}: unit names must be unique, but {twice[0]!r} appears twice; rename it"
+        )
+    return list(specs)
+
+
+def _words(value: object) -> str:
+    if not isinstance(value, list | tuple):
+        return f"a {type(value).__name__}"
+    return f"a list with a {next(type(v).__name__ for v in value if not isinstance(v, UnitSpec))}" if value else "[]"
+
+
+def _plain(value: Any) -> Any:
+    """Options as a function expects them: the file's exact decimals become floats."""
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _holder(unit: nn.Module, unit_name: str, parameter: str) -> tuple[nn.Module, str]:
+    """The submodule that holds a parameter, and the parameter's name in it."""
+    if parameter not in dict(unit.named_parameters(remove_duplicate=False)):
+        raise UsageError(f"unit {unit_name!r} has no parameter {parameter!r} to tie; correct the name in UnitSpec.tied")
+    path, _, leaf = parameter.rpartition(".")
+    return unit.get_submodule(path), leaf

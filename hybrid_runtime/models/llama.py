@@ -1,0 +1,210 @@
+"""The Llama family (Llama, Mistral, Qwen2) as units over tensor-parallel layers.
+
+    embedding   tokens (B, S) -> x
+    k.attn      x + output(attention(rotary(qkv(norm(x)))))        grouped-query attention, causal
+    k.mlp       x + down(swiglu(gate_up(norm(x))))
+    head        x -> sum of token losses, or this rank's logits (B, S, V/T) when there are no targets
+
+The carry between units is one tensor x: (B, S, H), or (B, S/T, H) with sequence parallelism.
+
+Shapes: B microbatch, S sequence, H hidden, V vocabulary (padded), T tp_degree, D head_dim.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.models.rms_norm import RMSNorm
+from hybrid_runtime.models.rotary import rotated_heads
+from hybrid_runtime.models.swiglu import swiglu
+from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec
+from hybrid_runtime.shapes import LlamaShape
+from hybrid_runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from hybrid_runtime.tensor_parallel.embedding import VocabParallelEmbedding
+from hybrid_runtime.tensor_parallel.initialise import Init
+from hybrid_runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
+
+STD = 0.02  # of every weight; projections back onto the carry are scaled by 1/sqrt(2 * layers) (GPT-2)
+
+
+def llama_units(shape: LlamaShape) -> list[UnitSpec]:
+    """Specs of all units, in order; nothing is built yet."""
+    tied = {"output.weight": ("embedding", "tokens.weight")} if shape.tie_embeddings else {}
+    builders: dict[str, Callable[[LlamaShape, BuildContext], nn.Module]] = {
+        "embedding": EmbeddingUnit,
+        "attn": AttentionUnit,
+        "mlp": MlpUnit,
+        "head": HeadUnit,
+    }
+    return [
+        UnitSpec(name, functools.partial(builders[name.rpartition(".")[2]], shape), tied=tied if name == "head" else {})
+        for name in shape.unit_names()
+    ]
+
+
+class EmbeddingUnit(nn.Module):
+    """() -> (x,), from `microbatch.tokens`."""
+
+    def __init__(self, shape: LlamaShape, context: BuildContext) -> None:
+        super().__init__()
+        self.tokens = VocabParallelEmbedding(
+            shape.vocab_size,
+            shape.hidden_size,
+            context.tp,
+            sequence_parallel=context.sequence_parallel,
+            init=_init(context, "tokens"),
+            device=context.device,
+            dtype=context.dtype,
+        )
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        return (self.tokens(microbatch.tokens),)
+
+
+class AttentionUnit(nn.Module):
+    """(x,) -> (x + attention,). Each rank has num_heads/T query heads and their key/value heads.
+
+    With fewer key/value heads than ranks, T/num_kv_heads neighbouring ranks hold the same one.
+
+    Raises:
+        PlanError: the heads cannot be split over the ranks.
+    """
+
+    def __init__(self, shape: LlamaShape, context: BuildContext) -> None:
+        super().__init__()
+        tp = context.tp.size
+        _check_heads(shape, tp)
+        self.num_q = shape.num_heads // tp
+        self.num_kv = max(1, shape.num_kv_heads // tp)
+        self.head_dim = shape.head_dim
+        self.rope_theta = shape.rope_theta
+        copies = max(1, tp // shape.num_kv_heads)
+        self.norm = _norm(shape, context)
+        self.qkv = ColumnParallelLinear(
+            shape.hidden_size,
+            (shape.q_size, shape.kv_size, shape.kv_size),
+            context.tp,
+            bias=shape.qkv_bias,
+            replicas=(1, copies, copies),
+            sequence_parallel=context.sequence_parallel,
+            init=_init(context, "qkv"),
+            device=context.device,
+            dtype=context.dtype,
+        )
+        self.output = _projection(shape.q_size, shape, context, "output")
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        (x,) = carry
+        q, k, v = rotated_heads(self.qkv(self.norm(x)), self.num_q, self.num_kv, self.head_dim, self.rope_theta)
+        y_BhSD = nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=self.num_q != self.num_kv
+        )
+        return (x + self.output(y_BhSD.transpose(1, 2).flatten(2)),)
+
+
+class MlpUnit(nn.Module):
+    """(x,) -> (x + gated MLP,)."""
+
+    def __init__(self, shape: LlamaShape, context: BuildContext) -> None:
+        super().__init__()
+        self.norm = _norm(shape, context)
+        self.gate_up = ColumnParallelLinear(
+            shape.hidden_size,
+            (shape.ffn_size, shape.ffn_size),
+            context.tp,
+            sequence_parallel=context.sequence_parallel,
+            init=_init(context, "gate_up"),
+            device=context.device,
+            dtype=context.dtype,
+        )
+        self.down = _projection(shape.ffn_size, shape, context, "down")
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        (x,) = carry
+        return (x + self.down(swiglu(self.gate_up(self.norm(x)))),)
+
+
+class HeadUnit(nn.Module):
+    """(x,) -> (sum of token losses,), a float32 scalar equal on all tensor-parallel ranks, or (local logits,).
+
+    A tied weight is drawn as the embedding's, so both copies start equal wherever they are.
+    """
+
+    def __init__(self, shape: LlamaShape, context: BuildContext) -> None:
+        super().__init__()
+        self.vocab_size = shape.vocab_size
+        self.tied = shape.tie_embeddings
+        init = _init(context, "output")
+        if shape.tie_embeddings:
+            init = Init(seed=context.seed, unit="embedding", layer="tokens", std=STD)
+        self.norm = _norm(shape, context)
+        self.output = ColumnParallelLinear(
+            shape.hidden_size,
+            shape.vocab_size,
+            context.tp,
+            padded=True,
+            sequence_parallel=context.sequence_parallel,
+            init=init,
+            device=context.device,
+            dtype=context.dtype,
+        )
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        logits = self.output(self.norm(carry[0]))
+        if microbatch.targets is None:
+            return (logits,)
+        losses_BS = vocab_parallel_cross_entropy(
+            logits, microbatch.targets, self.vocab_size, self.output.axis, overwrite_logits=True
+        )
+        return (losses_BS.sum(),)
+
+
+def _check_heads(shape: LlamaShape, tp: int) -> None:
+    if shape.num_heads % tp:
+        raise PlanError(
+            f"{shape.num_heads} attention heads cannot be split over tp_degree = {tp}; "
+            f"choose a tp_degree that divides {shape.num_heads}"
+        )
+    if shape.num_heads % shape.num_kv_heads:
+        raise PlanError(
+            f"{shape.num_heads} query heads cannot share {shape.num_kv_heads} key/value heads evenly; "
+            f"choose num_kv_heads that divides {shape.num_heads}"
+        )
+    if max(shape.num_kv_heads, tp) % min(shape.num_kv_heads, tp):
+        raise PlanError(
+            f"{shape.num_kv_heads} key/value heads can be neither split over nor shared by tp_degree = {tp} ranks; "
+            f"choose a tp_degree that divides {shape.num_kv_heads} or is a multiple of it"
+        )
+    if shape.head_dim % 2:
+        raise PlanError(f"head_dim = {shape.head_dim} is odd; rotary positions turn pairs, so make it even")
+
+
+def _init(context: BuildContext, layer: str, std: float = STD) -> Init:
+    return Init(seed=context.seed, unit=context.unit, layer=layer, std=std)
+
+
+def _norm(shape: LlamaShape, context: BuildContext) -> RMSNorm:
+    return RMSNorm(
+        shape.hidden_size,
+        shape.norm_eps,
+        sequence_parallel=context.sequence_parallel,
+        device=context.device,
+        dtype=context.dtype,
+    )
+
+
+def _projection(in_features: int, shape: LlamaShape, context: BuildContext, layer: str) -> RowParallelLinear:
+    return RowParallelLinear(
+        in_features,
+        shape.hidden_size,
+        context.tp,
+        sequence_parallel=context.sequence_parallel,
+        init=_init(context, layer, STD / math.sqrt(2 * shape.num_layers)),
+        device=context.device,
+        dtype=context.dtype,
+    )

@@ -1,0 +1,115 @@
+"""Costs of a user's own units, counted without data: each unit runs on the meta device under torch's FLOP counter.
+
+    F   FLOPs of the forward pass
+    I   FLOPs of a backward pass that computes gradients of the unit's inputs only (parameters frozen)
+    W   FLOPs of the whole backward pass, less I
+
+So F + I + W is exactly what a step computes, and I what must be done before the gradient can be sent on. A first unit
+has no input gradient, so its whole backward is W. Counted are matrix products, convolutions and attention, as
+`torch.utils.flop_counter` does; attention runs as plain products here, without the causal half and the recomputation
+of the formulas for the Llama family (planner/costs.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hybrid_runtime.errors import HybridRuntimeError, UsageError
+from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec
+from hybrid_runtime.plan import UnitCost
+
+
+def measured_costs(
+    specs: Sequence[UnitSpec],
+    *,
+    microbatch_size: int,
+    sequence_length: int,
+    dtype: torch.dtype = torch.float32,
+    workload: str = "train",
+) -> tuple[UnitCost, ...]:
+    """Cost of every unit for one microbatch, all tensor-parallel ranks together (units are built for one rank).
+
+    Args:
+        workload: "train", or "forward" where I and W are 0.
+
+    Raises:
+        UsageError: a unit cannot be built or run on the meta device.
+    """
+    shape = (microbatch_size, sequence_length)
+    tokens = torch.zeros(shape, dtype=torch.int64, device="meta")
+    microbatch = Microbatch(tokens, tokens if workload == "train" else None)
+    context = BuildContext(device=torch.device("meta"), dtype=dtype)
+    carry: Carry = ()
+    costs = []
+    for spec in specs:
+        with _explained(spec.name):
+            with torch.device("meta"):
+                unit = spec.build(replace(context, unit=spec.name))
+            cost, carry = _measure(spec, unit, carry, microbatch, train=workload == "train")
+            costs.append(cost)
+    return tuple(costs)
+
+
+def _measure(
+    spec: UnitSpec, unit: nn.Module, carry: Carry, microbatch: Microbatch, *, train: bool
+) -> tuple[UnitCost, Carry]:
+    forward, output = _forward_flops(unit, carry, microbatch)
+    whole = inputs_only = 0
+    if train:
+        whole = _backward_flops(unit, carry, microbatch)
+        frozen = [parameter for parameter in unit.parameters() if parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        inputs_only = _backward_flops(unit, carry, microbatch)
+    held = sum(p.numel() for name, p in unit.named_parameters() if name not in spec.tied)
+    cost = UnitCost(
+        name=spec.name,
+        forward_flops=forward,
+        input_grad_flops=inputs_only,
+        weight_grad_flops=whole - inputs_only,
+        parameters=held,
+    )
+    return cost, output
+
+
+def _forward_flops(unit: nn.Module, carry: Carry, microbatch: Microbatch) -> tuple[int, Carry]:
+    with torch.no_grad(), _counting() as counter:
+        output = unit(carry, microbatch)
+    return counter.get_total_flops(), tuple(output)
+
+
+def _backward_flops(unit: nn.Module, carry: Carry, microbatch: Microbatch) -> int:
+    inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in carry)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        outputs: list[Tensor] = [y for y in unit(inputs, microbatch) if y.requires_grad]
+    if not outputs:
+        return 0
+    with _counting() as counter:
+        torch.autograd.backward(outputs, [torch.empty_like(y) for y in outputs])
+    return counter.get_total_flops()
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except HybridRuntimeError:
+        raise
+    except Exception as problem:
+        raise UsageError(
+            f"unit {name!r} cannot be measured without data ({type(problem).__name__}: {problem}); let it create its "
+            f"tensors on context.device and take no decision on values"
+        ) from problem

@@ -1,0 +1,71 @@
+"""Root-mean-square normalisation (Zhang and Sennrich 2019) with an in-place weight gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hybrid_runtime.tensor_parallel.linear import gradient_buffer
+from hybrid_runtime.tensor_parallel.shard import ShardSpec
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dim; float32 inside (float64 for float64).
+
+    Every tensor-parallel rank holds the whole weight. With sequence parallelism each sees only its own tokens, so the
+    weight's gradient is partial.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        *,
+        sequence_parallel: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.accumulate_in_place = False
+        self.shards = {"weight": ShardSpec(global_shape=(size,), partial=sequence_parallel)}
+        self.weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape (..., H) -> same shape."""
+        y: Tensor = _RMSNorm.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: RMSNorm) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norm.square_().mul_(1 / x.shape[-1]).add_(layer.eps).rsqrt_()
+        ctx.save_for_backward(x, scale)
+        ctx.weight, ctx.layer = weight, layer  # not a saved tensor: backward needs its .grad
+        normed: Tensor = (wide * scale).to(x.dtype)
+        return normed.mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, scale = ctx.saved_tensors
+        need_x, need_weight, _ = ctx.needs_input_grad
+        normed = x * scale
+        dx = dw = None
+        if need_weight:
+            dw = (dy * normed).flatten(0, -2).sum(0).to(ctx.weight.dtype)
+            if ctx.layer.accumulate_in_place:
+                gradient_buffer(ctx.weight).add_(dw)
+                dw = None
+        if need_x:
+            # with n = x * scale and g = dy * weight:  dx = scale * (g - n * mean(g n))
+            g = (dy * ctx.weight).to(scale.dtype)
+            projection = (g * normed).mean(-1, keepdim=True)
+            dx = g.sub_(normed.mul_(projection)).mul_(scale).to(x.dtype)
+        return dx, dw, None

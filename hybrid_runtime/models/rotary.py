@@ -1,0 +1,67 @@
+"""Rotary positions (Su et al. 2021) in Hugging Face's half-rotation convention, fused with the split into heads.
+
+    fused row    q0 q1 .. | k0 .. | v0 ..      each head is D wide
+    rotation     (a, b) -> (a cos - b sin, b cos + a sin)    with a, b the two halves of a q or k head
+
+Shapes: B microbatch, S sequence, D head_dim, Q query heads and K key (= value) heads on this rank.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@functools.lru_cache(maxsize=16)
+def rotary_tables(
+    length: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (S, 1, D/2), of position times theta^(-2i/D); computed in float32 as Hugging Face does."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / theta**exponents)
+    return angles.cos().to(dtype).unsqueeze(1), angles.sin().to(dtype).unsqueeze(1)
+
+
+def rotated_heads(qkv: Tensor, num_q: int, num_kv: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits fused (B, S, (Q+2K)*D) into q (B, Q, S, D), k and v (B, K, S, D), with q and k rotated."""
+    cos, sin = rotary_tables(qkv.shape[1], head_dim, theta, qkv.device, qkv.dtype)
+    q, k, v = _RotatedHeads.apply(qkv, cos, sin, num_q, num_kv)  # type: ignore[no-untyped-call]
+    return q, k, v
+
+
+class _RotatedHeads(torch.autograd.Function):
+    """One pass over memory each way; the only things kept for backward are the shared tables."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, num_q: int, num_kv: int) -> tuple[Tensor, ...]:
+        ctx.cos, ctx.sin = cos, sin
+        heads_BShD = qkv.view(*qkv.shape[:2], num_q + 2 * num_kv, -1)
+        out = torch.empty_like(heads_BShD)
+        turned = num_q + num_kv
+        _rotate(heads_BShD[:, :, :turned], out[:, :, :turned], cos, sin)
+        out[:, :, turned:] = heads_BShD[:, :, turned:]
+        q, k, v = out.transpose(1, 2).split_with_sizes([num_q, num_kv, num_kv], dim=1)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+        num_q, num_kv = dq.shape[1], dk.shape[1]
+        batch, _, length, head_dim = dq.shape
+        out = dq.new_empty(batch, length, num_q + 2 * num_kv, head_dim)
+        into_q, into_k, into_v = out.split_with_sizes([num_q, num_kv, num_kv], dim=2)
+        _rotate(dq.transpose(1, 2), into_q, ctx.cos, -ctx.sin)  # the inverse rotation
+        _rotate(dk.transpose(1, 2), into_k, ctx.cos, -ctx.sin)
+        into_v.copy_(dv.transpose(1, 2))
+        return out.flatten(2), None, None, None, None
+
+
+def _rotate(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> None:
+    a, b = x.chunk(2, -1)
+    out_a, out_b = out.chunk(2, -1)
+    torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=out_b).addcmul_(a, sin)

@@ -1,0 +1,65 @@
+"""From a plan to this rank's stages, and to the facts about tied weights that groups and optimizer need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.models.unit import UnitSpec
+from hybrid_runtime.pipeline.stage import Stage
+from hybrid_runtime.plan import Plan
+from hybrid_runtime.schedule.actions import parse_actions
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """One weight shared by two units: `owner` holds the counted copy, `user` the other."""
+
+    owner_unit: str
+    owner_parameter: str
+    owner_pp_rank: int
+    user_unit: str
+    user_parameter: str
+    user_pp_rank: int
+
+
+def edges_of(plan: Plan) -> set[tuple[int, int]]:
+    """Directed pairs of pp ranks that exchange messages in the plan's action lists."""
+    place = plan.stage_to_rank
+    pairs: set[tuple[int, int]] = set()
+    for pp_rank, row in enumerate(plan.actions):
+        for action in parse_actions(row):
+            if action.kind.is_send:
+                pairs.add((pp_rank, place[action.stage + (1 if action.kind.value == "SEND_F" else -1)]))
+    return pairs
+
+
+def find_tie(plan: Plan, specs: Sequence[UnitSpec]) -> Tie | None:
+    """The model's tied weight, if it has one.
+
+    Raises:
+        PlanError: more than one weight is tied, or a tie names an unknown unit.
+    """
+    place = {unit: stage.pp_rank for stage in plan.stages for unit in stage.units}
+    ties = [(spec.name, own, *target) for spec in specs for own, target in spec.tied.items()]
+    if not ties:
+        return None
+    if len(ties) > 1:
+        raise PlanError(f"{len(ties)} tied weights; this runtime supports one (embedding and head)")
+    user, user_parameter, owner, owner_parameter = ties[0]
+    if owner not in place:
+        raise PlanError(f"unit {user!r} ties {user_parameter!r} to unknown unit {owner!r}")
+    return Tie(owner, owner_parameter, place[owner], user, user_parameter, place[user])
+
+
+def build_stages(plan: Plan, pp_rank: int, units: Mapping[str, nn.Module]) -> dict[int, Stage]:
+    """The rank's stages over its built units, by global stage index."""
+    return {
+        stage.index: Stage(
+            stage.index, [(name, units[name]) for name in stage.units], training=plan.workload == "train"
+        )
+        for stage in plan.stages_of(pp_rank)
+    }

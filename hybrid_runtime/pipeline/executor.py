@@ -1,0 +1,210 @@
+"""Walks one rank's action list. One loop for every schedule; all decisions were taken when the list was made.
+
+    0F0     take the input (a receive, a local hand-over, or the tokens), run the stage, keep the output for its SEND
+    0SEND_F0, 0SEND_B0     start sending what the action before it produced; completed sends are dropped as we go
+    1RECV_F0, 1RECV_B0     announce a receive; the wait happens where the tensors are needed, and is recorded as a wait
+    1B0     take the gradient of the output (a receive, a local hand-over, or the loss scale), run the backward
+
+Losses are kept by microbatch index, so the last stage may run its forwards in any order. There is no device
+synchronisation here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hybrid_runtime.comm.groups import Groups
+from hybrid_runtime.comm.point_to_point import Ledger, Receiver, Sender, TensorSpec, spec_of
+from hybrid_runtime.errors import HybridRuntimeError, RunError
+from hybrid_runtime.models.unit import Carry, Microbatch
+from hybrid_runtime.pipeline.stage import Stage
+from hybrid_runtime.schedule.actions import Action, Kind
+
+
+class SpanRecorder(Protocol):
+    """Who measures what the executor does."""
+
+    def span(self, name: str) -> AbstractContextManager[None]:
+        """Encloses one compute action."""
+
+
+class Executor:
+    """One rank's executor.
+
+    Args:
+        actions: the rank's lowered list.
+        stages: the rank's stages by global index.
+        stage_to_rank: pp rank of every stage of the pipeline.
+        loss_scale: what the sum of token losses is multiplied by: 1 / tokens of the global batch.
+        recorder: measures every compute action.
+        ledger: counts the bytes of communication buffers; None counts nothing.
+
+    Raises:
+        RunError: the list holds an action that this executor does not know (I and W need split backward).
+    """
+
+    def __init__(
+        self,
+        actions: Sequence[Action],
+        stages: Mapping[int, Stage],
+        stage_to_rank: Sequence[int],
+        groups: Groups,
+        *,
+        loss_scale: float,
+        recorder: SpanRecorder,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self._actions = tuple(actions)
+        self._names = tuple(map(str, actions))
+        self._stages = dict(stages)
+        self._stage_to_rank = tuple(stage_to_rank)
+        self._last_stage = len(stage_to_rank) - 1
+        self._groups = groups
+        self._recorder = recorder
+        self._loss_gradient = torch.tensor(loss_scale, device=groups.device)
+        me = groups.place.pp
+        self._senders = {
+            edge.target_pp: Sender(edge, groups.device, ledger)
+            for edge in groups.edges.values()
+            if edge.source_pp == me
+        }
+        self._receivers = {
+            edge.source_pp: Receiver(edge, groups.device, groups.clocks, ledger)
+            for edge in groups.edges.values()
+            if edge.target_pp == me
+        }
+        self._run: dict[Kind, Callable[[Action, str], None]] = {
+            Kind.F: self._forward,
+            Kind.B: self._backward,
+            Kind.SEND_F: self._send,
+            Kind.SEND_B: self._send,
+            Kind.RECV_F: self._announce,
+            Kind.RECV_B: self._announce,
+        }
+        for action in self._actions:
+            if action.kind not in self._run:
+                raise RunError(f"{action}: this executor runs F and B, not {action.kind.value}; use another schedule")
+        self._microbatches: Sequence[Microbatch] = ()
+        self._outputs: dict[Action, Carry] = {}  # produced, not yet sent or handed over
+        self._received: dict[Action, Carry] = {}  # input buffers held until the backward is done
+        self._losses: dict[int, Tensor] = {}
+        self.current = ""
+
+    def run_step(self, microbatches: Sequence[Microbatch]) -> Tensor | None:
+        """Walks the list once.
+
+        Args:
+            microbatches: this replica's microbatches, in order.
+
+        Returns:
+            The sum of token losses over the microbatches (a scalar on the device) on ranks that hold the last stage;
+            None elsewhere and when there were no targets.
+
+        Raises:
+            RunError: an action failed; the message names rank, stage, action and unit.
+        """
+        self._microbatches = microbatches
+        self._losses.clear()
+        for action, name in zip(self._actions, self._names):
+            self.current = name
+            try:
+                self._run[action.kind](action, name)
+            except HybridRuntimeError as problem:
+                raise RunError(f"{self._where(action)}: {problem}") from problem
+            except Exception as problem:
+                raise RunError(f"{self._where(action)}: {type(problem).__name__}: {problem}") from problem
+            for sender in self._senders.values():
+                sender.poll()
+        self.current = "end of step"
+        for sender in self._senders.values():
+            sender.finish()
+        assert not self._outputs, f"never sent or used: {list(self._outputs)}"
+        return torch.stack([self._losses[i] for i in sorted(self._losses)]).sum() if self._losses else None
+
+    def _where(self, action: Action) -> str:
+        unit = self._stages[action.stage].current_unit if action.stage in self._stages else None
+        return f"{self._groups.place}, stage {action.stage}, {action}" + (f", unit {unit}" if unit else "")
+
+    def _forward(self, action: Action, name: str) -> None:
+        stage, i = action.stage, action.microbatch
+        carry = self._input_of(stage, i)
+        with self._recorder.span(name):
+            output = self._stages[stage].forward(i, carry, self._microbatches[i])
+        if not self._stages[stage].training:
+            self._give_back_input(stage, i, output)
+        if stage == self._last_stage:
+            self._keep_loss(i, output)
+            return
+        self._outputs[Action(stage, Kind.F, i)] = output
+        if not self._is_here(stage + 1):
+            receiver = self._receivers.get(self._stage_to_rank[stage + 1])
+            if receiver is not None:
+                receiver.know(stage, Kind.RECV_B, _gradient_spec(output))
+
+    def _backward(self, action: Action, name: str) -> None:
+        stage, i = action.stage, action.microbatch
+        gradients = self._output_gradients_of(stage, i)
+        with self._recorder.span(name):
+            input_gradients = self._stages[stage].backward(i, gradients)
+        self._give_back_input(stage, i, input_gradients)
+        if stage < self._last_stage and not self._is_here(stage + 1) and not _share_storage(gradients, input_gradients):
+            self._receivers[self._stage_to_rank[stage + 1]].give_back(gradients)
+        if stage > 0:
+            self._outputs[Action(stage, Kind.B, i)] = input_gradients
+
+    def _send(self, action: Action, name: str) -> None:
+        forward = action.kind is Kind.SEND_F
+        produced = Action(action.stage, Kind.F if forward else Kind.B, action.microbatch)
+        target = self._stage_to_rank[action.stage + (1 if forward else -1)]
+        self._senders[target].send(action, self._outputs.pop(produced))
+
+    def _announce(self, action: Action, name: str) -> None:
+        neighbour = action.stage + (-1 if action.kind is Kind.RECV_F else 1)
+        self._receivers[self._stage_to_rank[neighbour]].announce(action)
+
+    def _input_of(self, stage: int, i: int) -> Carry:
+        if stage == 0:
+            return ()
+        if self._is_here(stage - 1):
+            return self._outputs.pop(Action(stage - 1, Kind.F, i))
+        receive = Action(stage, Kind.RECV_F, i)
+        receiver = self._receivers[self._stage_to_rank[stage - 1]]
+        carry = self._received[receive] = receiver.take(receive)
+        return carry
+
+    def _give_back_input(self, stage: int, i: int, still_in_use: Carry) -> None:
+        buffers = self._received.pop(Action(stage, Kind.RECV_F, i), None)
+        if buffers is not None and not _share_storage(buffers, still_in_use):
+            self._receivers[self._stage_to_rank[stage - 1]].give_back(buffers)
+
+    def _output_gradients_of(self, stage: int, i: int) -> Carry:
+        if stage == self._last_stage:
+            return (self._loss_gradient,)
+        if self._is_here(stage + 1):
+            return self._outputs.pop(Action(stage + 1, Kind.B, i))
+        return self._receivers[self._stage_to_rank[stage + 1]].take(Action(stage, Kind.RECV_B, i))
+
+    def _is_here(self, stage: int) -> bool:
+        return stage in self._stages
+
+    def _keep_loss(self, i: int, output: Carry) -> None:
+        if self._microbatches[i].targets is None:
+            return
+        if len(output) != 1 or output[0].dim() != 0:
+            raise RunError(f"the last unit must return the sum of token losses as one scalar, not {spec_of(output)}")
+        self._losses[i] = output[0].detach()
+
+
+def _gradient_spec(output: Carry) -> tuple[TensorSpec, ...]:
+    return spec_of([tensor for tensor in output if tensor.is_floating_point()])
+
+
+def _share_storage(one: Carry, other: Carry) -> bool:
+    """A unit that passes a tensor through hands a buffer on; such a buffer must not return to its pool."""
+    storages = {tensor.untyped_storage().data_ptr() for tensor in one}
+    return any(tensor.untyped_storage().data_ptr() in storages for tensor in other)

@@ -1,0 +1,116 @@
+"""The deployment of the declared baseline: the same model, data, batch and seed on other parallel degrees.
+
+    kind             degrees                     microbatch                       schedule
+    single           1 rank                      as declared, else candidate's    candidate's
+    tp_only          tp = N                      as declared, else candidate's    candidate's
+    pp_only          pp = N                      as declared, else candidate's    candidate's
+    dp_only          dp = N                      as declared, else candidate's    candidate's
+    naive_pipeline   the candidate's             one per replica: global / dp     gpipe
+
+N is `baseline.devices`, or the candidate's number of ranks.
+"""
+
+from __future__ import annotations
+
+from hybrid_runtime.deployment import Baseline, Batch, Deployment, Hardware, Parallel, Pipeline
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.mesh import Mesh
+
+
+def baseline_deployment(deployment: Deployment) -> Deployment:
+    """What the candidate is measured against; it promises nothing itself and demands nothing more of the machine.
+
+    Raises:
+        PlanError: no baseline is declared, there is no batch, or the declared devices do not fit the kind.
+    """
+    if deployment.baseline is None:
+        raise PlanError(f"{deployment.name}: no [baseline] is declared, so there is nothing to compare with; add one")
+    if deployment.batch is None:
+        raise PlanError(f"{deployment.name}: a baseline needs [batch]; add the table")
+    mesh = _mesh(deployment.baseline, deployment.mesh)
+    return Deployment(
+        name=f"{deployment.name[:70]} baseline {deployment.baseline.kind}",
+        model=deployment.model,
+        parallel=_parallel(deployment, mesh),
+        pipeline=_pipeline(deployment, deployment.baseline, mesh),
+        batch=_batch(deployment.batch, deployment.baseline, mesh),
+        workload=deployment.workload,
+        optimizer=deployment.optimizer,
+        data=deployment.data,
+        hardware=Hardware(
+            device=deployment.hardware.device,
+            oversubscribe=deployment.hardware.oversubscribe,
+            threads_per_rank=deployment.hardware.threads_per_rank,
+        ),
+        measurement=deployment.measurement,
+    )
+
+
+def _mesh(baseline: Baseline, candidate: Mesh) -> Mesh:
+    ranks = baseline.devices or candidate.world_size
+    match baseline.kind:
+        case "single":
+            _demand_devices(baseline, 1)
+            return Mesh()
+        case "tp_only":
+            return Mesh(tp_degree=ranks)
+        case "pp_only":
+            return Mesh(pp_degree=ranks)
+        case "dp_only":
+            return Mesh(dp_degree=ranks)
+        case "naive_pipeline":
+            _demand_devices(baseline, candidate.world_size)
+            return candidate
+
+
+def _demand_devices(baseline: Baseline, devices: int) -> None:
+    if baseline.devices not in (None, devices):
+        raise PlanError(
+            f"baseline.devices = {baseline.devices}: a {baseline.kind} baseline has {devices} rank(s) here; "
+            "leave devices out"
+        )
+
+
+def _parallel(deployment: Deployment, mesh: Mesh) -> Parallel:
+    return Parallel(
+        tp_degree=mesh.tp_degree,
+        pp_degree=mesh.pp_degree,
+        dp_degree=mesh.dp_degree,
+        sequence_parallel=deployment.parallel.sequence_parallel and mesh.tp_degree > 1,
+    )
+
+
+def _pipeline(deployment: Deployment, baseline: Baseline, mesh: Mesh) -> Pipeline:
+    """Explicit cuts were written for the candidate's degrees; on others they are replaced by balanced ones."""
+    candidate = deployment.pipeline
+    explicit = not isinstance(candidate.cuts, str)
+    return Pipeline(
+        schedule="gpipe" if baseline.kind == "naive_pipeline" else candidate.schedule,
+        cuts="balanced" if explicit and mesh != deployment.mesh else candidate.cuts,
+    )
+
+
+def _batch(batch: Batch, baseline: Baseline, mesh: Mesh) -> Batch:
+    microbatch_size = baseline.microbatch_size or batch.microbatch_size
+    if baseline.kind == "naive_pipeline":
+        microbatch_size = _whole_share(batch, baseline, mesh)
+    return Batch(
+        global_batch_size=batch.global_batch_size,
+        microbatch_size=microbatch_size,
+        sequence_length=batch.sequence_length,
+    )
+
+
+def _whole_share(batch: Batch, baseline: Baseline, mesh: Mesh) -> int:
+    share, rest = divmod(batch.global_batch_size, mesh.dp_degree)
+    if rest:
+        raise PlanError(
+            f"batch.global_batch_size = {batch.global_batch_size} does not divide into {mesh.dp_degree} data-parallel "
+            f"replicas: use {share * mesh.dp_degree or mesh.dp_degree} or {(share + 1) * mesh.dp_degree}"
+        )
+    if baseline.microbatch_size not in (None, share):
+        raise PlanError(
+            f"baseline.microbatch_size = {baseline.microbatch_size}: a naive pipeline has one microbatch of {share} "
+            "sequences per replica; leave microbatch_size out"
+        )
+    return share

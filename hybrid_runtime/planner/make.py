@@ -1,0 +1,116 @@
+"""Deployment and unit costs -> plan: cuts, schedule, lowering, check, prediction. Same inputs, same plan.
+
+Deployment -> stages -> compute lists -> lowered lists -> checked -> Plan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hybrid_runtime.deployment import Batch, Deployment
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.plan import Plan, StagePlan, UnitCost
+from hybrid_runtime.planner.baseline import baseline_deployment
+from hybrid_runtime.planner.cover import stage_cover
+from hybrid_runtime.planner.cuts import Stages, cut_units
+from hybrid_runtime.planner.predict import predict
+from hybrid_runtime.schedule.actions import ActionList, texts
+from hybrid_runtime.schedule.check import CheckResult, check
+from hybrid_runtime.schedule.lower import lower
+from hybrid_runtime.schedule.placement import StageToRank
+from hybrid_runtime.schedule.registry import find_schedule, generate
+
+__all__ = ["baseline_deployment", "make_plan"]  # the planner's two doors: the candidate's plan and its baseline
+
+
+def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh | None = None) -> Plan:
+    """The plan of a deployment.
+
+    Args:
+        costs: of all units in model order, for one microbatch (`costs.unit_costs`); zeros where nothing was counted.
+        mesh: planned for instead of the deployment's own.
+
+    Raises:
+        PlanError: no batch, a batch that does not divide, cuts that do not hold the model, or an unknown schedule.
+    """
+    mesh = mesh or deployment.mesh
+    batch = _batch(deployment)
+    num_microbatches = _num_microbatches(batch, mesh)
+    schedule, workload = deployment.pipeline.schedule, deployment.workload.kind
+    stage_to_rank = find_schedule(schedule).place(mesh.pp_degree)
+    stages = _stages(deployment, costs, len(stage_to_rank))
+    lists = lower(generate(schedule, mesh.pp_degree, num_microbatches, workload), stage_to_rank)
+    checked = _checked(lists, stage_to_rank, num_microbatches, workload)
+    return Plan(
+        name=deployment.name,
+        workload=workload,
+        tp_degree=mesh.tp_degree,
+        pp_degree=mesh.pp_degree,
+        dp_degree=mesh.dp_degree,
+        sequence_parallel=deployment.parallel.sequence_parallel,
+        schedule=schedule,
+        global_batch_size=batch.global_batch_size,
+        microbatch_size=batch.microbatch_size,
+        num_microbatches=num_microbatches,
+        sequence_length=batch.sequence_length,
+        stages=tuple(
+            StagePlan(index=index, pp_rank=rank, units=units)
+            for index, (rank, units) in enumerate(zip(stage_to_rank, stages))
+        ),
+        units=tuple(costs),
+        actions=tuple(map(texts, lists)),
+        prediction=predict(lists, stage_to_rank, stages, costs, checked),
+    )
+
+
+def _batch(deployment: Deployment) -> Batch:
+    if deployment.batch is None:
+        raise PlanError(
+            f"{deployment.name}: a plan needs [batch] with global_batch_size, microbatch_size and sequence_length; "
+            "add the table"
+        )
+    return deployment.batch
+
+
+def _num_microbatches(batch: Batch, mesh: Mesh) -> int:
+    at_once = mesh.dp_degree * batch.microbatch_size
+    num_microbatches, rest = divmod(batch.global_batch_size, at_once)
+    if rest == 0:
+        return num_microbatches
+    raise PlanError(
+        f"batch.global_batch_size = {batch.global_batch_size} does not divide into {mesh.dp_degree} data-parallel "
+        f"replicas of microbatches of {batch.microbatch_size}: use {_valid_sizes(batch, mesh.dp_degree)}"
+    )
+
+
+def _valid_sizes(batch: Batch, dp_degree: int) -> str:
+    """The nearest global batch sizes that divide, and the nearest microbatch sizes that divide this one."""
+    at_once = dp_degree * batch.microbatch_size
+    below = batch.global_batch_size // at_once * at_once
+    valid = [f"global_batch_size {' or '.join(str(size) for size in (below, below + at_once) if size)}"]
+    share, rest = divmod(batch.global_batch_size, dp_degree)
+    if rest == 0:
+        smaller = max(size for size in range(1, min(share, batch.microbatch_size) + 1) if share % size == 0)
+        larger = min((size for size in range(batch.microbatch_size, share + 1) if share % size == 0), default=smaller)
+        valid.append("microbatch_size " + " or ".join(map(str, sorted({smaller, larger}))))
+    return ", or ".join(valid)
+
+
+def _stages(deployment: Deployment, costs: Sequence[UnitCost], num_stages: int) -> Stages:
+    stages = cut_units(deployment.pipeline.cuts, costs, num_stages)
+    problems = stage_cover(stages, [cost.name for cost in costs], num_stages)
+    if problems:
+        raise PlanError("pipeline.cuts: " + "; ".join(problems))
+    return stages
+
+
+def _checked(
+    lists: Sequence[ActionList], stage_to_rank: StageToRank, num_microbatches: int, workload: str
+) -> CheckResult:
+    checked = check(lists, stage_to_rank, num_microbatches, workload)
+    if checked.findings:
+        more = len(checked.findings) - 1
+        rest = f" (and {more} more findings)" if more else ""
+        raise PlanError(f"the schedule is wrong: {checked.findings[0]}{rest}")
+    return checked

@@ -1,0 +1,45 @@
+"""What a plan expects: FLOPs, parameters, microbatches in flight and compute-busy shares. Computed, never measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hybrid_runtime.plan import Prediction, UnitCost
+from hybrid_runtime.planner.cuts import Stages
+from hybrid_runtime.schedule.actions import ActionList, Kind
+from hybrid_runtime.schedule.check import CheckResult
+from hybrid_runtime.schedule.placement import StageToRank
+from hybrid_runtime.schedule.replay import Time, replay
+
+
+def predict(
+    lists: Sequence[ActionList],
+    stage_to_rank: StageToRank,
+    stages: Stages,
+    costs: Sequence[UnitCost],
+    checked: CheckResult,
+) -> Prediction:
+    """The prediction for checked lists whose stages hold these units."""
+    by_name = {cost.name: cost for cost in costs}
+    costs_of = [[by_name[name] for name in stage] for stage in stages]
+    step = replay(lists, stage_to_rank, _durations(costs_of))
+    return Prediction(
+        stage_flops=tuple(sum(cost.flops for cost in stage) for stage in costs_of),
+        stage_parameters=tuple(sum(cost.parameters for cost in stage) for stage in costs_of),
+        peak_in_flight=checked.peak_in_flight,
+        receive_depth=checked.receive_depth,
+        ideal_busy_ppm=tuple(int(1_000_000 * busy // step.makespan) for busy in step.busy),
+    )
+
+
+def _durations(costs_of: Sequence[Sequence[UnitCost]]) -> Mapping[tuple[int, Kind], Time]:
+    """FLOPs as durations; where nothing was counted, equal stages whose I and W cost as much as F."""
+    durations: dict[tuple[int, Kind], Time] = {}
+    counted = any(cost.forward_flops for stage in costs_of for cost in stage)
+    for index, stage in enumerate(costs_of):
+        forward = sum(cost.forward_flops for cost in stage) if counted else 1
+        input_grad = sum(cost.input_grad_flops for cost in stage) if counted else 1
+        weight_grad = sum(cost.weight_grad_flops for cost in stage) if counted else 1
+        for kind, duration in zip("FIWB", (forward, input_grad, weight_grad, input_grad + weight_grad)):
+            durations[index, Kind(kind)] = duration
+    return durations

@@ -1,0 +1,143 @@
+"""A verdict as GitHub-flavoured Markdown: report.md, and the step summary of a CI run."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+from hybrid_runtime.report import cells
+from hybrid_runtime.verdict import Claim, Outcome, StaticCheck, Verdict
+
+_SIGNS = {
+    Outcome.PASS: "✅",
+    Outcome.FAIL: "❌",
+    Outcome.INCONCLUSIVE: "❓",
+    Outcome.NOT_APPLICABLE: "➖",
+    Outcome.ERROR: "💥",
+}
+_SPECIAL = re.compile(r"([\\`*\[\]~|#$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+
+
+def markdown(verdict: Verdict) -> str:
+    """The whole verdict: in words first, then the tables, then what it rests on."""
+    sections = [
+        f"# {_SIGNS[verdict.verdict]} {verdict.verdict}: {escaped(verdict.name)}",
+        f"{escaped(cells.counts_text(verdict.counts))}; exit code {verdict.exit_code}.",
+        _undecided(verdict),
+        *_bullets("Warnings", (escaped(warning) for warning in verdict.warnings)),
+        *_section("Claims", (*cells.CLAIM_HEADINGS, "why"), map(_claim_row, verdict.claims)),
+        *_devices(verdict),
+        *_sides(verdict),
+        *_section(
+            "Checks before any process starts",
+            ("verdict", "requirement", "found"),
+            map(_check_row, verdict.static_checks),
+        ),
+        _provenance(verdict),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown and HTML show as it is: no table cell, tag, link, emphasis or formula begins in it."""
+    shown = _SPECIAL.sub(r"\\\1", html.escape(cells.printable(text), quote=False))
+    return "<br>".join(shown.splitlines())
+
+
+def _undecided(verdict: Verdict) -> str:
+    """The rows that kept the verdict from being a PASS, each in one sentence."""
+    checks = [
+        f"- **{check.outcome}** {escaped(check.requirement)}: {escaped(cells.check_cells(check)[2])}"
+        for check in verdict.static_checks
+        if _is_open(check.outcome)
+    ]
+    claims = [
+        f"- **{claim.outcome}** {escaped(claim.text)}: required {escaped(cells.claim_cells(claim)[2])}, "
+        f"{_found(claim)}: {escaped(cells.claim_why(claim))}"
+        for claim in verdict.claims
+        if _is_open(claim.outcome)
+    ]
+    return "\n".join(checks + claims)
+
+
+def _is_open(outcome: Outcome) -> bool:
+    return outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.ERROR)
+
+
+def _found(claim: Claim) -> str:
+    text = escaped(cells.measured_text(claim.measured, claim.unit))
+    return text if claim.measured is None else f"measured {text}"
+
+
+def _claim_row(claim: Claim) -> list[str]:
+    outcome, *texts = cells.claim_cells(claim)
+    why = "<br>".join(escaped(text) for text in (cells.claim_why(claim), cells.claim_how(claim)) if text)
+    return [f"{_SIGNS[claim.outcome]} {outcome}", *map(escaped, texts), why]
+
+
+def _check_row(check: StaticCheck) -> list[str]:
+    outcome, *texts = cells.check_cells(check)
+    return [f"{_SIGNS[check.outcome]} {outcome}", *map(escaped, texts)]
+
+
+def _devices(verdict: Verdict) -> list[str]:
+    rows = verdict.devices
+    if not rows:
+        return []
+    return [
+        *_section(
+            "Compute per device, measured steps",
+            cells.COMPUTE_HEADINGS,
+            map(_escaped_row, map(cells.compute_cells, rows)),
+        ),
+        *_section(
+            "Peak memory per device",
+            cells.memory_headings(rows),
+            (_escaped_row(cells.memory_cells(row, rows)) for row in rows),
+        ),
+        *_bullets("NVML", map(escaped, cells.nvml_lines(rows))),
+    ]
+
+
+def _sides(verdict: Verdict) -> list[str]:
+    if not verdict.sides:
+        return []
+    headings, *rows = cells.side_rows(verdict.sides)
+    return _section("What ran", headings, map(_escaped_row, rows))
+
+
+def _provenance(verdict: Verdict) -> str:
+    lines = [
+        f"- hybrid_runtime {escaped(verdict.tool_version)}, rules {escaped(verdict.ruleset)}",
+        f"- deployment `{_code(verdict.deployment_fingerprint)}`",
+        f"- plan {f'`{_code(verdict.plan_fingerprint)}`' if verdict.plan_fingerprint else 'none'}",
+    ]
+    head = "## What this rests on\n\n" + "\n".join(lines)
+    if not verdict.raw:
+        return head
+    rows = _table(("raw record", "SHA-256"), ([escaped(file.path), f"`{_code(file.sha256)}`"] for file in verdict.raw))
+    return f"{head}\n\n<details><summary>{len(verdict.raw)} raw record files</summary>\n\n{rows}\n\n</details>"
+
+
+def _code(text: str) -> str:
+    return re.sub(r"[^0-9A-Za-z./:-]", "?", text)
+
+
+def _section(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    listed = list(rows)
+    return [f"## {title}", _table([escaped(heading) for heading in headings], listed)] if listed else []
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bullets(title: str, lines: Iterable[str]) -> list[str]:
+    listed = [f"- {line}" for line in lines]
+    return [f"## {title}", "\n".join(listed)] if listed else []
+
+
+def _escaped_row(texts: Sequence[str]) -> list[str]:
+    return [escaped(text) for text in texts]

@@ -1,0 +1,145 @@
+"""Where a run keeps its files. Every arrow of the project's flow is one of these.
+
+runs/demo-20260101-120000/
+  deployment.json     the deployment as used, defaults filled in
+  plan.json           written before the run, never edited
+  records/            rank<R>.jsonl, nvml-<host>.jsonl: what happened
+  progress.jsonl      a line per step, for the progress bar
+  status/ failures/   what each rank is doing now; why a rank failed
+  turns/              whose turn it is, while candidate and baseline alternate
+  log.txt             everything torchrun and the ranks printed
+  baseline/           the same files of the baseline, or infeasible.txt
+  verdict.json  report.md  trace.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hybrid_runtime.errors import EnvironmentProblem
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one side of a run."""
+
+    path: Path
+
+    @property
+    def deployment(self) -> Path:
+        return self.path / "deployment.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def records(self) -> Path:
+        return self.path / "records"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status"
+
+    @property
+    def failures(self) -> Path:
+        return self.path / "failures"
+
+    @property
+    def turns(self) -> Path:
+        return self.path / "turns"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def baseline(self) -> RunFolder:
+        return RunFolder(self.path / "baseline")
+
+    @property
+    def infeasible(self) -> Path:
+        return self.path / "infeasible.txt"
+
+    @property
+    def verdict(self) -> Path:
+        return self.path / "verdict.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def trace(self) -> Path:
+        return self.path / "trace.json"
+
+    def create(self) -> RunFolder:
+        """Makes the folder and its sub-folders.
+
+        Raises:
+            EnvironmentProblem: it cannot be created or written.
+        """
+        try:
+            for folder in (self.path, self.records, self.status, self.failures):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".write-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as problem:
+            raise EnvironmentProblem(
+                f"{self.path}: the run folder cannot be written ({problem.strerror}); name another with --run-folder"
+            ) from None
+        return self
+
+
+def new_run_folder(name: str, parent: Path = Path("runs")) -> RunFolder:
+    """A folder name that does not exist yet, from the deployment's name and the time (UTC)."""
+    words = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    path = parent / f"{words}-{stamp}"
+    serial = 2
+    while path.exists():
+        path = parent / f"{words}-{stamp}-{serial}"
+        serial += 1
+    return RunFolder(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a rank failed, in one sentence; `monotonic_ns` orders failures on one host."""
+
+    rank: int
+    message: str
+    exit_code: int
+    monotonic_ns: int
+
+
+def write_failure(folder: RunFolder, failure: Failure, details: str) -> None:
+    """Leaves the sentence (and the traceback in a file of its own) for whoever launched the rank."""
+    folder.failures.mkdir(parents=True, exist_ok=True)
+    (folder.failures / f"rank{failure.rank}.traceback.txt").write_text(details)
+    values = {name: getattr(failure, name) for name in Failure.__dataclass_fields__}
+    write_whole(folder.failures / f"rank{failure.rank}.json", json.dumps(values))
+
+
+def read_failures(folder: RunFolder) -> list[Failure]:
+    """All failures, the earliest first."""
+    files = sorted(folder.failures.glob("rank*.json"))
+    found = [Failure(**json.loads(file.read_text())) for file in files]
+    return sorted(found, key=lambda failure: failure.monotonic_ns)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees all of it or the old one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,247 @@
+"""Linear layers split over the tensor-parallel axis: explicit autograd Functions over plain local tensors.
+
+    column   weight (O/T, I)   y = x W'           each rank computes some outputs; backward sums dX over the ranks
+    row      weight (O, I/T)   y = sum_t x_t W_t' each rank holds some inputs; forward sums Y over the ranks
+
+With sequence parallelism x arrives as (B, S/T, I) at a column layer, which gathers it (again in backward, so only the
+shard is kept), and the sum of a row layer is a reduce-scatter to (B, S/T, O).
+
+In a column layer's backward the reduction of dX runs while dW is computed:
+
+    main      dX = dY W | start ---- dW = dY' X ---- wait
+    network               [ all-reduce of dX     ]
+
+Method: Megatron-LM (Shoeybi et al. 2019; Korthikanti et al. 2022 for sequence parallelism).
+Shapes: B microbatch, S sequence, T tp_degree, I inputs, O outputs, N = B*S tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hybrid_runtime.comm.axis import Axis
+from hybrid_runtime.comm.collectives import (
+    Pending,
+    start_all_reduce,
+    start_gather_sequence,
+    start_reduce_scatter_sequence,
+)
+from hybrid_runtime.tensor_parallel.initialise import Init, draw_normal_, init_from_default_generator
+from hybrid_runtime.tensor_parallel.shard import ShardSpec, split_evenly
+
+
+def weight_gradient(weight: Tensor, x_NI: Tensor, dy_NO: Tensor, *, in_place: bool) -> Tensor | None:
+    """dW = dY' X: added to `weight.grad` in one GEMM and None returned when in place, else returned."""
+    if not in_place:
+        return dy_NO.t().mm(x_NI)
+    gradient_buffer(weight).addmm_(dy_NO.t(), x_NI)
+    return None
+
+
+def bias_gradient(bias: Tensor, dy_NO: Tensor, *, in_place: bool) -> Tensor | None:
+    """The sum of dY over the tokens: added to `bias.grad` and None returned when in place, else returned."""
+    if not in_place:
+        return dy_NO.sum(0)
+    gradient_buffer(bias).add_(dy_NO.sum(0))
+    return None
+
+
+def gradient_buffer(parameter: Tensor) -> Tensor:
+    """`parameter.grad`, made of zeros where there is none yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+    return parameter.grad
+
+
+def set_accumulate_in_place(module: nn.Module, on: bool) -> None:
+    """Lets every layer of this package inside `module` add to `.grad` itself (True) or return gradients (False).
+
+    In place saves a temporary and a pass per parameter, but hooks on parameters are then not called.
+    """
+    for layer in module.modules():
+        if hasattr(layer, "accumulate_in_place"):
+            setattr(layer, "accumulate_in_place", on)  # noqa: B010 - a plain attribute of any of the layers
+
+
+class ColumnParallelLinear(nn.Module):
+    """y = x W' + b with the outputs split over the axis; y stays split: (B, S, O/T).
+
+    Args:
+        in_features: I.
+        out_features: O, or several fused outputs (query, key and value; gate and up), each split on its own.
+        axis: the tensor-parallel axis.
+        replicas: per output, how many neighbouring ranks hold the same piece (key/value heads fewer than ranks).
+        padded: round O up to what the ranks divide (vocabularies); the surplus rows are zero.
+        sequence_parallel: x is (B, S/T, I).
+        init: of the weight; None draws a seed from torch's default generator. Biases start at zero.
+
+    Raises:
+        PlanError: the ranks do not divide an output size.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | Sequence[int],
+        axis: Axis,
+        *,
+        bias: bool = False,
+        replicas: Sequence[int] | None = None,
+        padded: bool = False,
+        sequence_parallel: bool = False,
+        init: Init | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = [out_features] if isinstance(out_features, int) else list(out_features)
+        segments = split_evenly("output size", sizes, axis, replicas, padded=padded)
+        partial = any(segment.replicas > 1 for segment in segments)
+        self.axis = axis
+        self.sequence_parallel = sequence_parallel
+        self.accumulate_in_place = False
+        self.sizes = tuple(sizes)
+        self.local_sizes = [segment.length for segment in segments]
+        self.shards = {
+            "weight": ShardSpec(global_shape=(sum(sizes), in_features), dim=0, segments=segments, partial=partial)
+        }
+        self.weight = nn.Parameter(torch.empty(self.shards["weight"].local_shape, device=device, dtype=dtype))
+        draw_normal_(self.weight, self.shards["weight"], init or init_from_default_generator(), "weight")
+        self.bias: nn.Parameter | None = None
+        if bias:
+            spec = ShardSpec(global_shape=(sum(sizes),), dim=0, segments=segments, partial=partial)
+            self.shards["bias"] = spec
+            self.bias = nn.Parameter(torch.zeros(spec.local_shape, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, I), or (B, S/T, I) with sequence parallelism -> (B, S, O/T)."""
+        y: Tensor = _Column.apply(x, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
+        return y
+
+    def extra_repr(self) -> str:
+        rows, columns = self.shards["weight"].global_shape
+        return f"{columns} -> {rows}, here {self.local_sizes}, rank {self.axis.rank} of {self.axis.size}"
+
+
+class RowParallelLinear(nn.Module):
+    """y = sum over ranks of x_t W_t' + b with the inputs split over the axis; y is whole.
+
+    Args:
+        in_features: I; each rank's x holds I/T of them.
+        out_features: O.
+        axis: the tensor-parallel axis.
+        bias: added once, after the sum.
+        sequence_parallel: y is (B, S/T, O), and the bias' gradient is partial.
+        init: of the weight; None draws a seed from torch's default generator. The bias starts at zero.
+
+    Raises:
+        PlanError: the ranks do not divide the input size.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        axis: Axis,
+        *,
+        bias: bool = False,
+        sequence_parallel: bool = False,
+        init: Init | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        segments = split_evenly("input size", [in_features], axis)
+        self.axis = axis
+        self.sequence_parallel = sequence_parallel
+        self.accumulate_in_place = False
+        self.shards = {"weight": ShardSpec(global_shape=(out_features, in_features), dim=1, segments=segments)}
+        self.weight = nn.Parameter(torch.empty(self.shards["weight"].local_shape, device=device, dtype=dtype))
+        draw_normal_(self.weight, self.shards["weight"], init or init_from_default_generator(), "weight")
+        self.bias: nn.Parameter | None = None
+        if bias:
+            self.shards["bias"] = ShardSpec(global_shape=(out_features,), partial=sequence_parallel)
+            self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, I/T) -> (B, S, O), or (B, S/T, O) with sequence parallelism."""
+        y: Tensor = _Row.apply(x, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
+        return y
+
+    def extra_repr(self) -> str:
+        rows, columns = self.shards["weight"].global_shape
+        return f"{columns} -> {rows}, here {self.weight.shape[1]} inputs, rank {self.axis.rank} of {self.axis.size}"
+
+
+class _Column(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: ColumnParallelLinear) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.bias, ctx.layer = weight, bias, layer  # not saved tensors: backward needs their .grad
+        if layer.sequence_parallel:
+            x = start_gather_sequence(x, layer.axis).wait()
+        return _linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        layer: ColumnParallelLinear = ctx.layer
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        sharded = layer.sequence_parallel
+        gathering = start_gather_sequence(x, layer.axis) if sharded and need_weight else None
+        dy_NO = dy.reshape(-1, dy.shape[-1])
+        reducing: Pending | None = None
+        if need_x:
+            dx = dy_NO.mm(ctx.weight).view(*dy.shape[:-1], -1)
+            reducing = (start_reduce_scatter_sequence if sharded else start_all_reduce)(dx, layer.axis)
+        dw = db = None
+        if need_weight:
+            x = x if gathering is None else gathering.wait()
+            x_NI = x.reshape(-1, x.shape[-1])
+            dw = weight_gradient(ctx.weight, x_NI, dy_NO, in_place=layer.accumulate_in_place)
+        if need_bias:
+            db = bias_gradient(ctx.bias, dy_NO, in_place=layer.accumulate_in_place)
+        return None if reducing is None else reducing.wait(), dw, db, None
+
+
+class _Row(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: RowParallelLinear) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.bias, ctx.layer = weight, bias, layer  # not saved tensors: backward needs their .grad
+        y = _linear(x, weight, None)
+        reducing = (start_reduce_scatter_sequence if layer.sequence_parallel else start_all_reduce)(y, layer.axis)
+        y = reducing.wait()
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        layer: RowParallelLinear = ctx.layer
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        gathering = start_gather_sequence(dy, layer.axis) if layer.sequence_parallel else None
+        dx = dw = db = None
+        if need_bias:  # of the rank's own tokens only, under sequence parallelism: hence partial
+            db = bias_gradient(ctx.bias, dy.reshape(-1, dy.shape[-1]), in_place=layer.accumulate_in_place)
+        dy = dy if gathering is None else gathering.wait()
+        dy_NO = dy.reshape(-1, dy.shape[-1])
+        if need_x:
+            dx = dy_NO.mm(ctx.weight).view(x.shape)
+        if need_weight:
+            x_NI = x.reshape(-1, x.shape[-1])
+            dw = weight_gradient(ctx.weight, x_NI, dy_NO, in_place=layer.accumulate_in_place)
+        return dx, dw, db, None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One 2-D matmul over all tokens."""
+    x_NI = x.reshape(-1, x.shape[-1])
+    y_NO = x_NI.mm(weight.t()) if bias is None else torch.addmm(bias, x_NI, weight.t())
+    return y_NO.view(*x.shape[:-1], -1)

@@ -1,0 +1,107 @@
+"""What happens after the last backward: gradients summed over the mesh, the global norm, clipping, AdamW.
+
+tp       a parameter whose ranks hold only a part of its gradient (norms under sequence parallelism, shared kv heads)
+tied     the two copies of a tied weight on different stages
+dp       all gradients, in buckets
+norm     over the whole replica, every element of the model counted once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hybrid_runtime.comm.groups import Groups
+from hybrid_runtime.data_parallel.buckets import GradientBuckets
+from hybrid_runtime.deployment import Optimizer
+from hybrid_runtime.tensor_parallel.linear import set_accumulate_in_place
+from hybrid_runtime.tensor_parallel.shard import counted_square_sum, iter_parameters, sum_partial_gradients
+from hybrid_runtime.training.learning_rate import learning_rate
+
+
+class Update:
+    """Gradients, optimizer and learning rate of one rank's units.
+
+    Args:
+        units: the rank's units by name.
+        tied: the rank's parameter that has a copy on another stage, or None.
+        count_tied: whether this rank's copy is the one counted in the norm.
+        steps: length of the learning-rate schedule.
+    """
+
+    def __init__(
+        self,
+        units: Mapping[str, nn.Module],
+        groups: Groups,
+        settings: Optimizer,
+        *,
+        steps: int,
+        tied: nn.Parameter | None = None,
+        count_tied: bool = True,
+    ) -> None:
+        self._groups = groups
+        self._settings = settings
+        self._steps = steps
+        self._units = dict(units)
+        self._tied = tied
+        named = list(iter_parameters(self._units))
+        self._counted = [(parameter, spec) for _, parameter, spec in named if parameter is not tied or count_tied]
+        parameters = [parameter for _, parameter, _ in named]
+        self.buckets = GradientBuckets(parameters)
+        for unit in units.values():
+            set_accumulate_in_place(unit, True)
+        self.optimizer = torch.optim.AdamW(
+            _decayed(parameters, float(settings.weight_decay)),
+            lr=float(settings.learning_rate),
+            betas=(float(settings.beta1), float(settings.beta2)),
+            eps=float(settings.eps),
+            fused=True,
+        )
+
+    def sum_gradients(self) -> None:
+        """Sums what is partial, over tp, tied copies and replicas; afterwards every gradient is the global batch's."""
+        sum_partial_gradients(self._units, self._groups.tp)
+        tied = self._groups.tied
+        if self._tied is not None and tied.group is not None:
+            assert self._tied.grad is not None
+            with tied.waiting("all_reduce_tied"):
+                dist.all_reduce(self._tied.grad, group=tied.group)
+        self.buckets.sum_over(self._groups.dp)
+
+    def gradient_norm(self) -> Tensor:
+        """Euclidean norm over the whole model (a scalar on the device), every element counted once."""
+        square = counted_square_sum(self._counted, self._groups.tp).to(self._groups.device)
+        replica = self._groups.replica
+        if replica.group is not None:
+            with replica.waiting("all_reduce_norm"):
+                dist.all_reduce(square, group=replica.group)
+        return square.sqrt()
+
+    def apply(self, step: int, norm: Tensor) -> None:
+        """Clips by the global norm and updates the parameters; no synchronisation with the host."""
+        settings = self._settings
+        if settings.clip_norm is not None:
+            self.buckets.scale((float(settings.clip_norm) / (norm + 1e-6)).clamp(max=1.0).to(torch.float32))
+        rate = learning_rate(
+            step,
+            peak=float(settings.learning_rate),
+            final=float(settings.final_learning_rate),
+            warmup_steps=settings.warmup_steps,
+            steps=self._steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+
+def _decayed(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay, vectors (norms, biases) do not."""
+    unique = list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in unique if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in unique if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

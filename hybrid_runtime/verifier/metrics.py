@@ -1,0 +1,279 @@
+"""Raw records of a side -> integers per step and per physical device. Definitions only; nothing is judged here.
+
+One step on one rank, and what each metric calls its parts (~ is a wait for other ranks):
+
+    start                                                          end
+    | recv~~ |---- 0F0 ---~~~~--|  recv~~~~ |--- 0B0 ---|-REDUCE-|-OPTIMIZER-|
+      bubble      compute  exposed   bubble    compute   exposed    compute
+
+compute = what the device itself worked; exposed wait = waiting for peers inside spans, and gradient reduction; bubble =
+the rest of the window of the step, which lasts from the first rank's start to the last rank's end on all devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from statistics import median
+from typing import Literal
+
+from hybrid_runtime.exact import decimal_text
+from hybrid_runtime.records import DATA, RankRecords, Span, StepRecord
+from hybrid_runtime.verdict import DeviceRow
+from hybrid_runtime.verifier.side import Side, is_compute
+
+Clock = Literal["wall", "thread_cpu"]
+Hardware = Literal["cuda", "cpu", "cpu-oversubscribed"]
+MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations_peak", "buffers_peak")
+
+
+def union_ns(intervals: Iterable[tuple[int, int]]) -> int:
+    """Total length of the union of intervals."""
+    total, reached = 0, -1
+    for start, end in sorted(intervals):
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def wall_compute_ns(step: StepRecord) -> int:
+    """Time inside compute spans minus the waits inside them."""
+    spans = [span for span in step.spans if is_compute(span.name)]
+    return max(0, _covered_ns(spans) - sum(span.wait_ns for span in spans))
+
+
+def thread_cpu_ns(step: StepRecord) -> int | None:
+    """CPU time of the rank's thread inside compute spans; None where it was not taken."""
+    times = [span.cpu_ns for span in step.spans if is_compute(span.name)]
+    return None if -1 in times else sum(times)
+
+
+def _covered_ns(spans: Iterable[Span]) -> int:
+    return union_ns((span.start_ns, span.end_ns) for span in spans)
+
+
+def exposed_wait_ns(step: StepRecord) -> int:
+    """Waits inside compute spans, plus the phases that only communicate."""
+    inside = sum(span.wait_ns for span in step.spans if is_compute(span.name))
+    return inside + sum(
+        span.end_ns - span.start_ns for span in step.spans if not is_compute(span.name) and span.name != DATA
+    )
+
+
+def owns_device(rank: RankRecords, others: Sequence[RankRecords]) -> bool:
+    """Whether a rank really has its device for itself: its own word, checked against the affinities read back."""
+    header = rank.header
+    if not header.device.owned:
+        return False
+    if any(other.header.device.id == header.device.id for other in others if other is not rank):
+        return False
+    if header.device.kind == "cuda":
+        return True
+    cores = set(header.host.affinity)
+    neighbours = [
+        other.header.host for other in others if other is not rank and other.header.host.name == header.host.name
+    ]
+    return len(cores) >= header.host.threads_per_rank and not any(cores & set(host.affinity) for host in neighbours)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Everything that claims are made of, for the measured steps of one side.
+
+    Attributes:
+        devices: ids of the physical devices, ordered by their lowest rank; columns of all tables below.
+        ranks_of: per device, the indexes of its ranks.
+    """
+
+    side: Side
+    devices: tuple[str, ...]
+    ranks_of: tuple[tuple[int, ...], ...]
+    owned: tuple[bool, ...]
+
+    @property
+    def steps(self) -> tuple[StepRecord, ...]:
+        return self.side.measured_steps
+
+    @property
+    def oversubscribed(self) -> bool:
+        return not all(self.owned)
+
+    @property
+    def kind(self) -> Literal["cpu", "cuda"]:
+        return self.side.ranks[0].header.device.kind
+
+    @property
+    def hardware(self) -> Hardware:
+        if self.kind == "cuda":
+            return "cuda"
+        return "cpu-oversubscribed" if self.oversubscribed else "cpu"
+
+    @property
+    def clock(self) -> Clock:
+        """Wall time where every rank has its device for itself, the thread's CPU time where CPU cores are shared."""
+        return "thread_cpu" if self.hardware == "cpu-oversubscribed" else "wall"
+
+    @cached_property
+    def windows_ns(self) -> list[int]:
+        """Per measured step: from the first rank's start to the last rank's end, on one clock."""
+        return [
+            max(step.end_ns + rank.header.clock_offset_ns for rank, step in row)
+            - min(step.start_ns + rank.header.clock_offset_ns for rank, step in row)
+            for row in self.rows()
+        ]
+
+    @cached_property
+    def compute_ns(self) -> list[list[int]] | None:
+        """Per measured step and device: compute on `clock`, summed over the device's ranks. None: not recorded."""
+        return self.compute_on(self.clock)
+
+    def compute_on(self, clock: Clock) -> list[list[int]] | None:
+        """`compute_ns` on a clock of choice."""
+        of_step = wall_compute_ns if clock == "wall" else thread_cpu_ns
+        table: list[list[int]] = []
+        for row in self.rows():
+            times = [of_step(step) for _, step in row]
+            known = [time for time in times if time is not None]
+            if len(known) < len(times):
+                return None
+            table.append(self._per_device(known))
+        return table
+
+    @cached_property
+    def work_flops(self) -> list[int]:
+        """FLOPs of one step per device, counted on the real modules."""
+        return self._per_device([rank.header.flops_per_step for rank in self.side.ranks])
+
+    @cached_property
+    def memory_bytes(self) -> list[list[int]]:
+        """Peak bytes per repeat and device: the allocator's on CUDA (measured steps), the byte ledger's elsewhere."""
+        return [self._per_device(row) for row in self._peaks()]
+
+    @property
+    def memory_peaks(self) -> list[int]:
+        """Largest of the repeats per device; empty if memory was not recorded."""
+        return [max(column) for column in zip(*self.memory_bytes, strict=True)]
+
+    @property
+    def memory_method(self) -> str:
+        return "allocator peak" if self.kind == "cuda" else "byte ledger"
+
+    def _peaks(self) -> list[list[int]]:
+        rows = []
+        for row in zip(*(rank.steps for rank in self.side.ranks), strict=True):
+            if self.kind == "cuda":
+                peaks = [step.memory.allocated_peak for step in row if step.phase == "measure"]
+            else:
+                peaks = [step.memory.ledger_peak for step in row if step.ledger]
+            known = [peak for peak in peaks if peak is not None]
+            if len(known) == len(row):
+                rows.append(known)
+        return rows
+
+    def memory_parts(self, device: int) -> dict[str, int]:
+        """Largest bytes of each part on a device; the peaks of the parts need not fall together."""
+        ranks = [self.side.ranks[index] for index in self.ranks_of[device]]
+        return {
+            part: sum(max((getattr(step.memory, part) or 0 for step in rank.steps), default=0) for rank in ranks)
+            for part in MEMORY_PARTS
+        }
+
+    def wait_ns(self, device: int) -> int:
+        """All waits of a device's ranks in the measured steps."""
+        ranks = [self.side.ranks[index] for index in self.ranks_of[device]]
+        return sum(wait.end_ns - wait.start_ns for rank in ranks for step in rank.measured() for wait in step.waits)
+
+    def shares_of_window(self, device: int) -> tuple[Fraction, Fraction]:
+        """(exposed wait, bubble) of a device as shares of the measured windows, a mean over its ranks, wall clock."""
+        ranks = [self.side.ranks[index] for index in self.ranks_of[device]]
+        whole = sum(self.windows_ns) * len(ranks)
+        exposed = sum(exposed_wait_ns(step) for rank in ranks for step in rank.measured())
+        inside = sum(_covered_ns(step.spans) for rank in ranks for step in rank.measured())
+        return Fraction(exposed, whole), 1 - Fraction(inside, whole)
+
+    def blocks(self) -> list[list[int]]:
+        """Indexes of the measured steps of each block, in order."""
+        found: dict[int, list[int]] = {}
+        for index, step in enumerate(self.steps):
+            found.setdefault(step.block, []).append(index)
+        return list(found.values())
+
+    def losses(self) -> list[str | None]:
+        """The loss of every step, warm-up included, from the first rank that knows it."""
+        rows = zip(*(rank.steps for rank in self.side.ranks), strict=True)
+        return [next((step.loss for step in row if step.loss is not None), None) for row in rows]
+
+    @property
+    def median_step_ns(self) -> Fraction:
+        return median(map(Fraction, self.windows_ns))
+
+    @property
+    def tokens_per_s(self) -> Fraction:
+        return Fraction(sum(step.tokens for step in self.steps) * 10**9, sum(self.windows_ns))
+
+    def rows(self) -> Iterable[list[tuple[RankRecords, StepRecord]]]:
+        """Per measured step, every rank with its record of that step."""
+        columns = [[(rank, step) for step in rank.measured()] for rank in self.side.ranks]
+        return map(list, zip(*columns, strict=True))
+
+    def _per_device(self, of_ranks: Sequence[int]) -> list[int]:
+        return [sum(of_ranks[rank] for rank in ranks) for ranks in self.ranks_of]
+
+
+def measure(side: Side) -> Metrics:
+    """Groups a side's ranks by physical device."""
+    groups: dict[str, list[int]] = {}
+    for rank in side.ranks:
+        groups.setdefault(rank.header.device.id, []).append(rank.header.rank)
+    owned = tuple(owns_device(rank, side.ranks) for rank in side.ranks)
+    return Metrics(side, tuple(groups), tuple(map(tuple, groups.values())), owned)
+
+
+def percent(part: int | Fraction, whole: int, places: int = 2) -> str:
+    """part / whole in percent, for people; "n/a" of nothing."""
+    return decimal_text(Fraction(part) / whole * 100, places) if whole else "n/a"
+
+
+def four_forms(amounts: Sequence[int]) -> str:
+    """The four ways to state an imbalance, so that none can hide behind another."""
+    total, largest, smallest = sum(amounts), max(amounts), min(amounts)
+    mean = Fraction(total, len(amounts))
+    ratio = decimal_text((Fraction(largest, smallest) - 1) * 100, 2) + " %" if smallest else "infinite"
+    return (
+        f"range {percent(largest - smallest, total)} pp, "
+        f"rel_spread {decimal_text((largest - smallest) / mean * 100, 2)} %, "
+        f"lambda {decimal_text((largest / mean - 1) * 100, 2)} %, max/min - 1 = {ratio}"
+    )
+
+
+def device_rows(metrics: Metrics, nvml: Sequence[dict[str, str]]) -> tuple[DeviceRow, ...]:
+    """One row per physical device; `nvml` holds what the driver said about each, or why it said nothing."""
+    table = metrics.compute_ns or []
+    compute = [sum(column) for column in zip(*table, strict=True)] or [0] * len(metrics.devices)
+    peaks = metrics.memory_peaks
+    window = sum(metrics.windows_ns)
+    return tuple(
+        DeviceRow(
+            device=device,
+            ranks=metrics.ranks_of[index],
+            stages=_stages(metrics, index),
+            compute_ns=compute[index],
+            window_ns=window,
+            wait_ns=metrics.wait_ns(index),
+            time_share=percent(compute[index], sum(compute)),
+            work_share=percent(metrics.work_flops[index], sum(metrics.work_flops)),
+            busy=percent(compute[index], window),
+            memory_bytes=peaks[index] if peaks else None,
+            memory_share=percent(peaks[index], sum(peaks)) if peaks else None,
+            memory_parts=metrics.memory_parts(index),
+            nvml=nvml[index],
+        )
+        for index, device in enumerate(metrics.devices)
+    )
+
+
+def _stages(metrics: Metrics, device: int) -> tuple[int, ...]:
+    ranks = [metrics.side.ranks[index] for index in metrics.ranks_of[device]]
+    return tuple(sorted({stage for rank in ranks for stage in rank.header.stages}))

@@ -1,0 +1,137 @@
+"""Logits equal those of transformers, with weights loaded through safetensors, on one and two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hybrid_runtime.comm.axis import Axis, axis_of
+from hybrid_runtime.comm.collectives import all_gather_stack
+from hybrid_runtime.errors import UsageError
+from hybrid_runtime.models.build import build_units
+from hybrid_runtime.models.llama import llama_units
+from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec
+from hybrid_runtime.shapes import shape_from_hugging_face
+from tests.ranks import run_ranks
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+transformers = pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 51,  # two ranks pad it
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+TOKENS = torch.arange(2 * 16).view(2, 16) * 7 % 51
+LLAMA, LLAMA_ONE_HEAD, QWEN, MISTRAL = "llama", "llama_one_kv_head", "qwen2_tied", "mistral"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder per model: random weights with random biases and norms, and the logits transformers computes."""
+    root = tmp_path_factory.mktemp("hugging_face")
+    configs = {
+        LLAMA: transformers.LlamaConfig(**SIZES, rope_theta=5000.0),
+        LLAMA_ONE_HEAD: transformers.LlamaConfig(**SIZES | {"num_key_value_heads": 1}, rms_norm_eps=1e-3),
+        QWEN: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
+        MISTRAL: transformers.MistralConfig(**SIZES, sliding_window=None),
+    }
+    for name, config in configs.items():
+        torch.manual_seed(1)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.3)
+            torch.save(model.eval()(TOKENS).logits, root / f"{name}.pt")
+        # Qwen's folder has several files and an index
+        model.save_pretrained(root / name, max_shard_size="20KB" if name == QWEN else "1GB")
+    assert (root / QWEN / "model.safetensors.index.json").exists()
+    return root
+
+
+def load(folder: Path, axis: Axis | None = None) -> dict[str, nn.Module]:
+    context = BuildContext(tp=axis or Axis(), seed=99)
+    return build_units(llama_units(shape_from_hugging_face(folder)), context, weights=folder)
+
+
+def logits_of(units: dict[str, nn.Module], axis: Axis) -> Tensor:
+    carry: Carry = ()
+    with torch.no_grad():
+        for unit in units.values():
+            carry = unit(carry, Microbatch(TOKENS))
+    return torch.cat(list(all_gather_stack(carry[0], axis)), -1)[..., :51]
+
+
+@pytest.mark.parametrize("name", [LLAMA, LLAMA_ONE_HEAD, QWEN, MISTRAL])
+def test_logits_equal_transformers(folders: Path, name: str) -> None:
+    expected = torch.load(folders / f"{name}.pt")
+    assert expected.abs().max() > 1, "too small to show a difference"
+    torch.testing.assert_close(logits_of(load(folders / name), Axis()), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.ranks
+def test_logits_equal_transformers_on_two_ranks(folders: Path) -> None:
+    run_ranks(2, _two_ranks, folders)
+
+
+def _two_ranks(rank: int, folders: Path) -> None:
+    axis = axis_of(dist.group.WORLD)
+    for name in (LLAMA, LLAMA_ONE_HEAD, QWEN):
+        expected = torch.load(folders / f"{name}.pt")
+        torch.testing.assert_close(logits_of(load(folders / name, axis), axis), expected, atol=1e-4, rtol=0)
+
+
+def test_a_stage_needs_only_its_own_tensors(folders: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folders / LLAMA / "model.safetensors")
+    save_file(
+        {name: t for name, t in tensors.items() if "layers.1.mlp" in name or "layers.1.post" in name},
+        tmp_path / "model.safetensors",
+    )
+    spec = llama_units(shape_from_hugging_face(folders / LLAMA))[4]
+    (unit,) = build_units([spec], BuildContext(), weights=tmp_path).values()
+    down = dict(unit.named_parameters())["down.weight"]
+    assert torch.equal(down, tensors["model.layers.1.mlp.down_proj.weight"])
+
+
+def test_what_does_not_fit_is_named(folders: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    specs = llama_units(shape_from_hugging_face(folders / LLAMA))
+
+    def refused(folder: Path, message: str, specs: list[UnitSpec] = specs) -> None:
+        with pytest.raises(UsageError, match=message):
+            build_units(specs, BuildContext(), weights=folder)
+
+    refused(tmp_path / "absent", "is not a folder")
+    refused(tmp_path, "holds neither model.safetensors nor")
+    tensors = load_file(folders / LLAMA / "model.safetensors")
+    file = tmp_path / "model.safetensors"
+    save_file({name: t for name, t in tensors.items() if "1.self_attn.k_proj" not in name}, file)
+    refused(tmp_path, "holds no tensor model.layers.1.self_attn.k_proj.weight")
+    save_file(tensors | {"model.norm.weight": torch.ones(31)}, file)
+    refused(tmp_path, r"model.norm.weight has shape \(31,\), the model needs \(32,\)")
+    file.write_bytes(b"not tensors")
+    refused(tmp_path, "is not a readable safetensors file")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.embed_tokens.weight": "gone.safetensors"}}))
+    refused(tmp_path, "gone.safetensors: does not exist")
+    index.write_text(json.dumps({"weight_map": {}}))
+    refused(tmp_path, "names no tensor model.embed_tokens.weight")
+    index.write_text("{")
+    refused(tmp_path, "is not a usable index")
+    refused(folders / LLAMA, "unit 'mine' is a Linear", [UnitSpec("mine", lambda context: nn.Linear(2, 2))])

@@ -1,0 +1,125 @@
+"""One full verdict for the report tests: every outcome, and names that try to break out of what is drawn."""
+
+from __future__ import annotations
+
+from hybrid_runtime.verdict import (
+    Claim,
+    DeviceRow,
+    Measured,
+    Outcome,
+    RawFile,
+    Reason,
+    Side,
+    StaticCheck,
+    Verdict,
+    count,
+    overall,
+)
+
+NASTY = "[red]x</td>|`*\x1b[31m"
+LONG_REASON = (
+    "6 ranks share 2 cores, so a wait may be another rank's compute; run on a machine where every rank owns its core, "
+    "or read the balance rows, which rest on thread CPU time and the byte ledger"
+)
+
+
+def measured(point: str, lower: str, upper: str) -> Measured:
+    return Measured(
+        point=point,
+        exact="21/5000",
+        lower=lower,
+        upper=upper,
+        confidence="0.975",
+        method="pairwise t over 12 batches of 10 steps, thread_cpu",
+        samples=12,
+        hardware="cpu-oversubscribed",
+        evidence="measured",
+    )
+
+
+def claim(
+    id: str, text: str, unit: str, op: str, threshold: str, outcome: Outcome, detail: str, reason: Reason | None = None,
+    figure: Measured | None = None, declared: str | None = None,
+) -> Claim:  # fmt: skip
+    return Claim.model_validate(
+        {"id": id, "text": text, "metric": id, "unit": unit, "op": op, "threshold": threshold, "outcome": outcome,
+         "detail": detail, "reason": reason, "measured": figure, "declared": declared}
+    )  # fmt: skip
+
+
+CLAIMS = (
+    claim(
+        "time_share_range", "compute balance: devices' shares of compute time differ by at most 1 pp", "pp", "<=", "1",
+        Outcome.PASS, "devices 0 and 4 set the range", figure=measured("0.42", "0.12", "0.71"),
+        declared="33%_computation, 33%_computation, 34%_computation",
+    ),
+    claim(
+        "alloc_peak_share_range", "memory balance", "pp", "<=", "1",
+        Outcome.FAIL, "stage 0 holds 3 microbatches in flight, stage 2 holds 1", figure=measured("7.9", "7.9", "7.9"),
+    ),
+    claim(
+        "latency_reduction", "latency reduction against the baseline", "%", ">=", "30",
+        Outcome.INCONCLUSIVE, LONG_REASON, "oversubscribed", declared="40%",
+    ),
+    claim("throughput_gain", f"throughput {NASTY}", "%", ">=", "50", Outcome.INCONCLUSIVE, NASTY, "not_given"),
+)  # fmt: skip
+
+CHECKS = (
+    StaticCheck(id="world_size_product", requirement="TP 2 x PP 3 = 6 ranks on 3 devices", outcome=Outcome.FAIL,
+                detail="6 ranks need 6 devices, 3 are declared; nearest valid: tp 1 x pp 3 x dp 1, tp 3 x pp 1 x dp 1"),
+    StaticCheck(id="compute_shares", requirement="compute balance <= 1 %", outcome=Outcome.PASS,
+                detail="33 %, 33 %, 34 %: the range is exactly 1 pp, and the limit is inclusive"),
+    StaticCheck(id="stage_cover", requirement=f"units {NASTY}", outcome=Outcome.INCONCLUSIVE, reason="not_given",
+                detail="the file names no model, so nothing says which layers the 3 parts hold"),
+    StaticCheck(id="devices_link", requirement="NVLink", outcome=Outcome.NOT_APPLICABLE, detail="no pair is named"),
+)  # fmt: skip
+
+
+def device(rank: int, *, id: str = "", nvml: str = "n/a: no NVIDIA driver") -> DeviceRow:
+    return DeviceRow(
+        device=id or f"laptop:rank{rank}",
+        ranks=(rank,),
+        stages=(rank // 2,),
+        compute_ns=9_300_000_000 + 40_000_000 * rank,
+        window_ns=60_000_000_000,
+        wait_ns=31_000_000_000,
+        time_share=f"{16.4 + rank / 10:.2f}",
+        work_share="16.67",
+        busy=f"{15.5 + rank / 10:.1f}",
+        memory_bytes=12_595_200 - 1_500_000 * (rank // 2),
+        memory_share=f"{17.9 - rank // 2:.2f}",
+        memory_parts={
+            "parameters": 3_000_000, "gradients": 3_000_000, "optimizer": 6_000_000,
+            "activations_peak": 4_000_000 - 1_500_000 * (rank // 2), "buffers_peak": 98_304,
+        },
+        nvml={"utilisation": nvml},
+    )  # fmt: skip
+
+
+def side(role: str, kind: str, mesh: str, step_time_s: str, tokens_per_s: str) -> Side:
+    return Side.model_validate(
+        {"role": role, "kind": kind, "mesh": mesh, "schedule": "1f1b", "num_microbatches": 8, "world_size": 6,
+         "hardware": "cpu-oversubscribed", "steps_warmup": 10, "steps_measured": 120, "step_time_s": step_time_s,
+         "tokens_per_s": tokens_per_s, "first_loss": "5.5452", "last_loss": "2.8731"}
+    )  # fmt: skip
+
+
+DEVICES = tuple(device(rank) for rank in range(6))
+SIDES = (
+    side("candidate", "candidate", "tp 2 x pp 3 x dp 1", "0.3834", "5342.7"),
+    side("baseline", "pp_only", "tp 1 x pp 6 x dp 1", "0.4417", "4636.1"),
+)
+
+
+def verdict(**changes: object) -> Verdict:
+    """The example, with fields exchanged; outcome, counts and exit code follow from its rows."""
+    rows = [row.outcome for row in (*CHECKS, *CLAIMS)]
+    outcome, code = overall(rows)
+    values = {
+        "tool_version": "0.1.0", "name": "demo", "verdict": outcome, "exit_code": int(code),
+        "deployment_fingerprint": "d" * 64, "plan_fingerprint": "p" * 64, "static_checks": CHECKS, "claims": CLAIMS,
+        "counts": count(rows), "devices": DEVICES, "sides": SIDES,
+        "warnings": ("NVML says nothing here (no NVIDIA driver)", f"unit {NASTY} has no weights"),
+        "raw": (RawFile(path="records/rank0.jsonl", sha256="a" * 64), RawFile(path=NASTY, sha256="b" * 64)),
+    }  # fmt: skip
+    return Verdict.model_validate(values | changes)

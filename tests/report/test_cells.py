@@ -1,0 +1,57 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from hybrid_runtime.report import cells
+from tests.report import examples
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "shown"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (12_595_200, "12.0 MiB"), (5 << 40, "5.0 TiB")],
+)
+def test_bytes(size_bytes: int, shown: str) -> None:
+    assert cells.bytes_text(size_bytes) == shown
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "shown"),
+    [(0, "0 µs"), (2.5e-7, "0.25 µs"), (8.34e-5, "83.4 µs"), (0.0834, "83.4 ms"), (1.5, "1.5 s"), (1234.5, "1234 s")],
+)
+def test_durations(duration_s: float, shown: str) -> None:
+    assert cells.duration_text(duration_s) == shown
+
+
+@pytest.mark.parametrize(("per_s", "shown"), [(0.1234, "0.123"), (99.5, "99.5"), (12345.6, "12 346")])
+def test_rates(per_s: float, shown: str) -> None:
+    assert cells.rate_text(per_s) == shown
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"), [((), "-"), ((3,), "3"), ((0, 1, 2, 5), "0-2, 5"), ((0, 2, 4), "0, 2, 4"), ((6, 7), "6-7")]
+)
+def test_ranges(numbers: tuple[int, ...], shown: str) -> None:
+    assert cells.ranges_text(numbers) == shown
+
+
+def test_control_characters_are_written_out() -> None:
+    assert cells.printable("a\x1b[2J\rb\u202ec\nd") == "a\\x1b[2J\\x0db\\x202ec\nd"
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        ({"PASS": 1, "FAIL": 0, "total": 1}, "1 passed of 1 requirement"),
+        ({"PASS": 2, "ERROR": 1, "total": 3}, "2 passed, 1 ended in an error of 3 requirements"),
+        ({}, "none judged of 0 requirements"),
+    ],
+)
+def test_counts(counts: dict[str, int], shown: str) -> None:
+    assert cells.counts_text(counts) == shown
+
+
+def test_what_is_no_number_is_shown_as_it_is() -> None:
+    side = examples.side("candidate", "candidate", "tp 1 x pp 1 x dp 1", "0.1", "n/a: forward only")
+    assert cells.side_rows([side])[-2] == ("tokens/s", "n/a: forward only")

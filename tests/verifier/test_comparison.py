@@ -1,0 +1,109 @@
+"""Candidate against baseline: pairs, equal loads, alternation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid_runtime.verdict import Claim, Outcome
+from hybrid_runtime.verifier.judge import judge
+from tests.verifier.synthetic import MS, Synthetic, deployment, noisy, steady, write_run
+
+PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
+TARGETS = {"latency_reduction_percent": 30, "throughput_gain_percent": 50}
+DEPLOYMENT = deployment(targets=TARGETS, baseline={"kind": "pp_only"})
+
+
+def compared(folder: Path, candidate: Synthetic, baseline: Synthetic | None, **more: Any) -> list[Claim]:
+    """The latency row, then the throughput row."""
+    rows = judge(write_run(folder, candidate, DEPLOYMENT, baseline=baseline, **more)).claims
+    return [row for row in rows if row.id in ("latency_reduction", "throughput_gain")]
+
+
+def seconds(window_ns: int, steps: int = 120, **more: Any) -> Synthetic:
+    return steady([MS] * 3, steps, window_ns=[window_ns] * steps, **more)
+
+
+@pytest.mark.parametrize(
+    ("window_ns", "latency", "throughput"),
+    [
+        (7 * MS, PASS, FAIL),  # -30 % is +42.9 %, not +50 %
+        (7 * MS + 1, FAIL, FAIL),
+        (20 * MS // 3, PASS, PASS),
+        (20 * MS // 3 + 1, PASS, FAIL),
+    ],
+)
+def test_limits_are_inclusive_and_exact(tmp_path: Path, window_ns: int, latency: Outcome, throughput: Outcome) -> None:
+    rows = compared(tmp_path, seconds(window_ns), seconds(10 * MS))
+    assert [row.outcome for row in rows] == [latency, throughput]
+
+
+def test_noise_gives_intervals_in_the_claims_own_direction(tmp_path: Path) -> None:
+    rows = compared(tmp_path, noisy([6 * MS] * 3, 0.05, 1), noisy([12 * MS] * 3, 0.05, 2))
+    for row in rows:
+        assert row.outcome is PASS
+        assert row.measured is not None
+        assert float(row.measured.lower) < float(row.measured.point) < float(row.measured.upper)
+        assert row.measured.samples == 12
+    assert rows[0].measured is not None
+    assert 49 < float(rows[0].measured.point) < 51
+
+
+def test_nothing_to_compare_with(tmp_path: Path) -> None:
+    assert {row.reason for row in compared(tmp_path / "none", seconds(MS * 7), None)} == {"not_measured"}
+    folder = write_run(tmp_path / "big", seconds(MS * 7), DEPLOYMENT)
+    (folder / "baseline").mkdir()
+    (folder / "baseline" / "infeasible.txt").write_text("one device needs 80 GB and has 32 GB\n")
+    rows = judge(folder).claims
+    assert {row.reason for row in rows} == {"baseline_infeasible"}
+    assert {row.detail for row in rows} == {"one device needs 80 GB and has 32 GB"}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "reason", "says"),
+    [
+        (seconds(10 * MS, loss=5.52), "loads_differ", "step 0: loss 5.5 against the baseline's 5.52"),
+        (seconds(10 * MS, loss=float("nan")), "loads_differ", "step 0"),
+        (seconds(10 * MS, loss=None), "loads_differ", "no loss"),
+        (seconds(10 * MS, tokens=512), "loads_differ", "step 0: 1024 tokens against 512"),
+        (seconds(10 * MS, owned=False), "oversubscribed", "baseline: 3 of 3 ranks share"),
+        (seconds(10 * MS, steps=40), "too_few_batches", "4 block pairs"),
+        (seconds(10 * MS, switches=1000), "contended", "baseline: in 100 %"),
+    ],
+)
+def test_sides_that_cannot_be_compared(tmp_path: Path, baseline: Synthetic, reason: str, says: str) -> None:
+    candidate = seconds(6 * MS, steps=len(baseline.compute_ns))
+    for row in compared(tmp_path, candidate, baseline):
+        assert (row.outcome, row.reason) == (INCONCLUSIVE, reason)
+        assert says in row.detail
+        assert row.measured is not None
+
+
+def test_settings_that_differ_are_named(tmp_path: Path) -> None:
+    other = deployment(optimizer={"learning_rate": "0.01"}, workload={"seed": 1})
+    rows = compared(tmp_path, seconds(6 * MS), seconds(10 * MS), baseline_deployed=other)
+    assert rows[0].reason == "loads_differ"
+    assert "differ in optimizer, workload.seed" in rows[0].detail
+
+
+def test_a_drift_without_alternation_is_no_speed_up(tmp_path: Path) -> None:
+    """The same plan on both sides and a machine that slows down: A...A B...B would show a gain."""
+    steps = range(240)
+    drift = [round(10 * MS * (1 + 0.02 * step / 240)) for step in steps]
+    first, last = seconds(0), seconds(0)
+    first, last = replace(first, window_ns=drift[:120]), replace(last, window_ns=drift[120:])
+    order = [("candidate", block) for block in range(1, 13)] + [("baseline", block) for block in range(1, 13)]
+    rows = compared(tmp_path / "aabb", first, last, order=order)
+    assert {row.reason for row in rows} == {"aa_failed"}
+    assert "AAAAAAAAAAAABBBBBBBBBBBB" in rows[0].detail
+    assert rows[0].measured is not None
+    assert float(rows[0].measured.point) > 0.9
+    blocks = [drift[start : start + 10] for start in range(0, 240, 10)]
+    ours = [time for k in range(12) for time in blocks[2 * k + k % 2]]
+    theirs = [time for k in range(12) for time in blocks[2 * k + 1 - k % 2]]
+    rows = compared(tmp_path / "abba", replace(first, window_ns=ours), replace(last, window_ns=theirs))
+    assert rows[0].measured is not None
+    assert abs(float(rows[0].measured.point)) < 0.01

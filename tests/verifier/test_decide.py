@@ -1,0 +1,151 @@
+"""The decision rules on numbers alone: exactness at the limit, invariances, and how often they err (Monte Carlo)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybrid_runtime.exact import parse_share
+from hybrid_runtime.verdict import Outcome
+from hybrid_runtime.verifier.decide import (
+    decide_exact_range,
+    decide_floor,
+    decide_range,
+    decide_ratio,
+    decide_repeated_range,
+)
+
+ONE_PP = Fraction(1, 100)
+PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
+
+
+def test_all_exact_1_pp_pairs_pass_and_a_millionth_more_fails() -> None:
+    for low in range(9901):
+        assert parse_share(f"{(low + 100) / 100:.2f}%").value - parse_share(f"{low / 100:.2f}%").value <= ONE_PP
+    assert decide_exact_range([33, 33, 34], ONE_PP).outcome is PASS
+    assert decide_exact_range([3300, 3300, 3401], ONE_PP).outcome is FAIL
+    assert decide_exact_range([330_000_000, 330_000_000, 340_000_001], ONE_PP).outcome is FAIL
+
+
+def test_noise_free_samples_are_compared_exactly_and_called_suspicious() -> None:
+    exactly = decide_range([[33, 33, 34]] * 100, ONE_PP, 10)
+    assert (exactly.outcome, exactly.point, exactly.lower, exactly.upper) == (PASS, ONE_PP, ONE_PP, ONE_PP)
+    assert "suspicious" in exactly.note
+    assert exactly.worst == (2, 0)
+    assert decide_range([[3300, 3300, 3401]] * 100, ONE_PP, 10).outcome is FAIL
+
+
+def test_one_noisy_sample_decides_nothing() -> None:
+    decision = decide_range([[33, 33, 50]] * 10, ONE_PP, 10)
+    assert (decision.outcome, decision.reason) == (INCONCLUSIVE, "too_few_batches")
+    assert "100 measured steps are needed, 10 were made" in decision.note
+
+
+def test_repeats_that_differ_decide_only_on_one_side_of_the_limit() -> None:
+    assert decide_repeated_range([(20, 20, 28)] * 3, ONE_PP).point == Fraction(8, 68)
+    assert decide_repeated_range([(20, 20, 28)] * 3, ONE_PP).outcome is FAIL
+    straddling = decide_repeated_range([(100, 100, 100), (100, 100, 110)], ONE_PP)
+    assert (straddling.outcome, straddling.reason) == (INCONCLUSIVE, "repeat_differs")
+    assert decide_repeated_range([(100, 100, 100), (1000, 1000, 1001)], ONE_PP).outcome is PASS
+    assert decide_repeated_range([(20, 20, 28), (20, 20, 29)], ONE_PP).outcome is FAIL
+    assert decide_repeated_range([(33, 33, 33)], ONE_PP).reason == "too_few_batches"
+
+
+def test_the_resolution_gate_stops_all_but_gross_failures() -> None:
+    chance = np.random.default_rng(3)
+    coarse = _steps(chance, [100, 100, 101.0], 0.15, 200)
+    assert decide_range(coarse, ONE_PP, 10).reason == "resolution"
+    gross = _steps(chance, [100, 100, 150], 0.15, 200)
+    assert decide_range(gross, ONE_PP, 10).outcome is FAIL
+    assert "about" in decide_range(coarse, ONE_PP, 10).note
+
+
+def test_a_clock_trusted_to_10_pp_passes_loose_limits_and_fails_gross_gaps_only() -> None:
+    trusted = Fraction(10, 100)
+    for gap, delta_pp, outcome in ((0, 1, INCONCLUSIVE), (30, 1, INCONCLUSIVE), (90, 1, FAIL), (0, 10, PASS)):
+        decision = decide_range([[100, 100, 100 + gap]] * 100, Fraction(delta_pp, 100), 10, trusted_to=trusted)
+        assert decision.outcome is outcome, (gap, delta_pp)
+
+
+def test_utilisation_is_the_least_busy_devices() -> None:
+    assert decide_floor([[95, 90, 100]] * 100, Fraction(90, 100), 10).outcome is PASS
+    decision = decide_floor([[95, 89, 100]] * 100, Fraction(90, 100), 10)
+    assert (decision.outcome, decision.worst, decision.point) == (FAIL, (1,), Fraction(89, 100))
+    chance = np.random.default_rng(1)
+    rows = [[*row, 10**9] for row in _steps(chance, [900, 950], 0.02, 300)]
+    assert decide_floor(rows, Fraction(90, 100), 10).outcome is INCONCLUSIVE
+    assert decide_floor(rows, Fraction(88, 100), 10).outcome is PASS
+    assert decide_floor(rows, Fraction(92, 100), 10).outcome is FAIL
+    assert decide_floor(rows[:50], Fraction(50, 100), 10).reason == "too_few_batches"
+
+
+def test_a_ratio_without_spread_is_exact_and_a_noisy_one_has_an_interval() -> None:
+    seven_tenths = Fraction(7, 10)
+    assert decide_ratio([seven_tenths] * 6, seven_tenths).outcome is PASS
+    assert decide_ratio([seven_tenths + Fraction(1, 10**30)] * 6, seven_tenths).outcome is FAIL
+    noisy = [Fraction(69 + 2 * (index % 2), 100) for index in range(12)]
+    assert decide_ratio(noisy, seven_tenths).reason == "interval_straddles_threshold"
+    assert decide_ratio(noisy, Fraction(8, 10)).outcome is PASS
+    assert decide_ratio(noisy, Fraction(6, 10)).outcome is FAIL
+    assert decide_ratio(noisy[:4], Fraction(8, 10)).reason == "too_few_batches"
+
+
+_steps_strategy = st.lists(st.lists(st.integers(1, 10**9), min_size=3, max_size=3), min_size=20, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=_steps_strategy, order=st.permutations(range(3)), unit=st.sampled_from([1, 1000, 10**6]))
+def test_relabelled_ranks_and_other_time_units_give_the_same_decision(
+    steps: list[list[int]], order: list[int], unit: int
+) -> None:
+    plain = decide_range(steps, ONE_PP, 2)
+    other = decide_range([[row[rank] * unit for rank in order] for row in steps], ONE_PP, 2)
+    assert (plain.outcome, plain.reason, plain.point, plain.lower, plain.upper) == (
+        other.outcome,
+        other.reason,
+        other.point,
+        other.lower,
+        other.upper,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gap_pp", "cv", "expected", "at_least"),
+    [(1.0, 0.01, INCONCLUSIVE, 0.90), (0.5, 0.01, PASS, 0.97), (1.5, 0.01, FAIL, 0.97), (0.0, 0.01, PASS, 0.97)],
+)
+def test_operating_characteristics(gap_pp: float, cv: float, expected: Outcome, at_least: float) -> None:
+    """Fifty batches, three devices; at exactly the limit each wrong answer stays under 6 %."""
+    runs = 300
+    chance = np.random.default_rng(20260101)
+    extra = gap_pp / 100 * 300
+    means = [100 - extra / 2, 100, 100 + extra / 2]
+    found = Counter(decide_range(_steps(chance, means, cv, 50), ONE_PP, 1).outcome for _ in range(runs))
+    assert found[expected] / runs > at_least, found
+    if gap_pp == 1.0:
+        assert found[PASS] / runs < 0.06
+        assert found[FAIL] / runs < 0.06
+
+
+def test_correlated_steps_do_not_make_the_limit_decidable() -> None:
+    """Autocorrelation .5 from step to step; batches are lengthened, so neither wrong answer becomes common."""
+    chance = np.random.default_rng(7)
+    found: Counter[Outcome] = Counter()
+    for _ in range(120):
+        found[decide_range(_steps(chance, [98.5, 100, 101.5], 0.01, 300, correlation=0.5), ONE_PP, 5).outcome] += 1
+    assert found[PASS] / 120 < 0.08
+    assert found[FAIL] / 120 < 0.08
+
+
+def _steps(
+    chance: np.random.Generator, means: list[float], cv: float, count: int, correlation: float = 0.0
+) -> list[list[int]]:
+    """Times in ns around `means` (ms)."""
+    noise = chance.standard_normal((count, len(means)))
+    for step in range(1, count):
+        noise[step] = correlation * noise[step - 1] + (1 - correlation**2) ** 0.5 * noise[step]
+    return [[int(value) for value in row] for row in np.asarray(means) * 1e6 * (1 + cv * noise)]
