@@ -37,7 +37,7 @@ class Ratio(NamedTuple):
 
 
 def measure_sides(sides: Mapping[str, Step], timing: Timing, device: str) -> dict[str, Any]:
-    """Runs on every rank. Returns what `combine` needs: the losses of the warm-up and, per side and block, nanoseconds."""
+    """Runs on every rank. Returns what `combine` needs: losses of the warm-up; per side and block, nanoseconds."""
     losses = {name: [step() for _ in range(timing.warmup_steps)] for name, step in sides.items()}
     first, second = sides
     blocks: dict[str, list[list[tuple[int, int]]]] = {first: [], second: []}

@@ -59,7 +59,7 @@ def prepare(folder: Path, sizes: Sizes) -> None:
 
 
 def make_deployment(case: Case, sizes: Sizes, folder: Path, device: str, *, check_files: bool = True) -> Deployment:
-    """The deployment of a case: AdamW without clipping (torch cannot clip across a pipeline), every step at full rate."""
+    """The deployment of a case; AdamW without clipping, because torch cannot clip across a pipeline."""
     model: dict[str, Any] = {"preset": "small", "num_kv_heads": sizes.num_heads} | {
         name: getattr(sizes, name) for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_size")
     }

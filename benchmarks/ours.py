@@ -36,7 +36,7 @@ def build_parts(deployment: Deployment, folder: Path, device: torch.device, *, t
     plan = plan_of(deployment)
     backend: Backend = "nccl" if device.type == "cuda" else "gloo"
     groups = join_groups(plan.mesh, edges_of(plan), device=device, backend=backend)
-    units = job.build_rank_units(deployment, plan, specs, groups)
+    units = job._build_units(deployment, plan, specs, groups)
     update = job.make_update(deployment, plan, units, None, groups)
     ledger = ByteLedger()
     ledger.register(units.values(), update.optimizer if update else None)
@@ -55,7 +55,7 @@ def build_parts(deployment: Deployment, folder: Path, device: torch.device, *, t
         recorder=recorder,
         ledger=ledger,
     )
-    return job.Parts(groups, executor, update, job.open_batches(deployment, plan, groups), recorder, plan)
+    return job.Parts(groups, executor, update, job._open_batches(deployment, plan, groups), recorder, plan)
 
 
 def stepper(parts: job.Parts) -> Callable[[], float | None]:

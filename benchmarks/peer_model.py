@@ -1,7 +1,7 @@
 """The peer's model: a plain PyTorch Llama as a list of blocks, written the way torch's own tutorials write one.
 
-Same architecture as `hybrid_runtime.models` (RMSNorm, rotary positions, SwiGLU, untied head, no biases), sharing no code
-with it. Blocks have the names of `LlamaShape.unit_names()`, so both sides can be cut at the same places.
+The architecture of `hybrid_runtime.models` (RMSNorm, rotary positions, SwiGLU, untied head, no biases), without its
+code. Blocks have the names of `LlamaShape.unit_names()`, so both sides can be cut at the same places.
 
 Shapes: B microbatch, S sequence, H hidden, N heads on this rank, D width of a head, F ffn on this rank, V vocabulary.
 """

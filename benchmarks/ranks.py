@@ -10,13 +10,21 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch._C._distributed_c10d import FileStore
+
+from hybrid_runtime.telemetry.host import physical_cores, settle
 
 TIMEOUT_S = 1800
+
+
+def cores() -> int:
+    """Physical cores this process may use."""
+    return len(physical_cores(sorted(os.sched_getaffinity(0))))
 
 
 def run_ranks(
@@ -40,8 +48,10 @@ def run_ranks(
         for world in worlds:
             world.mkdir()
         ranks = [
-            context.Process(target=_rank, args=(rank, world_size, world, device, function, args), daemon=True)
-            for world in worlds
+            context.Process(
+                target=_rank, args=(rank, world_size, _Place(copy, copies), world, device, function, args), daemon=True
+            )
+            for copy, world in enumerate(worlds)
             for rank in range(world_size)
         ]
         for process in ranks:
@@ -71,17 +81,29 @@ def _raise_first_failure(worlds: list[Path]) -> None:
         raise RuntimeError(f"rank {rank} failed first:\n{failures[0].read_text()}")
 
 
+class _Place(NamedTuple):
+    copy: int
+    copies: int
+
+
 def _rank(
-    rank: int, world_size: int, folder: Path, device: str, function: Callable[..., Any], args: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    place: _Place,
+    folder: Path,
+    device: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    settle(place.copy * world_size + rank, place.copies * world_size, 1, pin=device == "cpu" and not os.environ.get('NOPIN'))
     torch.set_num_threads(1)
     try:
         if device == "cuda":
             torch.cuda.set_device(rank)
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",
-            store=dist.FileStore(str(folder / "store"), world_size),
+            store=FileStore(str(folder / "store"), world_size),
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=TIMEOUT_S),

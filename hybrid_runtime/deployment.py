@@ -11,12 +11,13 @@ Relative paths inside the file are relative to the current folder, not to the fi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -345,7 +346,7 @@ def parse_deployment(values: object, *, source: str) -> Deployment:
         return Deployment.model_validate(values)
     except ValidationError as invalid:
         errors = [error for error in invalid.errors(include_url=False) if not _is_rule(error)]
-        problems = [*explain(errors, json_schema()), *_rule_problems(values)]
+        problems = [*explain(errors, _schema()), *_rule_problems(values)]
         raise DeploymentError(source, problems) from None
 
 
@@ -362,9 +363,14 @@ def _rule_problems(values: object) -> Iterator[Problem]:
             yield from (Problem(name, "", message, fix) for message, fix in table.rules(given_keys(found), found))
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    return Deployment.model_json_schema()
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the deployment file, for editors."""
-    return Deployment.model_json_schema() | {
+    return copy.deepcopy(_schema()) | {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "hybrid_runtime deployment",
     }

@@ -104,18 +104,14 @@ def _option(value: object, depth: int = 0) -> Any:
         case int() if value.bit_length() < 64:
             return value
         case Decimal() | float() if math.isfinite(value):
-            return _option_float(value)
+            return float(value)
         case list():
             return [_option(item, depth + 1) for item in value]
         case dict():
             return {_option(key, depth + 1): _option(item, depth + 1) for key, item in value.items()}
-    raise refuse(f"holds {shown(value)}, which is no JSON value", "use text, numbers of 64 bits, true, false and lists")
-
-
-def _option_float(value: Decimal | float) -> float:
-    if math.isinf(float(value)):
-        raise refuse(f"holds {shown(value)}, which no 64-bit number can hold", "use a smaller number")
-    return float(value)
+    raise refuse(
+        f"holds {shown(value)}, which cannot be passed on", "use text, numbers of 64 bits, true, false and lists"
+    )
 
 
 # The range stands before the reader, so that the JSON Schema shows it.

@@ -27,6 +27,8 @@ def read_values(path: Path) -> tuple[object, list[Problem]]:
         UsageError: the file cannot be read, or its text is neither.
     """
     text = _text(path)
+    if path.suffix.lower() == ".json" and (half := _half_character(text)):
+        raise UsageError(f"{path}: {half} is half of a character; write the character itself, or both halves")
     repeated: list[Problem] = []
     kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
@@ -58,6 +60,13 @@ def _text(path: Path) -> str:
         return content.decode("utf-8-sig")  # editors on Windows write a byte order mark
     except UnicodeDecodeError as problem:
         raise UsageError(f"{path}: is not UTF-8 text (byte {problem.start}); save the file as UTF-8") from None
+
+
+def _half_character(text: str) -> str:
+    """A JSON escape of one half of a surrogate pair, which no text file and no terminal can hold; empty if none."""
+    without_pairs = re.sub(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "", text)
+    found = re.search(r"\\u[dD][89a-fA-F]..", without_pairs)
+    return found[0] if found else ""
 
 
 def _decimal(text: str) -> Decimal:

@@ -54,6 +54,9 @@ class Ledger(Protocol):
     def release(self, tensor: Tensor) -> None:
         """It no longer is."""
 
+    def count_message(self, change_bytes: int) -> None:
+        """Bytes of messages on their way out change by this much."""
+
 
 class BufferPool:
     """Receive buffers by spec, reused; `allocated` counts how many messages' worth were ever created."""
@@ -79,7 +82,11 @@ class BufferPool:
 
 
 class Sender:
-    """The sending end of a directed edge. Nothing blocks until `finish`."""
+    """The sending end of a directed edge. Nothing blocks until `finish`.
+
+    A sent tensor is dropped when its send has completed, which depends on the peer. The ledger must not: for it the
+    newest message of an edge counts until the next one starts, or until the step's end.
+    """
 
     def __init__(self, edge: Edge, device: torch.device, ledger: Ledger | None = None) -> None:
         self._edge = edge
@@ -88,6 +95,7 @@ class Sender:
         self._specs: dict[tuple[int, Kind], Spec] = {}
         self._under_way: deque[tuple[dist.Work, Tensor]] = deque()
         self._sequence = 0
+        self._counted_bytes = 0
 
     def send(self, action: Action, tensors: Sequence[Tensor]) -> None:
         """Starts sending one message; the tensors are kept alive here until they are sent.
@@ -105,12 +113,11 @@ class Sender:
                 f"{action}: stage {action.stage} sends {_words(spec)}, but its first message was "
                 f"{_words(self._specs[key])}; every microbatch must have the same shape"
             )
+        self._count(sum(tensor.nbytes for tensor in tensors))
         for tensor in tensors:
             self._start(tensor.detach().contiguous().to(self._staging or tensor.device))
 
     def _start(self, tensor: Tensor) -> None:
-        if self._ledger is not None:
-            self._ledger.hold(tensor)
         work = dist.isend(tensor, self._edge.peer, group=self._edge.group, tag=self._sequence)
         assert work is not None
         self._sequence += 1
@@ -119,18 +126,18 @@ class Sender:
     def poll(self) -> None:
         """Drops what has been sent; cheap, called between actions."""
         while self._under_way and self._under_way[0][0].is_completed():
-            self._drop()
+            self._under_way.popleft()
 
     def finish(self) -> None:
         """Waits until everything has been sent (every handle is waited on)."""
         while self._under_way:
-            self._under_way[0][0].wait()
-            self._drop()
+            self._under_way.popleft()[0].wait()
+        self._count(0)
 
-    def _drop(self) -> None:
-        _, tensor = self._under_way.popleft()
+    def _count(self, message_bytes: int) -> None:
         if self._ledger is not None:
-            self._ledger.release(tensor)
+            self._ledger.count_message(message_bytes - self._counted_bytes)
+        self._counted_bytes = message_bytes
 
 
 class _Posted(NamedTuple):

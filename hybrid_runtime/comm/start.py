@@ -73,7 +73,7 @@ def start_distributed(launch: Launch, backend: Backend, device: torch.device, ti
     try:
         dist.init_process_group(
             backend,
-            store=torch._C._distributed_c10d.HashStore() if alone else None,
+            store=dist.HashStore() if alone else None,  # type: ignore[attr-defined]
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timeout,

@@ -43,8 +43,7 @@ def load_hugging_face(folder: Path, units: Mapping[str, nn.Module]) -> None:
         for name, unit in units.items():
             sources = _sources(name, unit)
             for parameter_name, parameter, spec in iter_parameters(unit):
-                pieces = [(source, size) for source, size in sources[parameter_name]]
-                parameter.copy_(_read(tensors, pieces, spec, parameter))
+                parameter.copy_(_read(tensors, sources[parameter_name], spec, parameter))
 
 
 class _Tensors:

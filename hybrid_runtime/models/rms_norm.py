@@ -56,16 +56,17 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, scale = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
+        # with n = x * scale:  dW = sum over tokens of dy n,  dx = scale * (dy W - n * mean(dy W n))
         normed = x * scale
+        product = dy * normed
         dx = dw = None
+        if need_x:
+            wide_weight = ctx.weight.to(scale.dtype)
+            projection = (product @ wide_weight).div_(x.shape[-1]).unsqueeze(-1)
+            dx = (dy * wide_weight).addcmul_(normed, projection, value=-1).mul_(scale).to(x.dtype)
         if need_weight:
-            dw = (dy * normed).flatten(0, -2).sum(0).to(ctx.weight.dtype)
+            dw = product.flatten(0, -2).sum(0).to(ctx.weight.dtype)
             if ctx.layer.accumulate_in_place:
                 gradient_buffer(ctx.weight).add_(dw)
                 dw = None
-        if need_x:
-            # with n = x * scale and g = dy * weight:  dx = scale * (g - n * mean(g n))
-            g = (dy * ctx.weight).to(scale.dtype)
-            projection = (g * normed).mean(-1, keepdim=True)
-            dx = g.sub_(normed.mul_(projection)).mul_(scale).to(x.dtype)
         return dx, dw, None

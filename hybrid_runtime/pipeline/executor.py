@@ -32,6 +32,9 @@ class SpanRecorder(Protocol):
     def span(self, name: str) -> AbstractContextManager[None]:
         """Encloses one compute action."""
 
+    def note(self, name: str) -> None:
+        """Says which action is next, for whoever asks what a stuck or killed rank was doing."""
+
 
 class Executor:
     """One rank's executor.
@@ -93,7 +96,6 @@ class Executor:
         self._outputs: dict[Action, Carry] = {}  # produced, not yet sent or handed over
         self._received: dict[Action, Carry] = {}  # input buffers held until the backward is done
         self._losses: dict[int, Tensor] = {}
-        self.current = ""
 
     def run_step(self, microbatches: Sequence[Microbatch]) -> Tensor | None:
         """Walks the list once.
@@ -111,7 +113,7 @@ class Executor:
         self._microbatches = microbatches
         self._losses.clear()
         for action, name in zip(self._actions, self._names):
-            self.current = name
+            self._recorder.note(name)
             try:
                 self._run[action.kind](action, name)
             except HybridRuntimeError as problem:
@@ -120,7 +122,7 @@ class Executor:
                 raise RunError(f"{self._where(action)}: {type(problem).__name__}: {problem}") from problem
             for sender in self._senders.values():
                 sender.poll()
-        self.current = "end of step"
+        self._recorder.note("last sends")
         for sender in self._senders.values():
             sender.finish()
         assert not self._outputs, f"never sent or used: {list(self._outputs)}"

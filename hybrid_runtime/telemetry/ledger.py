@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from hybrid_runtime.records import Memory
@@ -66,11 +66,16 @@ class _Storage:
 
 
 class ByteLedger:
-    """Counts one rank's bytes. Buffers may be held before the modules are known."""
+    """Counts one rank's bytes.
 
-    def __init__(self) -> None:
-        self._parameters: tuple[Tensor, ...] = ()
-        self._optimizer: torch.optim.Optimizer | None = None
+    Args:
+        parameters: of all the rank's units; when autograd saves them, or views of them, they are no activations.
+        optimizer: whose state is counted; None for forward-only runs.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
+        self._parameters = tuple(parameters)
+        self._optimizer = optimizer
         self._storages: dict[int, _Storage] = {}
         self._dropped: deque[int] = deque()
         self._sums = [0, 0]
@@ -78,16 +83,6 @@ class ByteLedger:
         self._peaks = Peaks(0, 0, 0)
         self._gradients = 0
         self._own: frozenset[int] = frozenset()
-
-    def register(self, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Whose parameters, gradients and optimizer state are weighed.
-
-        Args:
-            modules: the rank's units; when autograd saves their parameters, or views of them, they are no activations.
-            optimizer: None for forward-only runs.
-        """
-        self._parameters = tuple(parameter for module in modules for parameter in module.parameters())
-        self._optimizer = optimizer
 
     def hold(self, tensor: Tensor) -> None:
         """The tensor's storage serves as a communication buffer from now on."""
@@ -102,6 +97,13 @@ class ByteLedger:
             assert storage is not None, "released a buffer that was never held"
             assert storage.uses[_HELD], "released a buffer more often than it was held"
             self._drop(pointer, _HELD)
+
+    def count_message(self, change_bytes: int) -> None:
+        """Bytes of messages on their way out change by this much; they count as buffers, not by storage."""
+        self._forget_dropped()
+        self._sums[_HELD] += change_bytes
+        self._both += change_bytes
+        self._peaks = Peaks(*map(max, self._peaks, (*self._sums, self._both)))
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """A rank's recorder: measures every step and writes `records/rank<R>.jsonl` between steps, outside the measured window.
 
-    with closing(Recorder(header, folder, device, clocks, ledger)) as recorder:
-        barrier(); recorder.begin_step(0, phase="warmup", watch=True)
+    with closing(Recorder(header, folder.records / "rank3.jsonl", device, clocks, ledger)) as recorder:
+        barrier(); recorder.begin_step(0, phase="warmup", ledger=True)
         with recorder.span("0F3"): ...
         summary = recorder.close_window()                       # measured up to here
         recorder.end_step(loss=loss, grad_norm=norm, tokens=tokens)
@@ -16,6 +16,7 @@ import resource
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from io import FileIO
+from pathlib import Path
 from time import monotonic_ns
 from types import TracebackType
 from typing import Literal, NamedTuple, SupportsFloat
@@ -34,7 +35,6 @@ from hybrid_runtime.records import (
     StepRecord,
     to_line,
 )
-from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry.cuda_clock import CudaClock
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.telemetry.status import StatusFile
@@ -95,7 +95,7 @@ class NullRecorder:
     def end_span(self) -> None:
         return None
 
-    def begin_step(self, step: int, *, block: int = 0, phase: Phase = "measure", watch: bool = False) -> None:
+    def begin_step(self, step: int, *, block: int = 0, phase: Phase = "measure", ledger: bool = False) -> None:
         """Opens a step; call it right after the barrier."""
         if self._status is not None:
             self._status.step(step)
@@ -149,7 +149,7 @@ class Recorder(NullRecorder):
     """Telemetry on: writes the header now and one line per step; registers itself as the clock of `clocks`.
 
     Args:
-        folder: gets `records/rank<R>.jsonl` and `status/rank<R>`.
+        path: usually `RunFolder.records / "rank<R>.jsonl"`; the status file is `../status/rank<R>` beside it.
         device: decides the clock: CUDA events on a GPU, CLOCK_MONOTONIC and thread CPU time elsewhere.
         ledger: weighs parameters, gradients and optimizer state, and watches activations where `begin_step` says so.
         clock: exchanged in tests.
@@ -161,14 +161,15 @@ class Recorder(NullRecorder):
     def __init__(
         self,
         header: Header,
-        folder: RunFolder,
+        path: Path,
         device: torch.device,
         clocks: Clocks,
         ledger: ByteLedger,
         clock: StepClock | None = None,
     ) -> None:
-        super().__init__(device, StatusFile(folder.status / f"rank{header.rank}", header.rank, header.stages))
-        self._path = folder.records / f"rank{header.rank}.jsonl"
+        status = path.parent.parent / "status" / f"rank{header.rank}"
+        super().__init__(device, StatusFile(status, header.rank, header.stages))
+        self._path = path
         self._ledger = ledger
         self._clock = clock or (CudaClock(device) if device.type == "cuda" else HostClock())
         self._clocks = clocks
@@ -196,21 +197,21 @@ class Recorder(NullRecorder):
     def end_span(self) -> None:
         self._clock.end_span()
 
-    def begin_step(self, step: int, *, block: int = 0, phase: Phase = "measure", watch: bool = False) -> None:
+    def begin_step(self, step: int, *, block: int = 0, phase: Phase = "measure", ledger: bool = False) -> None:
         """Opens a step; call it right after the barrier.
 
         Args:
-            watch: the ledger watches activations in this step; costs time, so only in warm-up steps.
+            ledger: watch activations in this step; costs time, so only in warm-up steps.
         """
         if self._status is not None:
             self._status.step(step)
-        self._weighs = watch or self._memory is None
-        if watch:
+        self._weighs = ledger or self._memory is None
+        if ledger:
             self._watch.enter_context(self._ledger.watching())
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._summary = None
-        self._step = _Step(step, block, phase, watch, _involuntary_switches())
+        self._step = _Step(step, block, phase, ledger, _involuntary_switches())
         self._clock.begin_step()
 
     def close_window(self) -> StepSummary:

@@ -40,9 +40,7 @@ class Recompute(torch.autograd.Function):
 
 
 def ledger_of(*modules: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> ByteLedger:
-    ledger = ByteLedger()
-    ledger.register(modules, optimizer)
-    return ledger
+    return ByteLedger([parameter for module in modules for parameter in module.parameters()], optimizer)
 
 
 def leaf(elements: int = 100) -> Tensor:
@@ -57,7 +55,7 @@ def test_storages_count_once() -> None:
 
 
 def test_saved_until_the_backward_frees_it() -> None:
-    ledger = ByteLedger()
+    ledger = ByteLedger(())
     with ledger.watching():
         y = leaf().exp()  # saves its result
         z = y.exp()
@@ -70,7 +68,7 @@ def test_saved_until_the_backward_frees_it() -> None:
 
 
 def test_dropping_the_graph_frees_too_and_retaining_it_does_not() -> None:
-    ledger = ByteLedger()
+    ledger = ByteLedger(())
     with ledger.watching():
         y = leaf().exp()  # saves its own result: no cycle may come of it
         backward(y.sum(), retain_graph=True)
@@ -81,14 +79,14 @@ def test_dropping_the_graph_frees_too_and_retaining_it_does_not() -> None:
 
 def test_gradients_of_gradients_still_work() -> None:
     x = leaf()
-    with ByteLedger().watching():
+    with ByteLedger(()).watching():
         (first,) = torch.autograd.grad(x.exp().sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(first.sum(), x)
     assert torch.equal(second, x.detach().exp())
 
 
 def test_views_of_a_storage_count_once_and_whole() -> None:
-    ledger = ByteLedger()
+    ledger = ByteLedger(())
     with ledger.watching():
         x = leaf().view(10, 10)
         a, b = x[:5], x[5:]
@@ -99,7 +97,7 @@ def test_views_of_a_storage_count_once_and_whole() -> None:
 
 
 def test_an_in_place_change_keeps_the_storage() -> None:
-    ledger = ByteLedger()
+    ledger = ByteLedger(())
     with ledger.watching():
         y = leaf() * 2
         z = y.relu_()  # saves its result, which is y's storage
@@ -125,7 +123,7 @@ def test_parameters_their_views_and_ties_are_not_activations() -> None:
 
 
 def test_a_function_that_saves_for_its_backward() -> None:
-    ledger = ByteLedger()
+    ledger = ByteLedger(())
     with ledger.watching():
         x = leaf()
         y = Square.apply(x)  # type: ignore[no-untyped-call]
@@ -137,7 +135,7 @@ def test_a_function_that_saves_for_its_backward() -> None:
 
 
 def test_recomputed_activations_are_seen_in_the_backward() -> None:
-    ledger = ByteLedger()
+    ledger = ByteLedger(())
     with ledger.watching():
         y = Recompute.apply(leaf() * 0.5)  # type: ignore[no-untyped-call]
         assert ledger.in_use.activations == 400
@@ -152,7 +150,7 @@ def test_torchs_checkpoint_keeps_inputs_and_gives_right_gradients() -> None:
 
     plain, kept = leaf(), leaf()
     backward(body(plain).sum())
-    ledger = ByteLedger()
+    ledger = ByteLedger(())
     with ledger.watching():
         y = checkpoint(body, kept, use_reentrant=False)
         assert ledger.in_use.activations == 400
@@ -165,7 +163,7 @@ def test_torchs_checkpoint_keeps_inputs_and_gives_right_gradients() -> None:
 
 
 def test_a_buffer_that_is_also_saved_counts_once_in_the_sum() -> None:
-    ledger = ByteLedger()
+    ledger = ByteLedger(())
     buffer = torch.ones(100)
     ledger.hold(buffer)  # pools may be filled before anybody watches
     with ledger.watching():
@@ -184,7 +182,7 @@ def test_a_buffer_that_is_also_saved_counts_once_in_the_sum() -> None:
 
 
 def test_a_buffer_held_twice_is_released_twice() -> None:
-    ledger = ByteLedger()
+    ledger = ByteLedger(())
     buffer, empty = torch.ones(10), torch.ones(0)
     ledger.hold(buffer)
     ledger.hold(buffer[:5])

@@ -11,7 +11,6 @@ from torch.autograd import backward
 from hybrid_runtime.comm.axis import Axis, Clocks, NoClock
 from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD, Span, Wait, read_rank
-from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry.cuda_clock import CudaClock
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.telemetry.recorder import NullRecorder, Recorder, StepSummary, summary_of
@@ -31,11 +30,10 @@ def test_a_run_of_three_steps_reads_back(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     clocks = Clocks()
     axis = Axis(clocks=clocks)
-    ledger = ByteLedger()
-    ledger.register([model], optimizer)
-    with closing(Recorder(header(), RunFolder(tmp_path), CPU, clocks, ledger)) as rec:
+    ledger = ByteLedger(model.parameters(), optimizer)
+    with closing(Recorder(header(), path_in(tmp_path), CPU, clocks, ledger)) as rec:
         for step in range(3):
-            rec.begin_step(step, block=step, phase="measure" if step else "warmup", watch=step == 0)
+            rec.begin_step(step, block=step, phase="measure" if step else "warmup", ledger=step == 0)
             with rec.span(DATA):
                 inputs = torch.randn(4, 8)
             with rec.span("1F0"), axis.waiting("all_reduce"):
@@ -87,13 +85,13 @@ def test_a_run_of_three_steps_reads_back(tmp_path: Path) -> None:
 
 def test_an_error_in_a_span_leaves_its_name_whole_lines_and_no_hooks(tmp_path: Path) -> None:
     clocks = Clocks()
-    ledger = ByteLedger()
-    with closing(Recorder(header(), RunFolder(tmp_path), CPU, clocks, ledger)) as rec:
+    ledger = ByteLedger(())
+    with closing(Recorder(header(), path_in(tmp_path), CPU, clocks, ledger)) as rec:
         rec.begin_step(0)
         with rec.span("1F0"):
             pass
         rec.end_step(tokens=1)
-        rec.begin_step(1, watch=True)
+        rec.begin_step(1, ledger=True)
         with pytest.raises(ZeroDivisionError), rec.span("1F1"):
             raise ZeroDivisionError
     assert rec.current == "1F1"
@@ -107,7 +105,7 @@ def test_an_error_in_a_span_leaves_its_name_whole_lines_and_no_hooks(tmp_path: P
 
 
 def test_each_line_is_on_disk_when_its_step_is_over(tmp_path: Path) -> None:
-    with closing(Recorder(header(), RunFolder(tmp_path), CPU, Clocks(), ByteLedger())) as rec:
+    with closing(Recorder(header(), path_in(tmp_path), CPU, Clocks(), ByteLedger(()))) as rec:
         for step in range(3):
             rec.begin_step(step)
             rec.note("1SEND_F0")
@@ -132,7 +130,7 @@ def test_a_cuda_clock_plugs_in(tmp_path: Path) -> None:
     stream = FakeStream()
     clock = CudaClock(torch.device("cuda", 0), stream.make_event, stream.synchronize)
     clocks = Clocks()
-    with closing(Recorder(header(), RunFolder(tmp_path), CPU, clocks, ByteLedger(), clock)) as rec:
+    with closing(Recorder(header(), path_in(tmp_path), CPU, clocks, ByteLedger(()), clock)) as rec:
         rec.begin_step(0)
         stream.run(20.0)
         with rec.span("1F0"), Axis(clocks=clocks).waiting("all_reduce"):
@@ -147,7 +145,7 @@ def test_a_cuda_clock_plugs_in(tmp_path: Path) -> None:
 def test_telemetry_off_still_times_the_step_and_says_what_is_done(tmp_path: Path) -> None:
     status = tmp_path / "rank0"
     with closing(NullRecorder(CPU, StatusFile(status, 0, (0,)))) as rec:
-        rec.begin_step(4, block=1, phase="measure", watch=False)
+        rec.begin_step(4, block=1, phase="measure", ledger=False)
         with rec.span("0F7"):
             time.sleep(0.001)
         summary = rec.close_window()
@@ -167,20 +165,20 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.symlink_to("/dev/full")
     with pytest.raises(EnvironmentProblem, match="records cannot be written \\(No space left on device\\)"):
-        Recorder(header(), RunFolder(tmp_path), CPU, Clocks(), ByteLedger())
+        Recorder(header(), path_in(tmp_path), CPU, Clocks(), ByteLedger(()))
 
 
 def test_a_folder_in_the_way_is_said_in_a_sentence(tmp_path: Path) -> None:
     path_in(tmp_path).mkdir(parents=True)
     with pytest.raises(EnvironmentProblem, match=r"rank3\.jsonl: the records cannot be written"):
-        Recorder(header(), RunFolder(tmp_path), CPU, Clocks(), ByteLedger())
+        Recorder(header(), path_in(tmp_path), CPU, Clocks(), ByteLedger(()))
 
 
 @pytest.mark.gpu(1)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 def test_on_a_gpu_allocator_peaks_are_per_step(tmp_path: Path) -> None:
     device = torch.device("cuda", 0)
-    with closing(Recorder(header(), RunFolder(tmp_path), device, Clocks(), ByteLedger())) as rec:
+    with closing(Recorder(header(), path_in(tmp_path), device, Clocks(), ByteLedger(()))) as rec:
         for step, megabytes in enumerate((64, 1)):
             rec.begin_step(step)
             with rec.span("1F0"):

@@ -1,4 +1,4 @@
-"""The static checks as functions: exact limits in any spelling, rows only where the file says something, quick answers."""
+"""The static checks as functions: exact limits in any spelling, rows where the file says something, quick."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_exactly_the_limit_passes_in_any_spelling_and_a_billionth_more_fails(
     assert gap_outcome([f"{low:f}%", f"{over:f}%"], Fraction(limit) / 100) == "FAIL"
 
 
-# --- rows appear where the file says something -------------------------------------------------------------------------
+# --- rows appear where the file says something ------------------------------------------------------------------------
 
 
 def test_a_file_that_says_nothing_gets_no_row() -> None:
@@ -264,8 +264,7 @@ def test_sizes_at_their_limits_are_judged_within_a_second() -> None:
         batch={"global_batch_size": 10**9, "microbatch_size": 1, "sequence_length": 4096},
         hardware={"devices": 10**9},
     )
-    assert "128000000000 actions" not in found["schedule"].detail  # 2 * 16 * 10^9, never listed
-    assert "32000000000 actions" in found["schedule"].detail
+    assert "32000000000 actions" in found["schedule"].detail  # 2 * 16 * 10^9, counted and never listed
     assert time.perf_counter() - start < 1
 
 

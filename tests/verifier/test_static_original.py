@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from hybrid_runtime.deployment import Deployment, load_deployment, parse_deployment
 from hybrid_runtime.verdict import StaticCheck, count, overall
-from hybrid_runtime.verifier.static import static_checks, stated_requirements
+from hybrid_runtime.verifier.static import stated_requirements, static_checks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -75,8 +76,6 @@ def test_counts_are_derived_from_the_file() -> None:
 
 def test_canonical_form_is_judged_like_the_file() -> None:
     """A run folder holds the canonical form, with every default written out."""
-    import json
-
     for path in sorted(CONFIGS.iterdir()):
         deployment = load(path.name)
         again = parse_deployment(json.loads(deployment.canonical_json()), source="canonical")

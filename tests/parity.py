@@ -1,0 +1,185 @@
+"""One process as the oracle: the same model trained without any of the runtime's parallel parts.
+
+The oracle builds the units whole (tp size 1), runs the global batch at once through plain autograd, clips with torch's
+own function and updates with torch's AdamW. The runtime's ranks run `job.run_step`, exactly as a job does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hybrid_runtime.comm.groups import Groups, join_groups
+from hybrid_runtime.data.sampler import Batches
+from hybrid_runtime.data.tokens import ArrayTokens
+from hybrid_runtime.deployment import Deployment, parse_deployment
+from hybrid_runtime.job import Parts, make_update, run_step
+from hybrid_runtime.models.build import build_units, model_costs, model_units
+from hybrid_runtime.models.unit import BuildContext, Microbatch
+from hybrid_runtime.pipeline.build import build_stages, edges_of, find_tie
+from hybrid_runtime.pipeline.executor import Executor
+from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.make import make_plan
+from hybrid_runtime.schedule.actions import parse_actions
+from hybrid_runtime.telemetry.recorder import NullRecorder
+from hybrid_runtime.tensor_parallel.shard import gather_full, iter_parameters
+from hybrid_runtime.training.learning_rate import learning_rate
+
+STEPS = 5
+VOCABULARY = 50
+SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 48,
+}  # fmt: skip
+
+
+class History(NamedTuple):
+    """What a training of STEPS steps left: losses, norms, and the last step's summed, unclipped gradients by name."""
+
+    losses: list[float]
+    norms: list[float]
+    gradients: dict[str, Tensor]
+
+
+def deployment(**changes: Any) -> Deployment:
+    """A small Llama with grouped-query attention and a vocabulary that 4 ranks do not divide."""
+    values: dict[str, Any] = {
+        "name": "parity",
+        "model": {"preset": "tiny", **SHAPE, **changes.pop("model", {})},
+        "parallel": changes.pop("parallel", {}),
+        "pipeline": changes.pop("pipeline", {}),
+        "batch": {"global_batch_size": 8, "microbatch_size": 1, "sequence_length": 8},
+        "workload": {"steps": STEPS, "seed": 7},
+        # A larger eps keeps AdamW from turning rounding noise of gradients near zero into whole steps.
+        "optimizer": {"learning_rate": "0.01", "warmup_steps": 2, "clip_norm": "0.5", "eps": "0.0001"},
+        "hardware": {"device": "cpu", "oversubscribe": True},
+    }
+    return parse_deployment(values | changes, source="parity test")
+
+
+def batches(settings: Deployment, dp_degree: int = 1, dp_rank: int = 0) -> Batches:
+    """Random tokens; the sampler is the real one."""
+    assert settings.batch is not None
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 1000, dtype=np.uint16)
+    return Batches(
+        ArrayTokens("random", VOCABULARY, ids),
+        global_batch_size=settings.batch.global_batch_size,
+        microbatch_size=settings.batch.microbatch_size,
+        sequence_length=settings.batch.sequence_length,
+        dp_degree=dp_degree,
+        dp_rank=dp_rank,
+        seed=settings.workload.seed,
+    )
+
+
+def one_process(settings: Deployment) -> History:
+    """The oracle."""
+    units = build_units(model_units(settings.model, settings.shape), BuildContext(seed=settings.workload.seed))
+    named = dict(_named(units))
+    parameters = list(named.values())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+        eps=float(settings.optimizer.eps),
+    )
+    losses, norms, gradients = [], [], {}
+    for step in range(STEPS):
+        whole = batches(settings).microbatches(step)
+        batch = Microbatch(
+            torch.cat([mb.tokens for mb in whole]), torch.cat([cast(Tensor, mb.targets) for mb in whole])
+        )
+        loss = _loss(units, batch) / batch.tokens.numel()
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None}
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, 0.5)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, peak=0.01, final=0.0, warmup_steps=2, steps=STEPS)
+        optimizer.step()
+        losses.append(loss.item())
+    return History(losses, norms, gradients)
+
+
+def _loss(units: dict[str, nn.Module], batch: Microbatch) -> Tensor:
+    carry: tuple[Tensor, ...] = ()
+    for unit in units.values():
+        carry = unit(carry, batch)
+    return carry[0]
+
+
+def _named(units: dict[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter, _ in iter_parameters(units)]
+
+
+def this_rank(settings: Deployment) -> tuple[Plan, Groups, History]:
+    """The runtime's side; every rank of the mesh calls it and gets the whole model's gradients."""
+    specs = model_units(settings.model, settings.shape)
+    plan = make_plan(settings, model_costs(settings, specs))
+    tie = find_tie(plan, specs)
+    groups = join_groups(
+        plan.mesh,
+        edges_of(plan),
+        device=torch.device("cpu"),
+        backend="gloo",
+        tied_pp_ranks=(tie.owner_pp_rank, tie.user_pp_rank) if tie else None,
+        timeout=timedelta(seconds=60),
+    )
+    mine = {unit for stage in plan.stages_of(groups.place.pp) for unit in stage.units}
+    context = BuildContext(tp=groups.tp, sequence_parallel=plan.sequence_parallel, seed=settings.workload.seed)
+    units = build_units([spec for spec in specs if spec.name in mine], context)
+    update = make_update(settings, plan, units, tie, groups)
+    assert update is not None
+    recorder = NullRecorder(torch.device("cpu"))
+    executor = Executor(
+        parse_actions(plan.actions[groups.place.pp]),
+        build_stages(plan, groups.place.pp, units),
+        plan.stage_to_rank,
+        groups,
+        loss_scale=1.0 / plan.tokens_per_step,
+        recorder=recorder,
+    )
+    parts = Parts(groups, executor, update, batches(settings, plan.dp_degree, groups.place.dp), recorder, plan)
+    losses, norms, local = [], [], {}
+
+    def keep(norm: Tensor) -> None:
+        norms.append(norm.item())
+        local.update({name: p.grad.clone() for name, p, _ in iter_parameters(units) if p.grad is not None})
+
+    apply = update.apply
+    update.apply = lambda step, norm: (keep(norm), apply(step, norm))[1]  # type: ignore[method-assign]
+    for step in range(STEPS):
+        loss, _ = run_step(parts, step, 0, "measure", False)
+        assert loss is not None
+        losses.append(loss)
+    return plan, groups, History(losses, norms, _whole_gradients(units, local, groups))
+
+
+def _whole_gradients(units: dict[str, nn.Module], local: dict[str, Tensor], groups: Groups) -> dict[str, Tensor]:
+    gathered = {name: gather_full(local[name], spec, groups.tp) for name, _, spec in iter_parameters(units)}
+    whole: dict[str, Tensor] = {}
+    for part in cast("list[dict[str, Tensor]]", groups.gather_objects(gathered)):
+        for name, gradient in part.items():
+            if name in whole:  # another replica or tensor rank: must hold the very same
+                torch.testing.assert_close(gradient, whole[name], rtol=1e-6, atol=1e-9)
+            whole[name] = gradient
+    return whole
+
+
+def assert_same(run: History, oracle: History, *, relative: float = 1e-5, tied: Sequence[str] = ()) -> None:
+    """Losses, norms and every gradient agree; `tied` names copies that the oracle holds once."""
+    np.testing.assert_allclose(run.losses, oracle.losses, rtol=relative)
+    np.testing.assert_allclose(run.norms, oracle.norms, rtol=relative)
+    assert set(oracle.gradients) <= set(run.gradients)
+    assert set(run.gradients) - set(oracle.gradients) <= set(tied)
+    for name, gradient in run.gradients.items():
+        expected = oracle.gradients.get(name, oracle.gradients["embedding.tokens.weight"] if name in tied else None)
+        assert expected is not None, name
+        error = float((gradient - expected).norm() / expected.norm())
+        assert error <= relative, f"{name}: relative error {error:.2e}"

@@ -1,0 +1,32 @@
+"""Every mesh trains exactly as one process does: five steps, losses, gradient norms and every gathered gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.parity import assert_same, deployment, one_process, this_rank
+from tests.ranks import run_ranks
+
+# tp, pp, dp
+MESHES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 3, 1), (4, 1, 1), (1, 4, 1), (2, 2, 2)]
+
+
+def compare(rank: int, tp: int, pp: int, dp: int) -> None:
+    """All variants of one mesh in one world, because starting processes costs seconds."""
+    for tied in (False, True):
+        model: dict[str, Any] = {"tie_embeddings": tied, "qkv_bias": tied}
+        oracle = one_process(deployment(model=model))
+        for sequence_parallel in (False, True) if tp > 1 else (False,):
+            parallel = {"tp_degree": tp, "pp_degree": pp, "dp_degree": dp, "sequence_parallel": sequence_parallel}
+            pipeline = {"schedule": "gpipe" if sequence_parallel else "1f1b", "cuts": "balanced" if tied else "even"}
+            settings = deployment(model=dict(model), parallel=parallel, pipeline=pipeline)
+            _, _, run = this_rank(settings)
+            assert_same(run, oracle, tied=("head.output.weight",))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("tp", "pp", "dp"), MESHES)
+def test_mesh_equals_one_process(tp: int, pp: int, dp: int) -> None:
+    run_ranks(tp * pp * dp, compare, tp, pp, dp, timeout_s=240)
