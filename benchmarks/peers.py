@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(scratch)
         prepare(folder, sizes)
         for case in cases_here(options, CASES):
+            case = replace(case, goal=case.goal if options.device == "cpu" else None)  # the goals are for CPU ranks
             deployment = make_deployment(case, sizes, folder, options.device)
             (ranks,) = run_ranks(
                 case.world_size,

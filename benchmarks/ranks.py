@@ -96,7 +96,12 @@ def _rank(
     args: tuple[Any, ...],
 ) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    settle(place.copy * world_size + rank, place.copies * world_size, 1, pin=device == "cpu" and not os.environ.get('NOPIN'))
+    settle(
+        place.copy * world_size + rank,
+        place.copies * world_size,
+        1,
+        pin=device == "cpu" and not os.environ.get("NOPIN"),
+    )
     torch.set_num_threads(1)
     try:
         if device == "cuda":

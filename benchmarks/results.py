@@ -104,3 +104,7 @@ def _driver() -> str:
 def arguments_given() -> list[str]:
     """What was typed after the benchmark's name, with folders left out."""
     return [word for word in sys.argv[1:] if "/" not in word]
+
+
+if __name__ == "__main__":
+    print(json.dumps(environment([], "environment"), indent=1))

@@ -1,0 +1,19 @@
+"""GPU tests are skipped with the reason where there are too few GPUs; their absence is shown, not hidden."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    wanted = [(item, marker) for item in items if (marker := item.get_closest_marker("gpu")) is not None]
+    if not wanted:
+        return
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for item, marker in wanted:
+        needed = marker.args[0] if marker.args else 1
+        if gpus < needed:
+            reason = f"needs {needed} CUDA GPU(s), torch sees {gpus}"
+            item.add_marker(pytest.mark.skip(reason=reason))

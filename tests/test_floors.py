@@ -1,0 +1,71 @@
+"""The floors of the house hold: a module imports only from its own floor or below, and judging never needs torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hybrid_runtime
+
+PACKAGE = Path(hybrid_runtime.__file__).parent
+
+FLOORS = [
+    "__init__ errors exact mesh shapes deployment deployment_declared deployment_fields deployment_errors "
+    "deployment_text plan records nvml_records verdict run_folder turns",
+    "schedule",
+    "planner verifier report comm tensor_parallel data_parallel models data telemetry training",
+    "pipeline",
+    "job job_header job_progress",
+    "launcher measure cli __main__",
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+TORCH_FREE = {*FLOORS[0].split(), "schedule", "planner", "verifier", "report", "launcher", "measure", "cli"}
+# What the torch-free launcher reads of a torch floor, itself free of torch (tested below by importing it).
+TORCH_FREE_MODULES = ("hybrid_runtime.telemetry.status",)
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_go_down(path: Path) -> None:
+    here = room(path)
+    for name in imported(path):
+        assert not (name.split(".")[0] == "torch" and here in TORCH_FREE), f"{here} imports torch"
+        if name.startswith("hybrid_runtime."):
+            there = name.split(".")[1]
+            assert FLOOR[there] <= FLOOR[here], f"{here} (floor {FLOOR[here]}) may not import {name}"
+            if here in TORCH_FREE and there not in TORCH_FREE:
+                assert name in TORCH_FREE_MODULES, f"{here} is free of torch and may not import {name}"
+
+
+def test_an_upward_import_would_be_caught() -> None:
+    assert FLOOR["schedule"] < FLOOR["pipeline"] < FLOOR["job"] < FLOOR["cli"]
+
+
+def test_judging_and_planning_load_no_torch() -> None:
+    modules = [
+        ".".join(["hybrid_runtime", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+        for path in FILES
+        if room(path) in TORCH_FREE and path.name != "__main__.py"
+    ]
+    code = f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; assert 'torch' not in sys.modules"  # noqa: E501
+    subprocess.run([sys.executable, "-c", code], check=True)
