@@ -7,7 +7,7 @@ runs/demo-20260101-120000/
   progress.jsonl      a line per step, for the progress bar
   status/ failures/   what each rank is doing now; why a rank failed
   turns/              whose turn it is, while candidate and baseline alternate
-  log.txt             everything torchrun and the ranks printed
+  log.txt             everything torchrun and the ranks printed (log.node1.txt on a second machine)
   baseline/           the same files of the baseline, or infeasible.txt
   verdict.json  report.md  trace.json
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hybrid_runtime.errors import EnvironmentProblem
+from hybrid_runtime.errors import EnvironmentProblem, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,14 @@ class RunFolder:
     def log(self) -> Path:
         return self.path / "log.txt"
 
+    def log_of_node(self, node_rank: int | None) -> Path:
+        """Every machine of a run has its own log; the first machine's is `log`."""
+        return self.path / f"log.node{node_rank}.txt" if node_rank else self.log
+
+    def deployment_of_node(self, node_rank: int | None) -> Path:
+        """What this machine was given; the ranks compare it with the others' before they start."""
+        return self.path / f"deployment.node{node_rank}.json" if node_rank else self.deployment
+
     @property
     def baseline(self) -> RunFolder:
         return RunFolder(self.path / "baseline")
@@ -100,6 +108,15 @@ class RunFolder:
             ) from None
         return self
 
+    def refuse_used(self) -> None:
+        """No rank writes records before all ranks have joined, so records found before that are of another run.
+
+        Raises:
+            UsageError: the folder holds the records of a run.
+        """
+        if self.records.is_dir() and any(self.records.iterdir()):
+            raise UsageError(f"{self.path}: already holds the records of a run; name another with --run-folder")
+
 
 def new_run_folder(name: str, parent: Path = Path("runs")) -> RunFolder:
     """A folder name that does not exist yet, from the deployment's name and the time (UTC)."""
@@ -115,12 +132,18 @@ def new_run_folder(name: str, parent: Path = Path("runs")) -> RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a rank failed, in one sentence; `monotonic_ns` orders failures on one host."""
+    """Why a rank failed, in one sentence.
+
+    Attributes:
+        monotonic_ns: orders failures on one host.
+        lost_peer: it only lost the connection to another rank, which failed or was killed before.
+    """
 
     rank: int
     message: str
     exit_code: int
     monotonic_ns: int
+    lost_peer: bool = False
 
 
 def write_failure(folder: RunFolder, failure: Failure, details: str) -> None:
@@ -132,10 +155,10 @@ def write_failure(folder: RunFolder, failure: Failure, details: str) -> None:
 
 
 def read_failures(folder: RunFolder) -> list[Failure]:
-    """All failures, the earliest first."""
+    """All failures, the earliest first; those that only follow from another rank's end come last."""
     files = sorted(folder.failures.glob("rank*.json"))
     found = [Failure(**json.loads(file.read_text())) for file in files]
-    return sorted(found, key=lambda failure: failure.monotonic_ns)
+    return sorted(found, key=lambda failure: (failure.lost_peer, failure.monotonic_ns))
 
 
 def write_whole(path: Path, text: str) -> None:

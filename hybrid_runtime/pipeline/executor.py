@@ -93,24 +93,26 @@ class Executor:
             if action.kind not in self._run:
                 raise RunError(f"{action}: this executor runs F and B, not {action.kind.value}; use another schedule")
         self._microbatches: Sequence[Microbatch] = ()
+        self._step: int | None = None
         self._outputs: dict[Action, Carry] = {}  # produced, not yet sent or handed over
         self._received: dict[Action, Carry] = {}  # input buffers held until the backward is done
         self._losses: dict[int, Tensor] = {}
 
-    def run_step(self, microbatches: Sequence[Microbatch]) -> Tensor | None:
+    def run_step(self, microbatches: Sequence[Microbatch], step: int | None = None) -> Tensor | None:
         """Walks the list once.
 
         Args:
             microbatches: this replica's microbatches, in order.
+            step: its number, for messages only.
 
         Returns:
             The sum of token losses over the microbatches (a scalar on the device) on ranks that hold the last stage;
             None elsewhere and when there were no targets.
 
         Raises:
-            RunError: an action failed; the message names rank, stage, action and unit.
+            RunError: an action failed; the message names rank, stage, step, action and unit.
         """
-        self._microbatches = microbatches
+        self._microbatches, self._step = microbatches, step
         self._losses.clear()
         for action, name in zip(self._actions, self._names):
             self._recorder.note(name)
@@ -130,7 +132,8 @@ class Executor:
 
     def _where(self, action: Action) -> str:
         unit = self._stages[action.stage].current_unit if action.stage in self._stages else None
-        return f"{self._groups.place}, stage {action.stage}, {action}" + (f", unit {unit}" if unit else "")
+        step = "" if self._step is None else f"step {self._step}, "
+        return f"{self._groups.place}, stage {action.stage}, {step}{action}" + (f", unit {unit}" if unit else "")
 
     def _forward(self, action: Action, name: str) -> None:
         stage, i = action.stage, action.microbatch

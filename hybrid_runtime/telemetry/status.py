@@ -39,6 +39,12 @@ class Status(NamedTuple):
         step = "before the first step" if self.step is None else f"step {self.step}"
         return f"rank {self.rank}, {step}, stage {self.stage}, {self.action}"
 
+    @property
+    def doing(self) -> str:
+        """ "stage 1, step 7, 1B5": what follows a rank's name in an error message."""
+        step = "before the first step" if self.step is None else f"step {self.step}"
+        return f"stage {self.stage}, {step}, {self.action}"
+
 
 class StatusFile:
     """The writing end, held by the rank itself.

@@ -1,0 +1,202 @@
+"""The executor against plain autograd: linear, looped and V placements, more or fewer microbatches than ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from hybrid_runtime.comm.groups import join_groups
+from hybrid_runtime.errors import RunError
+from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.models.unit import Carry, Microbatch
+from hybrid_runtime.pipeline.executor import Executor
+from hybrid_runtime.pipeline.stage import Stage
+from hybrid_runtime.schedule.actions import ActionList, Kind, parse_actions
+from hybrid_runtime.schedule.check import check
+from hybrid_runtime.schedule.lower import lower
+from hybrid_runtime.schedule.registry import generate
+from hybrid_runtime.telemetry.recorder import NullRecorder
+from tests.ranks import run_ranks
+
+WIDTH = 6
+
+
+class First(nn.Module):
+    """Turns tokens into a carry of two floats and one integer tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, WIDTH)
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        x = self.table(microbatch.tokens)
+        return x, x * 2, microbatch.tokens
+
+
+class Middle(nn.Module):
+    """Passes the second tensor through untouched: a buffer that must not go back to its pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        x, skip, tokens = carry
+        return torch.tanh(self.linear(x)), skip, tokens
+
+
+class Last(nn.Module):
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        x, skip, tokens = carry
+        assert torch.equal(tokens, microbatch.tokens)
+        return (((x + skip) ** 2).sum(),)
+
+
+class Failing(Middle):
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        raise ValueError("no such luck")
+
+
+def units(num_stages: int, middle: type[Middle] = Middle) -> list[nn.Module]:
+    torch.manual_seed(3)
+    return [First(), *(middle() for _ in range(num_stages - 2)), Last()]
+
+
+def microbatches(num: int) -> list[Microbatch]:
+    tokens = torch.arange(num * 8).view(num, 2, 4) % 11
+    return [Microbatch(tokens[i], tokens[i]) for i in range(num)]
+
+
+def oracle(num_stages: int, num: int) -> tuple[float, list[nn.Module]]:
+    modules, total = units(num_stages), 0.0
+    for microbatch in microbatches(num):
+        carry: Carry = ()
+        for module in modules:
+            carry = module(carry, microbatch)
+        (carry[0] * 0.5).backward()
+        total += carry[0].item()
+    return total, modules
+
+
+def run(lists: Sequence[ActionList], stage_to_rank: Sequence[int], num: int, *, steps: int = 2) -> None:
+    """Runs the lists on this world and compares the sum of losses and the gradients of the last step."""
+    assert not check(lists, stage_to_rank, num, "train").findings
+    num_stages, pp = len(stage_to_rank), max(stage_to_rank) + 1
+    pairs = {
+        (stage_to_rank[a.stage], stage_to_rank[a.stage + (1 if a.kind is Kind.SEND_F else -1)])
+        for row in lists
+        for a in row
+        if a.kind.is_send
+    }
+    groups = join_groups(Mesh(pp_degree=pp), pairs, device=torch.device("cpu"), backend="gloo")
+    modules, me = units(num_stages), groups.place.pp
+    stages = {
+        k: Stage(k, [(f"unit{k}", modules[k])], training=True) for k in range(num_stages) if stage_to_rank[k] == me
+    }
+    executor = Executor(
+        lists[me], stages, stage_to_rank, groups, loss_scale=0.5, recorder=NullRecorder(torch.device("cpu"))
+    )
+    total, reference = oracle(num_stages, num)
+    for _ in range(steps):
+        for module in modules:
+            module.zero_grad()
+        loss = executor.run_step(microbatches(num))
+        if stage_to_rank[-1] == me:
+            assert loss is not None
+            assert loss.item() == pytest.approx(total, rel=1e-6)
+        else:
+            assert loss is None
+        for k in stages:
+            for mine, theirs in zip(modules[k].parameters(), reference[k].parameters()):
+                torch.testing.assert_close(mine.grad, theirs.grad)
+        assert all(stage.in_flight == 0 for stage in stages.values())
+
+
+def looped(num: int) -> tuple[ActionList, ...]:
+    """GPipe order with stages 0, 2 on rank 0 and 1, 3 on rank 1."""
+    rows = [[f"{k}F{i}" for k in (r, r + 2) for i in range(num)] for r in (0, 1)]
+    back = [[f"{k}B{i}" for k in (r + 2, r) for i in range(num)] for r in (0, 1)]
+    return tuple(parse_actions(row + tail) for row, tail in zip(rows, back))
+
+
+def two_ranks(rank: int) -> None:
+    for num in (1, 2, 5):
+        for name in ("gpipe", "1f1b"):
+            run(lower(generate(name, 2, num, "train"), (0, 1)), (0, 1), num)
+    run(lower(looped(3), (0, 1, 0, 1)), (0, 1, 0, 1), 3)
+    v = (0, 1, 1, 0)  # the turn of the V: stages 1 and 2 hand over locally, gradients too
+    rows = ("0F0 0F1 3F0 3B0 3F1 3B1 0B0 0B1", "1F0 2F0 1F1 2F1 2B0 1B0 2B1 1B1")
+    run(lower([parse_actions(row.split()) for row in rows], v), v, 2)
+
+
+@pytest.mark.ranks
+def test_two_ranks_equal_one_process() -> None:
+    run_ranks(2, two_ranks)
+
+
+def three_ranks(rank: int) -> None:
+    for num in (2, 7):
+        run(lower(generate("1f1b", 3, num, "train"), (0, 1, 2)), (0, 1, 2), num)
+
+
+@pytest.mark.ranks
+def test_three_ranks_with_microbatches_that_are_no_multiple() -> None:
+    run_ranks(3, three_ranks)
+
+
+def one_rank(rank: int) -> None:
+    groups = join_groups(Mesh(), [], device=torch.device("cpu"), backend="gloo")
+    recorder = NullRecorder(torch.device("cpu"))
+
+    def executor(*actions: str, modules: list[nn.Module]) -> Executor:
+        whole = Stage(0, [(f"unit{k}", module) for k, module in enumerate(modules)], training=True)
+        return Executor(parse_actions(actions), {0: whole}, (0,), groups, loss_scale=1.0, recorder=recorder)
+
+    class NoScalar(Last):
+        def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+            return carry
+
+    loss = executor("0F0", "0B0", modules=units(3)).run_step(microbatches(1))
+    assert loss is not None
+    assert loss.item() == pytest.approx(oracle(3, 1)[0], rel=1e-6)
+    with pytest.raises(
+        RunError, match=r"rank 0 \(dp 0, pp 0, tp 0\), stage 0, 0F0, unit unit1: ValueError: no such luck"
+    ):
+        executor("0F0", "0B0", modules=units(3, Failing)).run_step(microbatches(1))
+    with pytest.raises(RunError, match="must return the sum of token losses as one scalar"):
+        executor("0F0", "0B0", modules=[First(), NoScalar()]).run_step(microbatches(1))
+    with pytest.raises(RunError, match="0I0: this executor runs F and B, not I"):
+        executor("0F0", "0I0", modules=units(3))
+    untrained = [Microbatch(m.tokens) for m in microbatches(1)]
+    assert executor("0F0", modules=units(3)).run_step(untrained) is None
+
+
+def test_one_rank_and_what_goes_wrong() -> None:
+    run_ranks(1, one_rank)
+
+
+def forward_only(rank: int) -> None:
+    lists = lower(generate("1f1b", 2, 4, "forward"), (0, 1))
+    groups = join_groups(Mesh(pp_degree=2), [(0, 1)], device=torch.device("cpu"), backend="gloo")
+    modules = units(2)
+    executor = Executor(
+        lists[rank],
+        {rank: Stage(rank, [("unit", modules[rank])], training=False)},
+        (0, 1),
+        groups,
+        loss_scale=1.0,
+        recorder=NullRecorder(torch.device("cpu")),
+    )
+    for _ in range(2):
+        loss = executor.run_step(microbatches(4))
+    if rank == 1:
+        assert loss is not None
+        assert loss.item() == pytest.approx(oracle(2, 4)[0], rel=1e-6)
+
+
+@pytest.mark.ranks
+def test_forward_only() -> None:
+    run_ranks(2, forward_only)
