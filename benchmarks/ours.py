@@ -7,13 +7,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from hybrid_runtime import job
-from hybrid_runtime.comm.groups import Backend, join_groups
-from hybrid_runtime.comm.start import Launch
+from hybrid_runtime.comm.groups import Backend, Groups, join_groups
+from hybrid_runtime.data.sampler import Batches
+from hybrid_runtime.data.tokens import open_source
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.job_header import describe_rank
-from hybrid_runtime.models.build import model_costs, model_units
+from hybrid_runtime.models.build import build_units, model_costs, model_units
+from hybrid_runtime.models.unit import BuildContext, UnitSpec
 from hybrid_runtime.pipeline.build import build_stages, edges_of
 from hybrid_runtime.pipeline.executor import Executor
 from hybrid_runtime.plan import Plan
@@ -36,16 +39,17 @@ def build_parts(deployment: Deployment, folder: Path, device: torch.device, *, t
     plan = plan_of(deployment)
     backend: Backend = "nccl" if device.type == "cuda" else "gloo"
     groups = join_groups(plan.mesh, edges_of(plan), device=device, backend=backend)
-    units = job._build_units(deployment, plan, specs, groups)
+    units = _units(deployment, plan, specs, groups)
     update = job.make_update(deployment, plan, units, None, groups)
-    ledger = ByteLedger()
-    ledger.register(units.values(), update.optimizer if update else None)
+    parameters = [parameter for unit in units.values() for parameter in unit.parameters()]
+    ledger = ByteLedger(parameters, update.optimizer if update else None)
     recorder = NullRecorder(device)
     if telemetry:
-        launch = Launch(dist.get_rank(), dist.get_rank(), dist.get_world_size(), dist.get_world_size())
-        host = settle(launch.local_rank, launch.local_world_size, 1, pin=False)
+        rank = dist.get_rank()
+        host = settle(rank, dist.get_world_size(), 1, pin=False)  # benchmarks.ranks has pinned this process
         header = describe_rank(deployment, plan, units, groups, host)
-        recorder = Recorder(header, RunFolder(folder).create(), device, groups.clocks, ledger)
+        records = RunFolder(folder).create().records / f"rank{rank}.jsonl"
+        recorder = Recorder(header, records, device, groups.clocks, ledger)
     executor = Executor(
         parse_actions(plan.actions[groups.place.pp]),
         build_stages(plan, groups.place.pp, units),
@@ -55,7 +59,25 @@ def build_parts(deployment: Deployment, folder: Path, device: torch.device, *, t
         recorder=recorder,
         ledger=ledger,
     )
-    return job.Parts(groups, executor, update, job._open_batches(deployment, plan, groups), recorder, plan)
+    return job.Parts(groups, executor, update, _batches(deployment, plan, groups), recorder, plan)
+
+
+def _units(deployment: Deployment, plan: Plan, specs: list[UnitSpec], groups: Groups) -> dict[str, nn.Module]:
+    assert deployment.model is not None
+    wanted = {name for stage in plan.stages_of(groups.place.pp) for name in stage.units}
+    context = BuildContext(tp=groups.tp, device=groups.device, seed=deployment.workload.seed)
+    return build_units([spec for spec in specs if spec.name in wanted], context, weights=deployment.model.weights)
+
+
+def _batches(deployment: Deployment, plan: Plan, groups: Groups) -> Batches:
+    return Batches(
+        open_source(deployment.data),
+        global_batch_size=plan.global_batch_size,
+        microbatch_size=plan.microbatch_size,
+        sequence_length=plan.sequence_length,
+        seed=deployment.workload.seed,
+        device=groups.device,
+    )
 
 
 def stepper(parts: job.Parts) -> Callable[[], float | None]:

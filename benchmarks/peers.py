@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 device=options.device,
             )
             result["cases"][case.name] = _judge(case, combine(ranks), result["cases"].get(ONE.name))
-            print(f"{case.name}: done", flush=True)
+            print(f"{case.name} is done", flush=True)
     table = table_of(result)
     print(table)
     if options.save:

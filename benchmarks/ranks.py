@@ -100,7 +100,7 @@ def _rank(
         place.copy * world_size + rank,
         place.copies * world_size,
         1,
-        pin=device == "cpu" and not os.environ.get("NOPIN"),
+        pin=device == "cpu",
     )
     torch.set_num_threads(1)
     try:

@@ -6,19 +6,29 @@ Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from hybrid_runtime.errors import ExitCode, HybridRuntimeError, UsageError
+from hybrid_runtime.errors import ExitCode, HybridRuntimeError, RunError, UsageError
 from hybrid_runtime.run_folder import RunFolder, new_run_folder
+
+if TYPE_CHECKING:  # every command loads what it needs: `check` answers at once
+    from hybrid_runtime.deployment import Deployment
+    from hybrid_runtime.verdict import StaticCheck, Verdict
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Deploy a tensor x pipeline x data parallel plan, measure every rank, and judge what was promised.\n\n"
     "Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 4 environment or runtime error.",
@@ -36,25 +46,11 @@ Folder = Annotated[Path | None, typer.Option("--run-folder", help="where to writ
 def check(file: File, json_file: Json = None) -> None:
     """Judge the file alone: is the plan possible, do the declared figures agree? Answers at once, runs nothing."""
     from hybrid_runtime.deployment import load_deployment
-    from hybrid_runtime.report.terminal import check_table, print_plainly
-    from hybrid_runtime.verdict import count, overall
     from hybrid_runtime.verifier.static import static_checks
 
+    _refuse_unwritable(json_file)
     deployment = load_deployment(file)
-    rows = static_checks(deployment)
-    outcome, code = overall(row.outcome for row in rows)
-    console = _console(json_file)
-    print_plainly(check_table(deployment.name, rows), console)
-    counts = count(row.outcome for row in rows)
-    values = {
-        "name": deployment.name,
-        "verdict": outcome.value,
-        "exit_code": int(code),
-        "counts": counts,
-        "static_checks": [row.model_dump(mode="json") for row in rows],
-    }
-    _write_json(json_file, values)
-    raise typer.Exit(code)
+    _show_checks(deployment.name, static_checks(deployment), json_file)
 
 
 @app.command()
@@ -63,27 +59,36 @@ def run(
     json_file: Json = None,
     quiet: Quiet = False,
     run_folder: Folder = None,
-    nodes: Annotated[int, typer.Option(help="machines that take part", min=1)] = 1,
-    node_rank: Annotated[int | None, typer.Option(help="this machine's number, 0-based")] = None,
+    nodes: Annotated[int, typer.Option(help="machines that take part")] = 1,
+    node_rank: Annotated[int | None, typer.Option(help="this machine's number; 0 is the one of the endpoint")] = None,
     rdzv_endpoint: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="where the machines meet")] = None,
     rdzv_id: Annotated[str, typer.Option(help="the same on every machine of a run")] = "hybrid-runtime",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the torchrun command and stop")] = False,
 ) -> None:
-    """Run the deployment with torchrun, then judge what one side alone can show."""
+    """Run the deployment with torchrun, then judge what one side alone can show.
+
+    On several machines, call it on each with the same --run-folder on a shared disk; node 0 judges.
+    """
     from hybrid_runtime.deployment import load_deployment
     from hybrid_runtime.launcher import Rendezvous, torchrun_command
 
+    _refuse_unwritable(json_file)
     deployment = load_deployment(file)
     rendezvous = Rendezvous(nodes=nodes, node_rank=node_rank, endpoint=rdzv_endpoint, run_id=rdzv_id)
     folder = _folder(run_folder, deployment.name)
     command = torchrun_command(deployment.mesh.world_size, [str(file), "--run-folder", str(folder.path)], rendezvous)
     if dry_run:
-        print(" ".join(command))
+        print(shlex.join(command))
         return
-    _refuse_impossible(file, json_file)
+    _refuse_impossible(deployment, json_file)
     from hybrid_runtime.measure import run_alone
 
+    if nodes > 1 and run_folder is None:
+        raise UsageError(f"--nodes {nodes} needs --run-folder, the same folder on a disk that all machines share")
     verdict = run_alone(deployment, folder, rendezvous, _progress_console(), quiet=quiet)
+    if verdict is None:
+        print(f"hybrid-runtime: this machine's ranks are done; node 0 judges the records in {folder.path}")
+        return
     _show(verdict, folder, json_file)
 
 
@@ -100,13 +105,16 @@ def verify(
     """Check the file, run candidate and baseline in alternating blocks on the same devices, and judge every claim."""
     if (file is None) == (recheck is None):
         raise UsageError("verify needs a deployment FILE, or --recheck RUN_FOLDER, and not both")
+    _refuse_unwritable(json_file)
     if recheck is not None:
-        _show(_rechecked(recheck), RunFolder(recheck), json_file)
+        from hybrid_runtime.verifier.judge import recheck as judge_again
+
+        _show(judge_again(recheck), RunFolder(recheck), json_file)
     assert file is not None
     from hybrid_runtime.deployment import load_deployment
 
     deployment = load_deployment(file)
-    _refuse_impossible(file, json_file)
+    _refuse_impossible(deployment, json_file)
     from hybrid_runtime.measure import run_against_baseline
 
     folder = _folder(run_folder, deployment.name)
@@ -118,30 +126,40 @@ def schema(json_file: Json = None) -> None:
     """Print the JSON Schema of the deployment file, so that editors complete and check it."""
     from hybrid_runtime.deployment import json_schema
 
+    _refuse_unwritable(json_file)
     _write_json(json_file or "-", json_schema())
 
 
-def _rechecked(path: Path) -> object:
-    from hybrid_runtime.verifier.judge import recheck
-
-    return recheck(path)
-
-
-def _refuse_impossible(file: Path, json_file: str | None) -> None:
+def _refuse_impossible(deployment: Deployment, json_file: str | None) -> None:
     """A plan that a static check refuses is not run: its rows are printed and the command ends with FAIL."""
-    from hybrid_runtime.deployment import load_deployment
     from hybrid_runtime.verdict import Outcome
     from hybrid_runtime.verifier.static import static_checks
 
-    if any(row.outcome is Outcome.FAIL for row in static_checks(load_deployment(file))):
-        check(file, json_file)
+    rows = static_checks(deployment)
+    if any(row.outcome is Outcome.FAIL for row in rows):
+        _show_checks(deployment.name, rows, json_file)
 
 
-def _show(verdict: object, folder: RunFolder, json_file: str | None) -> NoReturn:
+def _show_checks(name: str, rows: tuple[StaticCheck, ...], json_file: str | None) -> NoReturn:
+    from hybrid_runtime.report.terminal import print_checks
+    from hybrid_runtime.verdict import count, overall
+
+    outcome, code = overall(row.outcome for row in rows)
+    print_checks(name, rows, _console(json_file))
+    values = {
+        "name": name,
+        "verdict": outcome.value,
+        "exit_code": int(code),
+        "counts": count(row.outcome for row in rows),
+        "static_checks": [row.model_dump(mode="json") for row in rows],
+    }
+    _write_json(json_file, values)
+    raise typer.Exit(code)
+
+
+def _show(verdict: Verdict, folder: RunFolder, json_file: str | None) -> NoReturn:
     from hybrid_runtime.report.terminal import print_verdict
-    from hybrid_runtime.verdict import Verdict
 
-    assert isinstance(verdict, Verdict)
     console = _console(json_file)
     print_verdict(verdict, console)
     console.print(f"files: {folder.path}", markup=False, highlight=False, soft_wrap=True)
@@ -162,6 +180,18 @@ def _progress_console() -> Console:
     return Console(stderr=True)
 
 
+def _refuse_unwritable(target: str | None) -> None:
+    """Said before a long run, not after it."""
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    why = "is a folder" if path.is_dir() else "" if path.parent.is_dir() else f"there is no folder {path.parent}"
+    if not why and not os.access(path if path.exists() else path.parent, os.W_OK):
+        why = "permission denied"
+    if why:
+        raise UsageError(f"--json {target}: cannot be written ({why}); name another file, or - for standard output")
+
+
 def _write_json(target: str | None, values: object) -> None:
     if target is None:
         return
@@ -178,14 +208,46 @@ def _write_json(target: str | None, values: object) -> None:
 def main() -> NoReturn:
     """Entry of the console command: every error is one sentence and a documented exit code."""
     try:
-        app(standalone_mode=True)
+        with _signals_stop():
+            code = app(prog_name="hybrid-runtime", standalone_mode=False)
     except HybridRuntimeError as problem:
-        print(f"hybrid-runtime: {problem}", file=sys.stderr)
-        sys.exit(int(problem.exit_code))
-    except KeyboardInterrupt:
-        print("hybrid-runtime: stopped; what was recorded so far is kept", file=sys.stderr)
-        sys.exit(int(ExitCode.ERROR))
+        _leave(str(problem), problem.exit_code)
+    except _ClickError as problem:
+        _leave(_usage_words(problem), ExitCode.USAGE)
     except OSError as problem:
-        print(f"hybrid-runtime: {problem}; check the disk and the file's permissions", file=sys.stderr)
-        sys.exit(int(ExitCode.ERROR))
-    sys.exit(0)
+        _leave(f"{problem}; check the disk and the file's permissions", ExitCode.ERROR)
+    sys.exit(code or 0)
+
+
+def _leave(words: str, code: ExitCode) -> NoReturn:
+    print(f"hybrid-runtime: {words}", file=sys.stderr)
+    sys.exit(int(code))
+
+
+# Typer carries its own copy of click since 0.20 or uses the installed one; this is the base class in either case.
+_ClickError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def _usage_words(problem: Any) -> str:
+    """What is wrong with the command line, and where its options are listed."""
+    command = getattr(getattr(problem, "ctx", None), "command_path", "hybrid-runtime")
+    words = re.sub(r"Input should be a valid integer.*", "it must be a whole number", problem.format_message())
+    return f"{words.rstrip('.')}; see {command} --help"
+
+
+@contextmanager
+def _signals_stop() -> Iterator[None]:
+    """Ctrl-C, a closing terminal and a scheduler's SIGTERM end the command in order, its ranks first."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)  # the ranks are being stopped: once is enough
+        raise RunError(f"stopped by {signal.Signals(number).name}; what was recorded so far is kept")
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

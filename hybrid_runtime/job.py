@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -23,21 +21,28 @@ import torch
 from torch import nn
 
 from hybrid_runtime.comm.groups import Groups, join_groups
-from hybrid_runtime.comm.start import Launch, choose_device, launch_from_environment, start_distributed
+from hybrid_runtime.comm.start import (
+    Launch,
+    choose_device,
+    launch_from_environment,
+    refuse_different,
+    start_distributed,
+)
 from hybrid_runtime.data.sampler import Batches
-from hybrid_runtime.data.tokens import check_source, open_source
+from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
 from hybrid_runtime.deployment import Deployment, load_deployment
-from hybrid_runtime.errors import ExitCode, HybridRuntimeError, PlanError, RunError, UsageError
+from hybrid_runtime.errors import ExitCode, PlanError, UsageError
 from hybrid_runtime.job_header import describe_rank, start_sampler
+from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_progress import RankProgress
 from hybrid_runtime.models.build import build_units, model_costs, model_units
 from hybrid_runtime.models.unit import BuildContext, UnitSpec
-from hybrid_runtime.pipeline.build import Tie, build_stages, edges_of, find_tie
+from hybrid_runtime.pipeline.build import Tie, build_stages, edges_of, find_tie, share_tied
 from hybrid_runtime.pipeline.executor import Executor
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD
-from hybrid_runtime.run_folder import Failure, RunFolder, new_run_folder, write_failure, write_whole
+from hybrid_runtime.run_folder import RunFolder, new_run_folder, write_whole
 from hybrid_runtime.schedule.actions import parse_actions
 from hybrid_runtime.telemetry.host import settle
 from hybrid_runtime.telemetry.ledger import ByteLedger
@@ -70,10 +75,12 @@ def run_rank(
     host = settle(launch.local_rank, launch.local_world_size, threads, pin=device.type == "cpu")
     torch.set_num_threads(threads)
     timeout = timedelta(seconds=deployment.measurement.timeout_s)
-    start_distributed(launch, backend, device, timeout)
     specs = model_units(deployment.model, deployment.shape)
     plan = make_plan(deployment, model_costs(deployment, specs))
     tie = find_tie(plan, specs)
+    source = _open_source(deployment, plan)
+    start_distributed(launch, backend, device, timeout)
+    refuse_different(deployment.fingerprint, launch)
     groups = join_groups(
         plan.mesh,
         edges_of(plan),
@@ -103,7 +110,7 @@ def run_rank(
             recorder=recorder,
             ledger=ledger,
         )
-        parts = Parts(groups, executor, update, _open_batches(deployment, plan, groups), recorder, plan)
+        parts = Parts(groups, executor, update, _batches(deployment, plan, source, groups), recorder, plan)
         for step, block, phase, watch in schedule_of_steps(deployment, turns, groups):
             loss, times_ns = run_step(parts, step, block, phase, watch)
             progress.show(step, phase, loss, times_ns)
@@ -126,7 +133,7 @@ def run_step(parts: Parts, step: int, block: int, phase: Phase, watch: bool) -> 
     if update is not None:
         with recorder.span(OPTIMIZER):
             update.buckets.zero()
-    loss_sum = parts.executor.run_step(microbatches)
+    loss_sum = parts.executor.run_step(microbatches, step)
     if update is not None:
         with recorder.span(REDUCE_GRAD):
             update.sum_gradients()
@@ -189,12 +196,7 @@ def make_update(
     """
     if plan.workload != "train":
         return None
-    tied, counted = None, True
-    if tie is not None and tie.owner_pp_rank != tie.user_pp_rank:
-        if tie.owner_unit in units:
-            tied = units[tie.owner_unit].get_parameter(tie.owner_parameter)
-        elif tie.user_unit in units:
-            tied, counted = units[tie.user_unit].get_parameter(tie.user_parameter), False
+    tied, counted = share_tied(tie, units, groups)
     return Update(units, groups, deployment.optimizer, steps=deployment.workload.steps, tied=tied, count_tied=counted)
 
 
@@ -216,11 +218,14 @@ def _build_units(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], 
     return build_units([spec for spec in specs if spec.name in wanted], context, weights=deployment.model.weights)
 
 
-def _open_batches(deployment: Deployment, plan: Plan, groups: Groups) -> Batches:
-    source = open_source(deployment.data)
-    vocab_size = source.vocab_size if deployment.shape is None else deployment.shape.vocab_size
+def _open_source(deployment: Deployment, plan: Plan) -> TokenSource:
+    vocab_size = None if deployment.shape is None else deployment.shape.vocab_size
+    return check_source(open_source(deployment.data), vocab_size, plan.sequence_length)
+
+
+def _batches(deployment: Deployment, plan: Plan, source: TokenSource, groups: Groups) -> Batches:
     return Batches(
-        check_source(source, vocab_size, plan.sequence_length),
+        source,
         global_batch_size=plan.global_batch_size,
         microbatch_size=plan.microbatch_size,
         sequence_length=plan.sequence_length,
@@ -242,18 +247,21 @@ def _mean_loss(everyone: list[list[float]], plan: Plan) -> float | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of every rank. Returns (and exits with) the documented exit codes; prints sentences, not tracebacks."""
     options = _parse(arguments)
-    launch = Launch(0, 0, 1, 1)
-    folder: RunFolder | None = None
+    last_words = LastWords()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        last_words.watch_signals()
     try:
-        launch = launch_from_environment()
+        launch = last_words.launch = launch_from_environment()
         deployment = load_deployment(Path(options.file))
         _refuse_wrong_world(deployment, launch)
+        last_words.mesh = deployment.mesh
         folder = _run_folder(options, deployment, launch)
+        last_words.begin(folder)
         turns = None if options.turns is None else Turns(Path(options.turns), options.side)
         with _progress(options, deployment, launch, folder) as progress:
             run_rank(deployment, folder, launch, turns, progress)
     except (Exception, KeyboardInterrupt) as problem:
-        return _fail(problem, launch, folder)
+        return last_words.say(problem)
     if launch.rank == 0 and not options.launched:
         print(f"records: {folder.path}   judge them: hybrid-runtime verify --recheck {folder.path}", file=sys.stderr)
     return ExitCode.PASS
@@ -299,30 +307,22 @@ def _progress(options: argparse.Namespace, deployment: Deployment, launch: Launc
 
 def _run_folder(options: argparse.Namespace, deployment: Deployment, launch: Launch) -> RunFolder:
     """The given folder, or one that every rank derives alike: from torchrun's run id and its parent process."""
-    if options.run_folder is not None:
-        return RunFolder(Path(options.run_folder)).create()
-    if launch.world_size == 1:
+    if options.run_folder is None and launch.world_size == 1:
         return new_run_folder(deployment.name).create()
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if options.run_folder is not None:
+        folder = RunFolder(Path(options.run_folder))
+    else:
+        folder = RunFolder(Path("runs") / _name_for_all(deployment, launch, restart))
+    if restart == "0":
+        folder.refuse_used()
+    return folder.create()
+
+
+def _name_for_all(deployment: Deployment, launch: Launch, restart: str) -> str:
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     agent = os.getppid() if launch.world_size == launch.local_world_size else "several-machines"
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    name = f"{deployment.name.replace(' ', '-')}-{run_id[:8]}-{agent}-{restart}"
-    return RunFolder(Path("runs") / name).create()
-
-
-def _fail(problem: BaseException, launch: Launch, folder: RunFolder | None) -> int:
-    """Says why this rank failed, in one sentence, and leaves the details in the run folder."""
-    if isinstance(problem, HybridRuntimeError):
-        message, code = str(problem), int(problem.exit_code)
-    else:
-        message = f"rank {launch.rank}: {type(problem).__name__}: {problem}"
-        code = int(RunError.exit_code)
-    if folder is not None:
-        failure = Failure(launch.rank, message, code, time.monotonic_ns())
-        write_failure(folder, failure, "".join(traceback.format_exception(problem)))
-    if launch.rank == 0 or not isinstance(problem, UsageError):
-        print(f"hybrid_runtime: {message}", file=sys.stderr, flush=True)
-    return code
+    return f"{deployment.name.replace(' ', '-')}-{run_id[:8]}-{agent}-{restart}"
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ The ranks print into `log.txt` of the run folder; what a person sees comes from 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +21,29 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, RunError, UsageError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.run_folder import RunFolder, read_failures
-from hybrid_runtime.telemetry.status import read_status
+from hybrid_runtime.telemetry.status import whereabouts
 
-_CLOSE_S = 12.0  # a stopped torchrun that has not closed its ranks by then is killed
-_ABOUT_TO_FAIL = signal.SIGTERM  # what torchrun itself sends to the remaining ranks
+_CLOSE_S = 8.0  # a torchrun that was stopped, or whose rank failed, and is not gone by then is killed with its ranks
+# How ranks end that torchrun itself stopped because another one failed: by the signal, or on hearing it.
+_STOPPED_CODES = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendezvous:
-    """How several machines find each other; the default is one machine and a free port."""
+    """How several machines find each other; the default is one machine and a free port.
+
+    Attributes:
+        node_rank: 0 on the machine that the endpoint names; it judges the run. Needed with several nodes.
+    """
 
     nodes: int = 1
     node_rank: int | None = None
     endpoint: str | None = None
     run_id: str = "hybrid-runtime"
+
+    @property
+    def is_first(self) -> bool:
+        return not self.node_rank
 
     def arguments(self) -> list[str]:
         if self.nodes == 1 and self.endpoint is None:
@@ -49,26 +60,48 @@ def torchrun_command(world_size: int, job_arguments: Sequence[str], rendezvous: 
     """The torchrun command line of one node.
 
     Raises:
-        UsageError: the ranks cannot be divided equally over the nodes, or several nodes have no endpoint.
+        UsageError: the ranks cannot be divided equally over the nodes, or several nodes lack endpoint or number.
     """
-    if rendezvous.nodes > 1 and rendezvous.endpoint is None:
-        raise UsageError(f"--nodes {rendezvous.nodes} needs --rdzv-endpoint HOST:PORT, the same on every node")
+    _refuse_incomplete(rendezvous)
     share, rest = divmod(world_size, rendezvous.nodes)
     if rest or not share:
-        raise UsageError(f"{world_size} ranks cannot be divided equally over --nodes {rendezvous.nodes}")
+        raise UsageError(
+            f"{world_size} ranks cannot be divided equally over --nodes {rendezvous.nodes}; use a number of nodes that "
+            f"divides {world_size}, or change the [parallel] degrees"
+        )
     return [
         sys.executable, "-m", "torch.distributed.run", *rendezvous.arguments(),
         "--nproc-per-node", str(share), "-m", "hybrid_runtime.job", *job_arguments,
     ]  # fmt: skip
 
 
-class Launched:
-    """One running side."""
+def _refuse_incomplete(rendezvous: Rendezvous) -> None:
+    nodes, node_rank, endpoint = rendezvous.nodes, rendezvous.node_rank, rendezvous.endpoint
+    if nodes < 1:
+        raise UsageError(f"--nodes {nodes}: a run needs at least 1 machine")
+    if nodes > 1 and endpoint is None:
+        raise UsageError(f"--nodes {nodes} needs --rdzv-endpoint HOST:PORT, the same on every node")
+    if nodes > 1 and node_rank is None:
+        raise UsageError(
+            f"--nodes {nodes} needs --node-rank: 0 on the machine that --rdzv-endpoint names, then 1, 2, ..."
+        )
+    if node_rank is not None and not 0 <= node_rank < nodes:
+        raise UsageError(f"--node-rank {node_rank}: with --nodes {nodes} it must be from 0 to {nodes - 1}")
+    if endpoint is not None:
+        _, _, port = endpoint.rpartition(":")
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise UsageError(f"--rdzv-endpoint {endpoint}: needs HOST:PORT, for example node0:29500")
 
-    def __init__(self, folder: RunFolder, process: subprocess.Popen[bytes], mesh: Mesh) -> None:
+
+class Launched:
+    """One running side (on several machines: this machine's part of it)."""
+
+    def __init__(self, folder: RunFolder, process: subprocess.Popen[bytes], mesh: Mesh, log: Path) -> None:
         self.folder = folder
         self._process = process
         self._mesh = mesh
+        self._log = log
+        self._failed_since_s: float | None = None
 
     def is_running(self) -> bool:
         return self._process.poll() is None
@@ -76,13 +109,11 @@ class Launched:
     def check_alive(self) -> None:
         """Raises RunError, naming rank, stage, step and action, if the side has failed."""
         code = self._process.poll()
+        if code is None and self._is_stuck():
+            self.stop()
+            code = self._process.returncode or 1
         if code is not None and code != 0:
             raise self._explained(code)
-
-    def wait(self) -> None:
-        """Waits for the end; raises like `check_alive`."""
-        self._process.wait()
-        self.check_alive()
 
     def stop(self) -> None:
         """Ends torchrun and every rank, now."""
@@ -90,33 +121,42 @@ class Launched:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(_CLOSE_S)
+            self._process.wait(0 if self._is_stuck() else _CLOSE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            # Every rank has a session of its own, so there is no group to kill; parents go last.
+            for pid in [*_descendants(self._process.pid), self._process.pid]:
+                _kill(pid)
             self._process.wait()
 
+    def _is_stuck(self) -> bool:
+        """A rank has failed for a while, and torchrun (which gives ranks 30 s to end) is still there."""
+        if not any(self.folder.failures.glob("rank*.json")):
+            self._failed_since_s = None
+            return False
+        self._failed_since_s = self._failed_since_s or time.monotonic()
+        return time.monotonic() - self._failed_since_s > _CLOSE_S
+
     def _explained(self, code: int) -> RunError:
-        killed = _killed_ranks(self.folder.log)
         failures = read_failures(self.folder)
-        if killed:
-            rank, number = killed[0]
-            problem = RunError(f"{self._doing(rank)}: killed by signal {number} ({signal.Signals(number).name})")
+        silent = self._silent_end({failure.rank for failure in failures})
+        if silent is not None:
+            problem = RunError(silent)
         elif failures:
             problem = RunError(failures[0].message)
             problem.exit_code = ExitCode(failures[0].exit_code)
         else:
             problem = RunError(f"torchrun ended with exit code {code} before any rank could say why")
-        problem.args = (f"{problem.args[0]} (everything printed: {self.folder.log})",)
+        problem.args = (f"{problem.args[0]} (everything printed: {self._log})",)
         return problem
 
-    def _doing(self, rank: int) -> str:
-        """ "rank 3 (dp 0, pp 1, tp 1), stage 1, step 7, 1B5" from the rank's status file."""
-        place = str(self._mesh.place(rank)) if rank < self._mesh.world_size else f"rank {rank}"
-        status = read_status(self.folder.status / f"rank{rank}")
-        if status is None:
-            return place
-        step = "before the first step" if status.step is None else f"step {status.step}"
-        return f"{place}, stage {status.stage}, {step}, {status.action}"
+    def _silent_end(self, spoke: set[int]) -> str | None:
+        """What happened to a rank that ended badly and left no words of its own: killed, or ended by its own code."""
+        for rank, code in _ended_ranks(self._log):
+            if rank in spoke or code in _STOPPED_CODES:
+                continue
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no word"
+            return f"{whereabouts(self.folder.status, self._mesh, rank)}: {how}"
+        return None
 
 
 def start(
@@ -129,10 +169,11 @@ def start(
         EnvironmentProblem: the rendezvous port is in use.
     """
     _refuse_port_in_use(rendezvous)
-    arguments = [str(folder.deployment), "--run-folder", str(folder.path), "--launched", *extra_arguments]
+    deployment_file = folder.deployment_of_node(rendezvous.node_rank)
+    arguments = [str(deployment_file), "--run-folder", str(folder.path), "--launched", *extra_arguments]
     command = torchrun_command(deployment.mesh.world_size, arguments, rendezvous)
-    log = folder.log.open("wb")
-    with log:
+    log_path = folder.log_of_node(rendezvous.node_rank)
+    with log_path.open("wb") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -141,7 +182,7 @@ def start(
             env=_environment(deployment, rendezvous),
             start_new_session=True,  # Ctrl-C reaches this process only; it then stops the ranks in order
         )
-    return Launched(folder, process, deployment.mesh)
+    return Launched(folder, process, deployment.mesh, log_path)
 
 
 def _environment(deployment: Deployment, rendezvous: Rendezvous) -> dict[str, str]:
@@ -154,32 +195,44 @@ def _environment(deployment: Deployment, rendezvous: Rendezvous) -> dict[str, st
 
 def _refuse_port_in_use(rendezvous: Rendezvous) -> None:
     """Only the node that the endpoint names would host the store; a port taken there is the user's to solve."""
-    if rendezvous.endpoint is None or rendezvous.node_rank not in (None, 0):
+    if rendezvous.endpoint is None or not rendezvous.is_first:
         return
-    host, _, port = rendezvous.endpoint.rpartition(":")
-    if not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"--rdzv-endpoint {rendezvous.endpoint}: needs HOST:PORT, for example node0:29500")
-    if rendezvous.nodes > 1:
-        return  # another node may already host it: that is no conflict
+    _, _, port = rendezvous.endpoint.rpartition(":")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host or "127.0.0.1", int(port)))
+            probe.bind(("", int(port)))  # as torchrun's store does: the host may be known to others by another address
         except OSError as problem:
             raise EnvironmentProblem(
-                f"--rdzv-endpoint {rendezvous.endpoint}: {problem.strerror}; choose another port, or leave the option "
-                "out on one machine"
+                f"--rdzv-endpoint {rendezvous.endpoint}: {problem.strerror}; choose a free port of this machine, or "
+                "leave the option out on one machine"
             ) from None
 
 
-_FAILED = re.compile(rb"^\s*rank\s+: (\d+) .*\n\s*exitcode\s+: (-\d+) ", re.MULTILINE)
+_ENDED = re.compile(rb"^\s*rank\s+: (\d+) .*\n\s*exitcode\s+: (-?\d+) ", re.MULTILINE)
 
 
-def _killed_ranks(log: Path) -> list[tuple[int, int]]:
-    """Ranks that a signal ended, from torchrun's closing summary: (rank, signal number)."""
+def _ended_ranks(log: Path) -> list[tuple[int, int]]:
+    """Ranks that ended badly, from torchrun's closing summary: (rank, exit code; below 0 the signal that ended it)."""
     try:
         text = log.read_bytes()
     except OSError:
         return []
-    found = [(int(rank), -int(code)) for rank, code in _FAILED.findall(text)]
-    return [(rank, number) for rank, number in found if number != _ABOUT_TO_FAIL]
+    return [(int(rank), int(code)) for rank, code in _ENDED.findall(text)]
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Processes below one, deepest first; none where the system has no /proc."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in task.read_text().split()]
+        except OSError:  # the thread has just ended
+            continue
+        for child in children:
+            yield from _descendants(child)
+            yield child
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
@@ -28,17 +29,20 @@ _TICK_S = 0.1
 
 def run_alone(
     deployment: Deployment, folder: RunFolder, rendezvous: Rendezvous, console: Console, *, quiet: bool
-) -> Verdict:
+) -> Verdict | None:
     """Runs the candidate only; claims that need a baseline stay INCONCLUSIVE(not_measured).
+
+    Of several machines, which share the run folder, the first shows the progress and judges; the others return None.
 
     Raises:
         RunError: a rank failed; names rank, stage, step and action.
     """
-    _prepare(folder, deployment)
-    sides = {CANDIDATE: start(folder, deployment, rendezvous)}
-    with _stopping(sides), ProgressFollower([folder.progress], console, quiet=quiet) as view:
+    _prepare(folder, deployment, rendezvous)
+    progress = [folder.progress] if rendezvous.is_first else []
+    with _sides() as sides, ProgressFollower(progress, console, quiet=quiet) as view:
+        sides[CANDIDATE] = start(folder, deployment, rendezvous)
         _wait(sides, _Watch(deployment, folder, sides, view.update))
-    return judge_and_report(folder)
+    return judge_and_report(folder) if rendezvous.is_first else None
 
 
 def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Console, *, quiet: bool) -> Verdict:
@@ -50,11 +54,11 @@ def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Con
     Raises:
         RunError: the candidate failed, or the baseline for another reason than its memory.
     """
-    _prepare(folder, deployment)
-    folder.turns.mkdir()
-    sides = {CANDIDATE: start(folder, deployment, Rendezvous(), _turn_arguments(folder, CANDIDATE))}
+    _prepare(folder, deployment, Rendezvous())
+    _empty(folder.turns)
     progress = [folder.progress, folder.baseline.progress]
-    with _stopping(sides), ProgressFollower(progress, console, quiet=quiet) as view:
+    with _sides() as sides, ProgressFollower(progress, console, quiet=quiet) as view:
+        sides[CANDIDATE] = start(folder, deployment, Rendezvous(), _turn_arguments(folder, CANDIDATE))
         baseline = _start_baseline(deployment, folder)
         if baseline is not None:
             sides[BASELINE] = baseline
@@ -75,14 +79,22 @@ def judge_and_report(folder: RunFolder) -> Verdict:
     return verdict
 
 
-def _prepare(folder: RunFolder, deployment: Deployment) -> None:
+def _prepare(folder: RunFolder, deployment: Deployment, rendezvous: Rendezvous) -> None:
     if deployment.model is None or deployment.batch is None:
         missing = " and ".join(f"[{name}]" for name in ("model", "batch") if getattr(deployment, name) is None)
-        raise UsageError(f"{deployment.name}: a run needs {missing}; `check` alone works without")
-    if folder.records.exists() and any(folder.records.iterdir()):
-        raise UsageError(f"{folder.path}: already holds the records of a run; name another folder")
+        raise UsageError(f"{deployment.name}: a run needs {missing}; add it (`check` alone works without)")
+    folder.refuse_used()
     folder.create()
-    write_whole(folder.deployment, deployment.canonical_json())
+    if rendezvous.is_first:
+        _empty(folder.failures)
+    write_whole(folder.deployment_of_node(rendezvous.node_rank), deployment.canonical_json())
+
+
+def _empty(folder: Path) -> None:
+    """An earlier attempt may have ended before its first record."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
 
 
 def _turn_arguments(folder: RunFolder, side: str) -> list[str]:
@@ -94,6 +106,7 @@ def _start_baseline(deployment: Deployment, folder: RunFolder) -> Launched | Non
     if deployment.baseline is None:
         return None
     side = folder.baseline.create()
+    _empty(side.failures)
     try:
         baseline = baseline_deployment(deployment)
         if baseline.shape is not None and baseline.batch is not None:
@@ -153,10 +166,11 @@ def _wait(sides: dict[str, Launched], watch: _Watch) -> None:
 
 
 @contextmanager
-def _stopping(sides: dict[str, Launched]) -> Iterator[None]:
-    """Whatever happens, no rank outlives the command."""
+def _sides() -> Iterator[dict[str, Launched]]:
+    """The running sides by name. Whatever happens, no rank outlives the command."""
+    sides: dict[str, Launched] = {}
     try:
-        yield
+        yield sides
     finally:
         for side in sides.values():
             side.stop()

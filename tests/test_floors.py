@@ -20,7 +20,7 @@ FLOORS = [
     "schedule",
     "planner verifier report comm tensor_parallel data_parallel models data telemetry training",
     "pipeline",
-    "job job_header job_progress",
+    "job job_header job_last_words job_progress",
     "launcher measure cli __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
@@ -67,5 +67,7 @@ def test_judging_and_planning_load_no_torch() -> None:
         for path in FILES
         if room(path) in TORCH_FREE and path.name != "__main__.py"
     ]
-    code = f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; assert 'torch' not in sys.modules"  # noqa: E501
+    code = (
+        f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; assert 'torch' not in sys.modules"  # noqa: E501
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

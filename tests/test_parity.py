@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.parity import assert_same, deployment, one_process, this_rank
+from tests.parity import VOCABULARY, assert_same, deployment, one_process, this_rank
 from tests.ranks import run_ranks
 
 # tp, pp, dp
@@ -30,3 +30,16 @@ def compare(rank: int, tp: int, pp: int, dp: int) -> None:
 @pytest.mark.parametrize(("tp", "pp", "dp"), MESHES)
 def test_mesh_equals_one_process(tp: int, pp: int, dp: int) -> None:
     run_ranks(tp * pp * dp, compare, tp, pp, dp, timeout_s=240)
+
+
+def plain_tied(rank: int) -> None:
+    """A user's plain modules with a tied weight on two stages: the copies start equal and stay equal."""
+    model = {"units": "tests.own_model:units", "options": {"vocab_size": VOCABULARY, "width": 8, "tied": True}}
+    settings = deployment(model=model, parallel={"pp_degree": 2})
+    _, _, run = this_rank(settings)
+    assert_same(run, one_process(settings), tied=("head.project.weight",), owner="embedding.table.weight")
+
+
+@pytest.mark.ranks
+def test_tied_weights_of_plain_modules() -> None:
+    run_ranks(2, plain_tied)

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch.distributed as dist
 
+from hybrid_runtime.comm.shared_memory import SharedMemory
+
 
 class WaitClock(Protocol):
     """Whoever measures waits: `begin_wait` and `end_wait` enclose the time the compute stream waits for other ranks."""
@@ -46,12 +48,14 @@ class Axis:
         rank: this rank's place on it.
         group: the process group; None exactly when size is 1, so that nothing needs torch.distributed then.
         clocks: where waits are reported.
+        shared: the faster way for all-reduces of CPU ranks on one host; None where there is none.
     """
 
     size: int = 1
     rank: int = 0
     group: dist.ProcessGroup | None = None
     clocks: Clocks = field(default_factory=Clocks)
+    shared: SharedMemory | None = None
 
     @contextmanager
     def waiting(self, name: str) -> Iterator[None]:

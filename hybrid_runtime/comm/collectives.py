@@ -16,7 +16,7 @@ Shapes: B microbatch, S sequence, s = S / axis size, H hidden.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,13 @@ _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or di
 _reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+class Waitable(Protocol):
+    """What a `Pending` waits for: a `dist.Work`, or a message through shared memory."""
+
+    def wait(self) -> Any:
+        """Blocks until it is done."""
+
+
 class Pending:
     """A collective under way. `wait` must be called exactly once and returns the result."""
 
@@ -41,7 +48,7 @@ class Pending:
         axis: Axis,
         name: str,
         result: Tensor,
-        work: dist.Work | None = None,
+        work: Waitable | None = None,
         *,
         inputs: Tensor | None = None,
         finish: Callable[[Tensor], Tensor] | None = None,
@@ -66,6 +73,9 @@ def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.R
     """Starts reducing the contiguous `x` in place over the axis."""
     if axis.group is None:
         return Pending(axis, "all_reduce", x)
+    shared = axis.shared
+    if shared is not None and op == dist.ReduceOp.SUM and shared.takes(x):
+        return Pending(axis, "all_reduce", x, shared.start(x), finish=shared.add_others)
     return Pending(axis, "all_reduce", x, dist.all_reduce(x, op=op, group=axis.group, async_op=True))
 
 

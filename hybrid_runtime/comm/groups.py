@@ -2,7 +2,7 @@
 
 Which groups exist, drawn for one replica of tp=2 x pp=3 (ranks as in mesh.py):
 
-    tp groups      {0 1} {2 3} {4 5}
+    tp groups      {0 1} {2 3} {4 5}          on CPUs of one host also joined by shared memory
     pipe edges     0>2 2>4 1>3 3>5 (activations)   2>0 4>2 3>1 5>3 (gradients)     one group per directed edge
     replica        {0 .. 5}                        gradient norm, counted once over all of it
     dp groups      same pp and tp in every replica
@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from hybrid_runtime.comm.axis import Axis, Clocks
+from hybrid_runtime.comm.shared_memory import open_shared_memory
 from hybrid_runtime.mesh import Mesh, Place
 
 Backend = Literal["nccl", "gloo"]
@@ -96,7 +97,7 @@ def join_groups(
         mesh=mesh,
         place=place,
         device=device,
-        tp=new.axis(mesh.tp_groups(), clocks),
+        tp=new.axis(mesh.tp_groups(), clocks, share_memory=device.type == "cpu" and backend == "gloo"),
         dp=new.axis(mesh.dp_groups(), clocks),
         replica=new.axis(_replicas(mesh), clocks),
         tied=new.axis(_tied(mesh, tied_pp_ranks), clocks),
@@ -118,14 +119,15 @@ class _Maker:
         group: dist.ProcessGroup = dist.new_group(ranks, timeout=self.timeout, backend=backend or self.backend)
         return group
 
-    def axis(self, families: list[list[int]], clocks: Clocks) -> Axis:
+    def axis(self, families: list[list[int]], clocks: Clocks, *, share_memory: bool = False) -> Axis:
         mine = Axis(clocks=clocks)
         for ranks in families:
             if len(ranks) == 1:
                 continue
             group = self.group(ranks)
             if self.rank in ranks:
-                mine = Axis(len(ranks), ranks.index(self.rank), group, clocks)
+                shared = open_shared_memory(group, self.timeout) if share_memory else None
+                mine = Axis(len(ranks), ranks.index(self.rank), group, clocks, shared)
         return mine
 
     def control(self, world_size: int) -> dist.ProcessGroup:

@@ -84,3 +84,17 @@ def start_distributed(launch: Launch, backend: Backend, device: torch.device, ti
             f"rank {launch.rank} could not join the other {launch.world_size - 1} ranks ({problem}); check the "
             "rendezvous endpoint and that GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME name an interface all machines share"
         ) from None
+
+
+def refuse_different(fingerprint: str, launch: Launch) -> None:
+    """Every machine must have been given the same deployment; ranks of one machine read one file.
+
+    Raises:
+        UsageError: this rank's deployment is not rank 0's.
+    """
+    if launch.world_size == launch.local_world_size:
+        return
+    everyone: list[str | None] = [None] * launch.world_size
+    dist.all_gather_object(everyone, fingerprint)
+    if everyone[launch.rank] != everyone[0]:
+        raise UsageError("this machine was given another deployment than rank 0; give every machine the same file")

@@ -22,6 +22,7 @@ from hybrid_runtime.models.unit import BuildContext, UnitSpec
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.shapes import LlamaShape
+from hybrid_runtime.tensor_parallel.initialise import derived_seed
 
 
 def model_units(model: Model | None, shape: LlamaShape | None) -> list[UnitSpec]:
@@ -64,12 +65,7 @@ def build_units(
         PlanError: a unit cannot be split over the tensor-parallel ranks.
         UsageError: a unit is no nn.Module, a tie names no parameter, or the weights do not fit.
     """
-    units: dict[str, nn.Module] = {}
-    for spec in specs:
-        unit = spec.build(replace(context, unit=spec.name))
-        if not isinstance(unit, nn.Module):
-            raise UsageError(f"unit {spec.name!r} was built as a {type(unit).__name__}; build must return an nn.Module")
-        units[spec.name] = unit
+    units = {spec.name: _build(spec, replace(context, unit=spec.name)) for spec in specs}
     for spec in specs:
         for own_name, (owner, owner_name) in spec.tied.items():
             own_module, own_leaf = _holder(units[spec.name], spec.name, own_name)
@@ -79,6 +75,17 @@ def build_units(
     if weights is not None:
         load_hugging_face(Path(weights), units)
     return units
+
+
+def _build(spec: UnitSpec, context: BuildContext) -> nn.Module:
+    """One unit on its device. Plain modules draw their weights from torch's default generator, so that is set per unit:
+    the same weights on every mesh, whatever else a rank builds."""
+    with torch.random.fork_rng(devices=[]), context.device:
+        torch.manual_seed(derived_seed(context.seed, spec.name))
+        unit = spec.build(context)
+    if not isinstance(unit, nn.Module):
+        raise UsageError(f"unit {spec.name!r} was built as a {type(unit).__name__}; build must return an nn.Module")
+    return unit.to(device=context.device, dtype=context.dtype)
 
 
 def model_costs(deployment: Deployment, specs: Sequence[UnitSpec]) -> tuple[UnitCost, ...]:

@@ -52,6 +52,10 @@ def measured_costs(
         with _explained(spec.name):
             with torch.device("meta"):
                 unit = spec.build(replace(context, unit=spec.name))
+            if not isinstance(unit, nn.Module):
+                raise UsageError(
+                    f"unit {spec.name!r} was built as a {type(unit).__name__}; build must return an nn.Module"
+                )
             cost, carry = _measure(spec, unit, carry, microbatch, train=workload == "train")
             costs.append(cost)
     return tuple(costs)
@@ -61,6 +65,8 @@ def _measure(
     spec: UnitSpec, unit: nn.Module, carry: Carry, microbatch: Microbatch, *, train: bool
 ) -> tuple[UnitCost, Carry]:
     forward, output = _forward_flops(unit, carry, microbatch)
+    if not isinstance(output, tuple) or not all(isinstance(tensor, Tensor) for tensor in output):
+        raise UsageError(f"unit {spec.name!r} returned a {type(output).__name__}; a unit returns a tuple of tensors")
     whole = inputs_only = 0
     if train:
         whole = _backward_flops(unit, carry, microbatch)
@@ -82,7 +88,7 @@ def _measure(
 def _forward_flops(unit: nn.Module, carry: Carry, microbatch: Microbatch) -> tuple[int, Carry]:
     with torch.no_grad(), _counting() as counter:
         output = unit(carry, microbatch)
-    return counter.get_total_flops(), tuple(output)
+    return counter.get_total_flops(), output
 
 
 def _backward_flops(unit: nn.Module, carry: Carry, microbatch: Microbatch) -> int:

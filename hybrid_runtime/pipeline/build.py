@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch.distributed as dist
 from torch import nn
 
+from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.pipeline.stage import Stage
@@ -53,6 +55,27 @@ def find_tie(plan: Plan, specs: Sequence[UnitSpec]) -> Tie | None:
     if owner not in place:
         raise PlanError(f"unit {user!r} ties {user_parameter!r} to unknown unit {owner!r}")
     return Tie(owner, owner_parameter, place[owner], user, user_parameter, place[user])
+
+
+def share_tied(tie: Tie | None, units: Mapping[str, nn.Module], groups: Groups) -> tuple[nn.Parameter | None, bool]:
+    """Makes the two copies of a tied weight start equal, where they are on different ranks: the owner's is sent.
+
+    Returns:
+        This rank's copy (None if it has none, or if both ends share one Parameter), and whether it is the one that
+        counts in the gradient norm.
+    """
+    if tie is None or tie.owner_pp_rank == tie.user_pp_rank:
+        return None, True
+    if groups.place.pp == tie.owner_pp_rank:
+        copy, counts = units[tie.owner_unit].get_parameter(tie.owner_parameter), True
+    elif groups.place.pp == tie.user_pp_rank:
+        copy, counts = units[tie.user_unit].get_parameter(tie.user_parameter), False
+    else:
+        return None, True
+    place, mesh = groups.place, groups.mesh
+    owner = mesh.rank(dp=place.dp, pp=tie.owner_pp_rank, tp=place.tp)
+    dist.broadcast(copy.detach(), owner, group=groups.tied.group)
+    return copy, counts
 
 
 def build_stages(plan: Plan, pp_rank: int, units: Mapping[str, nn.Module]) -> dict[int, Stage]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from hybrid_runtime.verdict import Claim, DeviceRow, Measured, Outcome, Side, StaticCheck, Verdict
+from hybrid_runtime.verdict import Claim, DeviceRow, Measured, Outcome, Side, StaticCheck
 
 OUTCOME_WORDS = {
     Outcome.PASS: "passed",
@@ -199,8 +199,6 @@ def counts_text(counts: dict[str, int]) -> str:
     return f"{', '.join(words) or 'none judged'} of {total} requirement" + ("s" if total != 1 else "")
 
 
-def overall_text(verdict: Verdict) -> str:
+def overall_text(outcome: Outcome, name: str, counts: dict[str, int], exit_code: int) -> str:
     """The last line that a person reads: outcome, name, counts and exit code."""
-    return (
-        f"{verdict.verdict}: {printable(verdict.name)}: {counts_text(verdict.counts)} (exit code {verdict.exit_code})"
-    )
+    return f"{outcome}: {printable(name)}: {counts_text(counts)} (exit code {exit_code})"

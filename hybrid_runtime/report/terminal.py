@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_runtime.report import cells
-from hybrid_runtime.verdict import Claim, DeviceRow, Outcome, Side, StaticCheck, Verdict
+from hybrid_runtime.verdict import Claim, DeviceRow, Outcome, Side, StaticCheck, Verdict, count, overall
 
 STYLES = {
     Outcome.PASS: "bold green",
@@ -38,6 +38,15 @@ _ROOM_FOR_HARDWARE = 100  # columns; narrower leaves the column out
 def print_verdict(verdict: Verdict, console: Console) -> None:
     """Prints everything that a verdict says, the overall line last."""
     print_plainly(verdict_tables(verdict), console)
+
+
+def print_checks(name: str, checks: Sequence[StaticCheck], console: Console) -> None:
+    """Prints what the file alone says, the overall line last; a plan that fails is not to be run, and that is said."""
+    outcome, code = overall(check.outcome for check in checks)
+    parts = [check_table(name, checks), _overall(outcome, name, count(check.outcome for check in checks), code)]
+    if outcome is Outcome.FAIL:
+        parts.append(Text("This plan must not be run: mend what failed, the rows say how.", style=STYLES[outcome]))
+    print_plainly(Group(*parts), console)
 
 
 def print_plainly(renderable: RenderableType, console: Console) -> None:
@@ -66,8 +75,12 @@ def verdict_tables(verdict: Verdict) -> RenderableType:
         parts.append(sides_table(verdict.sides))
     parts += [Text()] if verdict.warnings else []
     parts += [Text(f"warning: {cells.printable(warning)}", style="yellow") for warning in verdict.warnings]
-    parts.append(Text(f"\n{cells.overall_text(verdict)}", style=STYLES[verdict.verdict]))
+    parts.append(_overall(verdict.verdict, verdict.name, verdict.counts, verdict.exit_code))
     return Group(*parts)
+
+
+def _overall(outcome: Outcome, name: str, counts: dict[str, int], exit_code: int) -> Text:
+    return Text(f"\n{cells.overall_text(outcome, name, counts, exit_code)}", style=STYLES[outcome])
 
 
 def check_table(name: str, checks: Sequence[StaticCheck]) -> RenderableType:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hybrid_runtime.errors import EnvironmentProblem
+from hybrid_runtime.mesh import Mesh
 
 _STEP_BYTES, _DOING_BYTES = 12, 72
 _ACTION_STAGE = re.compile(r"(\d+)[A-Z]")
@@ -36,11 +37,6 @@ class Status(NamedTuple):
     action: str
 
     def __str__(self) -> str:
-        step = "before the first step" if self.step is None else f"step {self.step}"
-        return f"rank {self.rank}, {step}, stage {self.stage}, {self.action}"
-
-    @property
-    def doing(self) -> str:
         """ "stage 1, step 7, 1B5": what follows a rank's name in an error message."""
         step = "before the first step" if self.step is None else f"step {self.step}"
         return f"stage {self.stage}, {step}, {self.action}"
@@ -105,3 +101,14 @@ def read_status(path: Path) -> Status | None:
         return None
     step = int(match[2]) if match[2].isdigit() else None
     return Status(int(match[1]), step, match[3], match[4])
+
+
+def whereabouts(folder: Path, mesh: Mesh | None, rank: int) -> str:
+    """ "rank 3 (dp 0, pp 1, tp 1), stage 1, step 7, 1B5": as much of it as is known.
+
+    Args:
+        folder: `RunFolder.status`.
+    """
+    place = f"rank {rank}" if mesh is None or rank >= mesh.world_size else str(mesh.place(rank))
+    status = read_status(folder / f"rank{rank}")
+    return f"{place}, before it was set up" if status is None else f"{place}, {status}"

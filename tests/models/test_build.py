@@ -159,3 +159,14 @@ def test_presets_cost_by_formula() -> None:
     )
     costs = model_costs(deployment, model_units(deployment.model, deployment.shape))
     assert costs == unit_costs(PRESETS["tiny"], microbatch_size=2, sequence_length=16, workload="forward")
+
+
+def test_plain_modules_start_equal_whatever_else_a_rank_builds() -> None:
+    specs = [UnitSpec(name, lambda context: nn.Linear(3, 3)) for name in ("a", "b", "c")]
+    whole = build_units(specs, BuildContext(seed=5))
+    torch.rand(7)
+    alone = build_units(specs[1:2], BuildContext(seed=5))
+    assert torch.equal(whole["b"].weight, alone["b"].weight)  # type: ignore[arg-type]
+    assert not torch.equal(whole["a"].weight, whole["b"].weight)  # type: ignore[arg-type]
+    half = build_units(specs, BuildContext(dtype=torch.bfloat16))
+    assert {p.dtype for p in half["c"].parameters()} == {torch.bfloat16}

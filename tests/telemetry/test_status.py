@@ -14,13 +14,13 @@ def test_a_launcher_can_read_what_a_rank_was_doing(tmp_path: Path) -> None:
     status = StatusFile(path, 3, (1, 4))
     size = path.stat().st_size
     assert read_status(path) == Status(3, None, "1,4", "starting")
-    assert str(read_status(path)) == "rank 3, before the first step, stage 1,4, starting"
+    assert str(read_status(path)) == "stage 1,4, before the first step, starting"
     status.step(12)
     status.doing("4B15")
     assert read_status(path) == Status(3, 12, "4", "4B15")
     status.doing("OPTIMIZER")
     status.step(9)
-    assert str(read_status(path)) == "rank 3, step 9, stage 1,4, OPTIMIZER"
+    assert str(read_status(path)) == "stage 1,4, step 9, OPTIMIZER"
     status.doing("a very long description " * 9)
     assert path.stat().st_size == size
     found = read_status(path)

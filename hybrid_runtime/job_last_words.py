@@ -1,0 +1,113 @@
+"""What a rank says when it ends badly: one sentence on standard error and in the run folder, whatever went wrong.
+
+    an exception              rank 3 (dp 0, pp 1, tp 1), stage 1, step 7, 1B5, unit 2.mlp: ValueError: ...
+    another rank ended        rank 2 (...), stage 1, step 7, 1RECV_F6: lost the connection to another rank, ...
+    torchrun stops it         rank 0 (...), stage 0, step 7, 0B4: stopped by SIGTERM
+
+The traceback goes into a file beside the sentence. What the rank was doing comes from its own status file, so the
+sentence is the same that `hybrid-runtime` finds for a rank that was killed and could say nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import torch.distributed as dist
+
+from hybrid_runtime.comm.start import Launch
+from hybrid_runtime.errors import HybridRuntimeError, RunError, UsageError
+from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.run_folder import Failure, RunFolder, write_failure
+from hybrid_runtime.telemetry.status import whereabouts
+
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+# How gloo and NCCL say that the other end of a connection is gone.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
+class LastWords:
+    """Learns who and where this rank is while it starts.
+
+    Attributes:
+        folder, mesh: None until they are known.
+    """
+
+    def __init__(self) -> None:
+        self.launch = Launch(0, 0, 1, 1)
+        self.mesh: Mesh | None = None
+        self.folder: RunFolder | None = None
+
+    def begin(self, folder: RunFolder) -> None:
+        """The run folder is known: what an earlier attempt of this rank left there is no longer true."""
+        self.folder = folder
+        for old in (folder.status / f"rank{self.launch.rank}", folder.failures / f"rank{self.launch.rank}.json"):
+            old.unlink(missing_ok=True)
+
+    def say(self, problem: BaseException) -> int:
+        """Says why this rank failed and writes it down; returns the exit code."""
+        lost_peer = _is_lost_peer(problem)
+        message = f"{self._where()}: {_LOST_WORDS}" if lost_peer else self._sentence(problem)
+        code = int(problem.exit_code if isinstance(problem, HybridRuntimeError) else RunError.exit_code)
+        if self.folder is not None:
+            failure = Failure(self.launch.rank, message, code, time.monotonic_ns(), lost_peer)
+            write_failure(self.folder, failure, "".join(traceback.format_exception(problem)))
+        if self.launch.local_rank == 0 or _in_the_run():  # before that, every rank finds the same
+            print(f"hybrid_runtime: {message}", file=sys.stderr, flush=True)
+        return code
+
+    def watch_signals(self) -> None:
+        """From now on SIGTERM and SIGINT end this process at once, with a sentence.
+
+        Python's own handlers run between two bytecodes of the main thread, which may be waiting in C for a rank that
+        will never answer; the wake-up pipe is written at once, and a thread waits for it.
+        """
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end)
+        for number in _STOPS:
+            signal.signal(number, lambda number, frame: None)
+        threading.Thread(target=self._stop, args=(read_end,), name="last words", daemon=True).start()
+
+    def _stop(self, read_end: int) -> None:
+        number = signal.Signals(os.read(read_end, 1)[0])
+        print(f"hybrid_runtime: {self._where()}: stopped by {number.name}", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    def _where(self) -> str:
+        return whereabouts(Path() if self.folder is None else self.folder.status, self.mesh, self.launch.rank)
+
+    def _sentence(self, problem: BaseException) -> str:
+        text = str(problem) if isinstance(problem, UsageError) else _first_line(problem)
+        if not isinstance(problem, HybridRuntimeError):
+            text = f"{type(problem).__name__}: {text}"
+        elif not _in_the_run() or text.startswith(f"rank {self.launch.rank} "):
+            return text
+        return f"{self._where()}: {text}"
+
+
+_LOST_WORDS = "lost the connection to another rank, which failed or was killed before"
+
+
+def _in_the_run() -> bool:
+    """Whether the ranks have joined; from then on each may fail for a reason of its own."""
+    return dist.is_initialized()
+
+
+def _first_line(problem: BaseException) -> str:
+    """Torch's messages may go on for pages of advice and C++ frames."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
+
+
+def _is_lost_peer(problem: BaseException | None) -> bool:
+    while problem is not None:
+        if isinstance(problem, RuntimeError) and any(words in str(problem) for words in _LOST):
+            return True
+        problem = problem.__cause__
+    return False

@@ -1,0 +1,42 @@
+"""A model of which one unit goes wrong in a given step; built on the user's own model of tests/own_model.py.
+
+units = "tests.failing_model:units"
+options = { how = "raises", step = 3, microbatches = 4, event = "/tmp/x/event" }
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from torch import nn
+
+from hybrid_runtime.models.unit import Carry, Microbatch, UnitSpec
+from tests import own_model
+
+
+class Failing(nn.Module):
+    """Passes its input on until its time has come; then leaves the time in the file `event`, and fails."""
+
+    def __init__(self, how: str, at_call: int, event: str) -> None:
+        super().__init__()
+        self.how, self.at_call, self.event = how, at_call, Path(event)
+        self.calls = 0
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        if carry[0].device.type == "meta":  # only being counted
+            return carry
+        self.calls += 1
+        if self.calls > self.at_call:
+            self.event.write_text(repr(time.time()))
+            if self.how == "exits":
+                os._exit(7)
+            raise ValueError("the unit's own words\nand pages of advice")
+        return carry
+
+
+def units(how: str, step: int, microbatches: int, event: str) -> list[UnitSpec]:
+    """The failing unit stands before the head, so it is the last stage's."""
+    *others, head = own_model.units(width=16)
+    return [*others, UnitSpec("failing", lambda context: Failing(how, step * microbatches, event)), head]
