@@ -87,7 +87,7 @@ def run(
         raise UsageError(f"--nodes {nodes} needs --run-folder, the same folder on a disk that all machines share")
     verdict = run_alone(deployment, folder, rendezvous, _progress_console(), quiet=quiet)
     if verdict is None:
-        print(f"hybrid-runtime: this machine's ranks are done; node 0 judges the records in {folder.path}")
+        print(f"hybrid-runtime: this machine's ranks are done; the first machine judges the records in {folder.path}")
         return
     _show(verdict, folder, json_file)
 

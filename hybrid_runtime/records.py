@@ -146,6 +146,9 @@ class StepRecord(_Record):
         grad_norm: global gradient norm before clipping; None for forward-only.
         tokens: tokens of the global batch.
         switches: involuntary context switches of the rank's thread in the step; -1 where unknown.
+        cores_busy_ns: time the rank's cores were busy with anything, from just before the window to just after it, in
+            the kernel's ticks; -1 where unknown.
+        process_ns: CPU time of the rank's whole process in the same interval, its communication threads included.
     """
 
     type: Literal["step"] = "step"
@@ -159,6 +162,8 @@ class StepRecord(_Record):
     grad_norm: str | None
     tokens: int
     switches: int
+    cores_busy_ns: int
+    process_ns: int
     memory: Memory
     spans: tuple[Span, ...]
     waits: tuple[Wait, ...]

@@ -17,7 +17,7 @@ from pathlib import Path
 from hybrid_runtime.run_folder import write_whole
 
 CANDIDATE, BASELINE = "candidate", "baseline"
-_POLL_S = 0.002
+_POLL_S = 0.01  # the side that waits must not be felt by the side that runs
 
 
 def abba(blocks: int) -> Iterator[tuple[str, int]]:

@@ -29,6 +29,7 @@ class Failing(nn.Module):
             return carry
         self.calls += 1
         if self.calls > self.at_call:
+            time.sleep(0.5)  # so that a test sees the ranks while they live
             self.event.write_text(repr(time.time()))
             if self.how == "exits":
                 os._exit(7)

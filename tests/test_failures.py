@@ -121,6 +121,7 @@ def test_a_killed_rank(tmp_path: Path) -> None:
 def test_a_unit_that_goes_wrong_in_step_3(how: str, words: str, tmp_path: Path) -> None:
     process = start("run", failing(tmp_path, how), "--run-folder", tmp_path / "run", folder=tmp_path)
     pids = when_running(process, tmp_path / "run", rank=0)
+    assert rank_pid(pids, 0) != rank_pid(pids, 1)
     done = wait(process)
     assert_gone(pids, float((tmp_path / "event").read_text()))
     who = r"rank 1 \(dp 0, pp 1, tp 0\), stage 1, step 3, "

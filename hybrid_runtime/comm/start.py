@@ -90,11 +90,15 @@ def refuse_different(fingerprint: str, launch: Launch) -> None:
     """Every machine must have been given the same deployment; ranks of one machine read one file.
 
     Raises:
-        UsageError: this rank's deployment is not rank 0's.
+        UsageError: a rank's deployment is not rank 0's; raised on every rank, so that none waits for the others.
     """
     if launch.world_size == launch.local_world_size:
         return
     everyone: list[str | None] = [None] * launch.world_size
     dist.all_gather_object(everyone, fingerprint)
-    if everyone[launch.rank] != everyone[0]:
-        raise UsageError("this machine was given another deployment than rank 0; give every machine the same file")
+    others = [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]
+    if others:
+        raise UsageError(
+            f"the machine of rank {others[0]} was given another deployment than that of rank 0; "
+            "give every machine the same file"
+        )

@@ -35,6 +35,7 @@ from hybrid_runtime.records import (
     StepRecord,
     to_line,
 )
+from hybrid_runtime.telemetry.core_time import CoreMeter, CoreTime
 from hybrid_runtime.telemetry.cuda_clock import CudaClock
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.telemetry.status import StatusFile
@@ -180,6 +181,8 @@ class Recorder(NullRecorder):
         self._step: _Step
         self._measured: Measured
         self._switches = -1
+        self._meter = CoreMeter(header.host.affinity)
+        self._core_time = CoreTime(-1, 0)
         self._file = self._open()
         try:
             self._write(header)
@@ -211,7 +214,7 @@ class Recorder(NullRecorder):
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._summary = None
-        self._step = _Step(step, block, phase, ledger, _involuntary_switches())
+        self._step = _Step(step, block, phase, ledger, self._meter.read(), _involuntary_switches())
         self._clock.begin_step()
 
     def close_window(self) -> StepSummary:
@@ -219,6 +222,7 @@ class Recorder(NullRecorder):
         switches = _involuntary_switches()
         self._watch.close()
         self._switches = -1 if switches < 0 else switches - self._step.switches
+        self._core_time = _difference(self._step.core_time, self._meter.read())
         self._summary = summary_of(self._measured)
         return self._summary
 
@@ -240,6 +244,8 @@ class Recorder(NullRecorder):
                 grad_norm=_decimal_text(grad_norm),
                 tokens=tokens,
                 switches=self._switches,
+                cores_busy_ns=self._core_time.cores_busy_ns,
+                process_ns=self._core_time.process_ns,
                 memory=self._weigh(step.watched),
                 spans=measured.spans,
                 waits=measured.waits,
@@ -297,7 +303,13 @@ class _Step(NamedTuple):
     block: int
     phase: Phase
     watched: bool
+    core_time: CoreTime
     switches: int
+
+
+def _difference(before: CoreTime, after: CoreTime) -> CoreTime:
+    known = before.cores_busy_ns >= 0 and after.cores_busy_ns >= 0
+    return CoreTime(after.cores_busy_ns - before.cores_busy_ns if known else -1, after.process_ns - before.process_ns)
 
 
 def summary_of(measured: Measured) -> StepSummary:

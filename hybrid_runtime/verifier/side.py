@@ -122,8 +122,12 @@ def _check_times(rank: RankRecords, step: StepRecord) -> None:
     if not ordered or step.tokens < 1 or abs(rank.header.clock_offset_ns) >= _LATEST_NS:
         raise RecordsError(f"{where} has an impossible time or token count; the file was edited")
     counts = [count for count in step.memory.model_dump().values() if count is not None]
-    if any(not 0 <= count < _LATEST_NS for count in counts) or step.switches < -1 or not _is_number(step.loss):
-        raise RecordsError(f"{where} has an impossible byte count, switch count or loss; the file was edited")
+    counters = (step.switches, step.cores_busy_ns, step.process_ns)
+    impossible = any(not 0 <= count < _LATEST_NS for count in counts) or any(
+        not -1 <= counter < _LATEST_NS for counter in counters
+    )
+    if impossible or not _is_number(step.loss):
+        raise RecordsError(f"{where} has an impossible byte count, counter or loss; the file was edited")
     for span in step.spans:
         if span.name not in PHASES and not _is_action(span.name):
             raise RecordsError(f"{where} holds the unknown span {span.name!r}; the file was edited")

@@ -2,7 +2,7 @@
 
 asked for GPUs, ran on CPUs ............ hardware_mismatch
 ranks share a device ................... oversubscribed   (balance has a second clock: thread CPU time)
-others ran on the ranks' own cores ..... contended        (most steps; fewer: a warning)
+others ran on the ranks' own cores ..... contended        (more than 2 % of the time; less: a warning)
 the driver saw something ............... throttled, clock_spread, foreign_process
 """
 
@@ -13,12 +13,12 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.records import StepRecord
 from hybrid_runtime.verdict import Reason
 from hybrid_runtime.verifier.metrics import Metrics, percent
 
-# A core that two busy threads share is switched a few hundred times a second; an idle neighbour costs a handful.
-SWITCHES_PER_S = 50
-SWITCHES_ALLOWED = 2  # a short step with one or two switches is not contended
+FOREIGN_ALLOWED = Fraction(1, 50)  # of the measured time, on any rank's cores: more moves shares by about a point
+FOREIGN_MENTIONED = Fraction(1, 200)
 
 
 class Blocker(NamedTuple):
@@ -57,27 +57,34 @@ def oversubscription(metrics: Metrics) -> Blocker | None:
     )
 
 
-def contended_share(metrics: Metrics) -> Fraction:
-    """Share of measured steps in which a rank was pushed off its own core more often than an idle machine does it."""
-    windows = metrics.windows_ns
-    if metrics.hardware != "cpu" or not windows:
+def foreign_share(metrics: Metrics) -> Fraction:
+    """Share of the measured time in which others were on a rank's own cores: the worst rank's.
+
+    A core's busy time less the CPU time of the rank's whole process. Its own communication threads are no foreigners,
+    and what the hypervisor stole is. Zero where ranks own no cores, or where the system does not count.
+    """
+    if metrics.hardware != "cpu":
         return Fraction()
-    columns = [[step.switches for step in rank.measured()] for rank in metrics.side.ranks]
-    worst = [max(row) for row in zip(*columns, strict=True)]
-    affected = [
-        switches > SWITCHES_ALLOWED and switches * 10**9 > SWITCHES_PER_S * window
-        for switches, window in zip(worst, windows, strict=True)
-    ]
-    return Fraction(sum(affected), len(affected))
+    return max((_foreign_share(list(rank.measured())) for rank in metrics.side.ranks), default=Fraction())
+
+
+def _foreign_share(steps: Sequence[StepRecord]) -> Fraction:
+    known = [step for step in steps if step.cores_busy_ns >= 0]
+    window_ns = sum(step.end_ns - step.start_ns for step in known)
+    foreign_ns = sum(step.cores_busy_ns - step.process_ns for step in known)
+    return max(Fraction(foreign_ns, window_ns), Fraction()) if window_ns else Fraction()
 
 
 def contention(metrics: Metrics) -> Blocker | None:
-    """More than half of the measured steps were disturbed by others on the same cores."""
-    share = contended_share(metrics)
-    if share <= Fraction(1, 2):
+    """Others took more than the allowed share of a rank's cores."""
+    share = foreign_share(metrics)
+    if share <= FOREIGN_ALLOWED:
         return None
-    note = f"{metrics.side.role}: in {percent(share, 1, 0)} % of the steps other processes ran on the ranks' cores"
-    return Blocker("contended", note)
+    return Blocker("contended", f"{metrics.side.role}: {_taken(share)}")
+
+
+def _taken(share: Fraction) -> str:
+    return f"others took {percent(share, 1, 1)} % of the time of a rank's own cores"
 
 
 def time_blocker(deployment: Deployment, sides: Sequence[Metrics], driver: Blocker | None) -> Blocker | None:
@@ -90,10 +97,6 @@ def time_blocker(deployment: Deployment, sides: Sequence[Metrics], driver: Block
 
 
 def contention_warnings(sides: Sequence[Metrics]) -> list[str]:
-    """Sides whose steps were disturbed, but not most of them."""
-    shares = [(side.side.role, contended_share(side)) for side in sides]
-    return [
-        f"{role}: {percent(share, 1, 0)} % of the measured steps were disturbed by other processes on the ranks' cores"
-        for role, share in shares
-        if share
-    ]
+    """Sides whose cores were used by others, much or little."""
+    shares = [(side.side.role, foreign_share(side)) for side in sides]
+    return [f"{role}: {_taken(share)}" for role, share in shares if share > FOREIGN_MENTIONED]

@@ -58,7 +58,7 @@ def step_of(stage: int, number: int, start_ms: float, skew_ns: int) -> StepRecor
     return StepRecord(
         step=number, block=0, phase="warmup" if number < 2 else "measure", ledger=number == 0,
         start_ns=round(start_ms * MS) - skew_ns, end_ns=round((start_ms + 15) * MS) - skew_ns, loss=None,
-        grad_norm=None, tokens=16, switches=0,
+        grad_norm=None, tokens=16, switches=0, cores_busy_ns=-1, process_ns=0,
         memory=Memory(parameters=1, gradients=2, optimizer=3, activations_peak=4 if number == 0 else None,
                       buffers_peak=None, ledger_peak=None, allocated_peak=None, reserved_peak=None),
         spans=tuple(one._replace(start_ns=one.start_ns - skew_ns, end_ns=one.end_ns - skew_ns) for one in spans),

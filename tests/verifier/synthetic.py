@@ -60,7 +60,7 @@ class Synthetic:
     flops: Sequence[int] = ()
     loss: float | None = 5.5
     tokens: int = 1024
-    switches: int = 0
+    foreign_percent: int = 0
     owned: bool = True
     kind: Literal["cpu", "cuda"] = "cpu"
     threads_per_rank: int = 1
@@ -288,7 +288,9 @@ def _step(side: Synthetic, rank: int, step: int, start: int) -> StepRecord:
         loss=None if side.loss is None or stage + 1 < side.shape.pp_degree else repr(side.loss),
         grad_norm=None,
         tokens=side.tokens,
-        switches=side.switches,
+        switches=0,
+        cores_busy_ns=window + window * side.foreign_percent // 100,
+        process_ns=window,
         memory=_memory(side, rank, None),
         spans=(
             Span(f"{stage}F0", start, middle, cpu // 2 if cpu >= 0 else -1, 0),
