@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in cases_here(options, CASES):
             case = replace(case, goal=case.goal if options.device == "cpu" else None)  # the goals are for CPU ranks
             deployment = make_deployment(case, sizes, folder, options.device)
-            (ranks,) = run_ranks(
+            ranks = run_ranks(
                 case.world_size,
                 measure_rank,
                 deployment,

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,31 +27,23 @@ def cores() -> int:
     return len(physical_cores(sorted(os.sched_getaffinity(0))))
 
 
-def run_ranks(
-    world_size: int, function: Callable[..., Any], *args: Any, device: str = "cpu", copies: int = 1
-) -> list[list[Any]]:
-    """Runs `function(rank, *args)` on every rank of `copies` independent worlds at once, each rank with one thread.
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, device: str = "cpu") -> list[Any]:
+    """Runs `function(rank, *args)` on every rank, each with one thread, and returns the answers in order of ranks.
+
+    CPU ranks are pinned to cores of their own where there are enough, exactly as `hybrid_runtime.job` does.
 
     Args:
         function: importable; what it returns must be JSON. torch.distributed is initialised and torn down around it.
         device: "cpu" (gloo over loopback) or "cuda" (NCCL, a GPU per rank).
 
-    Returns:
-        Per world, the answers of its ranks in order.
-
     Raises:
         RuntimeError: a rank raised (its traceback is the message) or died.
     """
     context = mp.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        worlds = [Path(folder, str(copy)) for copy in range(copies)]
-        for world in worlds:
-            world.mkdir()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         ranks = [
-            context.Process(
-                target=_rank, args=(rank, world_size, _Place(copy, copies), world, device, function, args), daemon=True
-            )
-            for copy, world in enumerate(worlds)
+            context.Process(target=_rank, args=(rank, world_size, folder, device, function, args), daemon=True)
             for rank in range(world_size)
         ]
         for process in ranks:
@@ -59,49 +51,30 @@ def run_ranks(
         try:
             while any(process.is_alive() for process in ranks) and not any(process.exitcode for process in ranks):
                 time.sleep(0.05)
-            time.sleep(0.1 if any(process.exitcode for process in ranks) else 0)
-            _raise_first_failure(worlds)
-            dead = [process.exitcode for process in ranks if process.exitcode]
-            if dead:
-                raise RuntimeError(f"a rank died without a word, exit code {dead[0]}")
-            return [
-                [json.loads((world / f"answer-{rank}.json").read_text()) for rank in range(world_size)]
-                for world in worlds
-            ]
+            _raise_first_failure(folder, [process.exitcode for process in ranks])
+            return [json.loads((folder / f"answer-{rank}.json").read_text()) for rank in range(world_size)]
         finally:
             for process in ranks:
                 process.kill()
                 process.join()
 
 
-def _raise_first_failure(worlds: list[Path]) -> None:
-    failures = sorted(file for world in worlds for file in world.glob("failed-*"))
+def _raise_first_failure(folder: Path, exit_codes: list[int | None]) -> None:
+    if not any(exit_codes):
+        return
+    time.sleep(0.1)  # a rank that failed first may still be writing
+    failures = sorted(folder.glob("failed-*"))
     if failures:
         rank = failures[0].name.rpartition("-")[2]
         raise RuntimeError(f"rank {rank} failed first:\n{failures[0].read_text()}")
-
-
-class _Place(NamedTuple):
-    copy: int
-    copies: int
+    raise RuntimeError(f"a rank died without a word; exit codes {exit_codes}")
 
 
 def _rank(
-    rank: int,
-    world_size: int,
-    place: _Place,
-    folder: Path,
-    device: str,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
+    rank: int, world_size: int, folder: Path, device: str, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    settle(
-        place.copy * world_size + rank,
-        place.copies * world_size,
-        1,
-        pin=device == "cpu",
-    )
+    settle(rank, world_size, 1, pin=device == "cpu")
     torch.set_num_threads(1)
     try:
         if device == "cuda":

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare(folder, sizes)
         for case in cases_here(options, CASES):
             deployment = make_deployment(case, sizes, folder, options.device)
-            (ranks,) = run_ranks(
+            ranks = run_ranks(
                 case.world_size, measure_rank, deployment, folder, timing, options.device, device=options.device
             )
             figures = combine(ranks)

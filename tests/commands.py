@@ -29,6 +29,7 @@ class Done(NamedTuple):
 def command(*arguments: object) -> Done:
     """`hybrid-runtime ARGUMENTS` in this process."""
     out, err = io.StringIO(), io.StringIO()
+    code: object = "main() returned, but it must always exit"
     with (
         patch.object(sys, "argv", ["hybrid-runtime", *map(str, arguments)]),
         patch.dict(os.environ, {"COLUMNS": "200"}),
@@ -38,8 +39,9 @@ def command(*arguments: object) -> Done:
         try:
             cli.main()
         except SystemExit as end:
-            assert isinstance(end.code, int), end.code
-            return Done(end.code, out.getvalue(), err.getvalue())
+            code = end.code
+    assert isinstance(code, int), code
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def start(*arguments: object, folder: Path, **more: str) -> subprocess.Popen[str]:
@@ -68,6 +70,14 @@ def wait(process: subprocess.Popen[str], timeout_s: float = 90) -> Done:
 def run(*arguments: object, folder: Path, **more: str) -> Done:
     """`start` and `wait`."""
     return wait(start(*arguments, folder=folder, **more))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -111,7 +111,8 @@ COMMANDS = [
     Case("JSON named .toml", content('{"name": "x"}'), USAGE, ("its name must end in .json",)),
     Case("empty file", content(""), USAGE, ("1 problem", "name")),
     Case("larger than 1 MiB", content("#" * (1 << 20) + "\n"), USAGE, ("larger than 1 MiB",)),
-    Case("wrong type", check(small(batch={"sequence_length": "x"})), USAGE, ("batch.sequence_length", "a whole number")),
+    Case("wrong type", check(small(batch={"sequence_length": "x"})), USAGE,
+         ("batch.sequence_length", "a whole number")),
     Case("unknown key", check(small(parallel={"tp_degre": 2})), USAGE, ("parallel.tp_degre", "tp_degree")),
     Case("unknown table", check(small() | {"modle": {}}), USAGE, ("modle", "model")),
     Case("two at once", check(small(workload={"steps": -1, "seeds": 1})), USAGE, ("2 problems", "workload.steps = -1")),
@@ -121,7 +122,8 @@ COMMANDS = [
     Case("units without a function", check({"name": "x", "model": {"units": "m"}}), USAGE, ("'module:function'",)),
     Case("two models", check(small(model={"units": "m:f"})), USAGE, ("preset and units", "keep one")),
     Case(
-        "hf_config missing", check({"name": "x", "model": {"hf_config": "/no/such"}}), USAGE, ("/no/such", "config.json")
+        "hf_config missing", check({"name": "x", "model": {"hf_config": "/no/such"}}), USAGE,
+         ("/no/such", "config.json")
     ),
     Case("devices", check(small(parallel={"tp_degree": 2}, hardware={"devices": 3, "oversubscribe": False})), FAIL,
          ("2 * 1 * 1 = 2, not 3",)),
@@ -246,7 +248,8 @@ JOBS = [
     Job("not a tokenizer", bad_tokenizer, USAGE, ("tokenizer.json", "is not a `tokenizers` JSON file")),
     Job("GPU demanded", lambda folder: {"hardware": {"device": "cuda"}}, ERROR,
         ("torch sees no GPU here", "'auto' or 'cpu'"), {"CUDA_VISIBLE_DEVICES": ""}),
-    Job("no module", units("no_such_module:units"), USAGE, ("importing 'no_such_module' failed", "start in the folder")),
+    Job("no module", units("no_such_module:units"), USAGE,
+         ("importing 'no_such_module' failed", "start in the folder")),
     Job("no function", units("NO_FUNCTION"), USAGE, ("has no function 'NO_FUNCTION'",)),
     Job("function raises", units("raises"), USAGE, ("raised KeyError: 'width'", "mend the function")),
     Job("function returns garbage", units("garbage"), USAGE, ("returned a dict", "a list of UnitSpec")),
@@ -254,7 +257,8 @@ JOBS = [
     Job("unit is no module", units("no_module"), USAGE, ("unit 'a'", "str", "nn.Module")),
     Job("unit decides on values", units("decides_on_values"), USAGE, ("unit 'gate' cannot be measured", "on values")),
     Job("unit returns a tensor", units("returns_a_tensor"), USAGE, ("unit 'head'", "a tuple of tensors")),
-    Job("weights missing", lambda folder: {"model": {"weights": "/no/such"}}, USAGE, ("/no/such", "is not a folder; model.weights")),
+    Job("weights missing", lambda folder: {"model": {"weights": "/no/such"}}, USAGE,
+         ("/no/such", "is not a folder; model.weights")),
     Job("folder used", lambda folder: {}, USAGE, ("already holds the records", "--run-folder")),
 ]  # fmt: skip
 

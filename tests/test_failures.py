@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Done, environment, small, start, wait, write_json
+from tests.commands import Done, environment, is_alive, small, start, wait, write_json
 
 GONE_S = 15
 WHO = r"rank (\d) \(dp 0, pp \1, tp 0\), stage \1, step \d+, "
@@ -44,13 +44,6 @@ def descendants(pid: int) -> Iterator[int]:
             for child in map(int, task.read_text().split()):
                 yield child
                 yield from descendants(child)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def rank_pid(pids: list[int], rank: int) -> int:

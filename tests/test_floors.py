@@ -68,6 +68,6 @@ def test_judging_and_planning_load_no_torch() -> None:
         if room(path) in TORCH_FREE and path.name != "__main__.py"
     ]
     code = (
-        f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; assert 'torch' not in sys.modules"  # noqa: E501
+        f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,9 +12,10 @@ import torch
 
 from benchmarks.blocks import combine, ratio
 from benchmarks.cases import QUICK, Case, make_deployment
-from benchmarks.gpu_jobs import DEMO, jobs
+from benchmarks.gpu_jobs import main as write_jobs
 from benchmarks.peer_model import build_blocks, random_weights
 from benchmarks.results import environment, markdown_table
+from hybrid_runtime.deployment import load_deployment
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,15 +79,11 @@ def test_fused_weights_give_the_same_model_for_every_tp_degree() -> None:
 
 
 @pytest.mark.parametrize(("gpus", "names"), [(1, ["one-rank", "shared"]), (4, ["one-rank", "shared", "every-gpu"])])
-def test_gpu_jobs_are_valid_deployments(gpus: int, names: list[str]) -> None:
-    import tomllib
-
-    from hybrid_runtime.deployment import parse_deployment
-
-    made = jobs(tomllib.loads(DEMO.read_text()), gpus)
-    assert list(made) == names
-    worlds = [parse_deployment(values, source="test").mesh.world_size for values in made.values()]
+def test_gpu_jobs_are_valid_deployments(gpus: int, names: list[str], tmp_path: Path) -> None:
+    write_jobs(str(tmp_path), str(gpus))
+    worlds = [load_deployment(tmp_path / f"{name}.json").mesh.world_size for name in names]
     assert worlds == [1, 6, 4][: len(names)]
+    assert len(list(tmp_path.iterdir())) == len(names)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
