@@ -12,15 +12,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
-from hybrid_runtime.comm.groups import Groups, join_groups
+from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.comm.start import (
     Launch,
     choose_device,
@@ -28,42 +26,24 @@ from hybrid_runtime.comm.start import (
     refuse_different,
     start_distributed,
 )
-from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, PlanError, UsageError
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
+from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_progress import RankProgress
-from hybrid_runtime.models.build import build_units, model_costs, model_units
-from hybrid_runtime.models.unit import BuildContext, UnitSpec
-from hybrid_runtime.pipeline.build import Tie, build_stages, edges_of, find_tie, share_tied
-from hybrid_runtime.pipeline.executor import Executor
+from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD
 from hybrid_runtime.run_folder import RunFolder, new_run_folder, write_whole
-from hybrid_runtime.schedule.actions import parse_actions
 from hybrid_runtime.telemetry.host import settle
-from hybrid_runtime.telemetry.ledger import ByteLedger
-from hybrid_runtime.telemetry.recorder import NullRecorder, Recorder
-from hybrid_runtime.training.update import Update
+from hybrid_runtime.telemetry.recorder import Recorder
 from hybrid_runtime.turns import Turns
 
 Phase = Literal["warmup", "measure"]
 LEDGER_STEPS = 3  # warm-up steps watched by the byte ledger; step 0 is not one: the optimizer has no state yet
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What one step needs."""
-
-    groups: Groups
-    executor: Executor
-    update: Update | None
-    batches: Batches
-    recorder: NullRecorder
-    plan: Plan
 
 
 def run_rank(
@@ -77,40 +57,20 @@ def run_rank(
     timeout = timedelta(seconds=deployment.measurement.timeout_s)
     specs = model_units(deployment.model, deployment.shape)
     plan = make_plan(deployment, model_costs(deployment, specs))
-    tie = find_tie(plan, specs)
     source = _open_source(deployment, plan)
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
-    groups = join_groups(
-        plan.mesh,
-        edges_of(plan),
-        device=device,
-        backend=backend,
-        tied_pp_ranks=(tie.owner_pp_rank, tie.user_pp_rank) if tie else None,
-        timeout=timeout,
-    )
+    groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
     if launch.rank == 0:
         write_whole(folder.plan, plan.to_json())
         write_whole(folder.deployment, deployment.canonical_json())
     with ExitStack() as stack:
-        units = _build_units(deployment, plan, specs, groups)
-        update = make_update(deployment, plan, units, tie, groups)
-        header = describe_rank(deployment, plan, units, groups, host)
+        built = build(deployment, plan, specs, groups)
+        header = describe_rank(deployment, plan, built.units, groups, host)
         stack.enter_context(start_sampler(folder.records, header, launch, groups))
-        parameters = [parameter for unit in units.values() for parameter in unit.parameters()]
-        ledger = ByteLedger(parameters, update.optimizer if update else None)
         records = folder.records / f"rank{launch.rank}.jsonl"
-        recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, ledger)))
-        executor = Executor(
-            parse_actions(plan.actions[groups.place.pp]),
-            build_stages(plan, groups.place.pp, units),
-            plan.stage_to_rank,
-            groups,
-            loss_scale=1.0 / plan.tokens_per_step,
-            recorder=recorder,
-            ledger=ledger,
-        )
-        parts = Parts(groups, executor, update, _batches(deployment, plan, source, groups), recorder, plan)
+        recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
+        parts = assemble(deployment, plan, groups, built, source, recorder)
         for step, block, phase, watch in schedule_of_steps(deployment, turns, groups):
             loss, times_ns = run_step(parts, step, block, phase, watch)
             progress.show(step, phase, loss, times_ns)
@@ -141,9 +101,9 @@ def run_step(parts: Parts, step: int, block: int, phase: Phase, watch: bool) -> 
             norm = update.gradient_norm()
             update.apply(step, norm)
     summary = recorder.close_window()
-    loss_here = float("nan") if loss_sum is None else loss_sum.item()
-    mine = [float(summary.busy_ns or 0), float(summary.wait_ns or 0), float(summary.window_ns), loss_here]
-    everyone = groups.gather_numbers(mine)
+    times_ns = [float(summary.busy_ns or 0), float(summary.wait_ns or 0), float(summary.window_ns)]
+    loss_here = [0.0, 0.0] if loss_sum is None else [1.0, loss_sum.item()]
+    everyone = groups.gather_numbers(times_ns + loss_here)
     loss = _mean_loss(everyone, parts.plan)
     recorder.end_step(
         loss=loss if loss_sum is not None else None,
@@ -187,35 +147,9 @@ def blocks_of(deployment: Deployment, *, alternating: bool) -> Iterator[tuple[in
         yield block, measurement.settle_steps, measurement.settle_steps + measurement.block_steps
 
 
-def make_update(
-    deployment: Deployment, plan: Plan, units: dict[str, nn.Module], tie: Tie | None, groups: Groups
-) -> Update | None:
-    """Gradients and optimizer; None for a forward-only workload.
-
-    The learning-rate schedule has the length of a plain run, for candidate and baseline alike.
-    """
-    if plan.workload != "train":
-        return None
-    tied, counted = share_tied(tie, units, groups)
-    return Update(units, groups, deployment.optimizer, steps=deployment.workload.steps, tied=tied, count_tied=counted)
-
-
 def _my_turn(turns: Turns, block: int, groups: Groups, timeout_s: float) -> bool:
     granted = turns.wait_for(block, timeout_s) if groups.place.rank == 0 else True
     return groups.gather_numbers([float(granted)])[0][0] == 1.0
-
-
-def _build_units(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], groups: Groups) -> dict[str, nn.Module]:
-    assert deployment.model is not None
-    wanted = {name for stage in plan.stages_of(groups.place.pp) for name in stage.units}
-    context = BuildContext(
-        tp=groups.tp,
-        sequence_parallel=plan.sequence_parallel,
-        device=groups.device,
-        dtype=getattr(torch, deployment.model.dtype),
-        seed=deployment.workload.seed,
-    )
-    return build_units([spec for spec in specs if spec.name in wanted], context, weights=deployment.model.weights)
 
 
 def _open_source(deployment: Deployment, plan: Plan) -> TokenSource:
@@ -223,25 +157,12 @@ def _open_source(deployment: Deployment, plan: Plan) -> TokenSource:
     return check_source(open_source(deployment.data), vocab_size, plan.sequence_length)
 
 
-def _batches(deployment: Deployment, plan: Plan, source: TokenSource, groups: Groups) -> Batches:
-    return Batches(
-        source,
-        global_batch_size=plan.global_batch_size,
-        microbatch_size=plan.microbatch_size,
-        sequence_length=plan.sequence_length,
-        dp_degree=plan.dp_degree,
-        dp_rank=groups.place.dp,
-        seed=deployment.workload.seed,
-        device=groups.device,
-    )
-
-
 def _mean_loss(everyone: list[list[float]], plan: Plan) -> float | None:
-    """Sums the replicas' losses, each taken from the first rank of its last stage."""
+    """The mean over the global batch: the replicas' sums, each taken from the first rank of its last stage."""
     mesh, last = plan.mesh, plan.stage_to_rank[-1]
-    sums = [everyone[mesh.rank(dp=dp, pp=last, tp=0)][3] for dp in range(mesh.dp_degree)]
-    total = sum(sums)
-    return None if total != total else total / plan.tokens_per_step
+    rows = [everyone[mesh.rank(dp=dp, pp=last, tp=0)] for dp in range(mesh.dp_degree)]
+    known = all(row[3] == 1.0 for row in rows)
+    return sum(row[4] for row in rows) / plan.tokens_per_step if known else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,18 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybrid_runtime.comm.groups import Groups, join_groups
+from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.data.tokens import ArrayTokens
 from hybrid_runtime.deployment import Deployment, parse_deployment
-from hybrid_runtime.job import Parts, make_update, run_step
+from hybrid_runtime.job import run_step
+from hybrid_runtime.job_parts import assemble, build, join_mesh
 from hybrid_runtime.models.build import build_units, model_costs, model_units
 from hybrid_runtime.models.unit import BuildContext, Microbatch
-from hybrid_runtime.pipeline.build import build_stages, edges_of, find_tie
-from hybrid_runtime.pipeline.executor import Executor
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.schedule.actions import parse_actions
 from hybrid_runtime.telemetry.recorder import NullRecorder
 from hybrid_runtime.tensor_parallel.shard import gather_full, iter_parameters
 from hybrid_runtime.training.learning_rate import learning_rate
@@ -62,19 +60,23 @@ def deployment(**changes: Any) -> Deployment:
     return parse_deployment(values | changes, source="parity test")
 
 
-def batches(settings: Deployment, dp_degree: int = 1, dp_rank: int = 0) -> Batches:
-    """Random tokens; the sampler is the real one."""
+def source() -> ArrayTokens:
+    """Random tokens."""
+    return ArrayTokens("random", VOCABULARY, np.random.default_rng(0).integers(0, VOCABULARY, 1000, dtype=np.uint16))
+
+
+def whole_batch(settings: Deployment, step: int) -> Microbatch:
+    """The global batch of a step as one microbatch; the sampler is the real one."""
     assert settings.batch is not None
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, 1000, dtype=np.uint16)
-    return Batches(
-        ArrayTokens("random", VOCABULARY, ids),
-        global_batch_size=settings.batch.global_batch_size,
-        microbatch_size=settings.batch.microbatch_size,
-        sequence_length=settings.batch.sequence_length,
-        dp_degree=dp_degree,
-        dp_rank=dp_rank,
+    sizes = settings.batch
+    parts = Batches(
+        source(),
+        global_batch_size=sizes.global_batch_size,
+        microbatch_size=sizes.global_batch_size,
+        sequence_length=sizes.sequence_length,
         seed=settings.workload.seed,
-    )
+    ).microbatches(step)
+    return parts[0]
 
 
 def one_process(settings: Deployment) -> History:
@@ -92,10 +94,7 @@ def one_process(settings: Deployment) -> History:
     )
     losses, norms, gradients = [], [], {}
     for step in range(STEPS):
-        whole = batches(settings).microbatches(step)
-        batch = Microbatch(
-            torch.cat([mb.tokens for mb in whole]), torch.cat([cast(Tensor, mb.targets) for mb in whole])
-        )
+        batch = whole_batch(settings, step)
         loss = _loss(units, batch) / batch.tokens.numel()
         optimizer.zero_grad()
         loss.backward()
@@ -123,30 +122,11 @@ def this_rank(settings: Deployment) -> tuple[Plan, Groups, History]:
     """The runtime's side; every rank of the mesh calls it and gets the whole model's gradients."""
     specs = model_units(settings.model, settings.shape)
     plan = make_plan(settings, model_costs(settings, specs))
-    tie = find_tie(plan, specs)
-    groups = join_groups(
-        plan.mesh,
-        edges_of(plan),
-        device=torch.device("cpu"),
-        backend="gloo",
-        tied_pp_ranks=(tie.owner_pp_rank, tie.user_pp_rank) if tie else None,
-        timeout=timedelta(seconds=60),
-    )
-    mine = {unit for stage in plan.stages_of(groups.place.pp) for unit in stage.units}
-    context = BuildContext(tp=groups.tp, sequence_parallel=plan.sequence_parallel, seed=settings.workload.seed)
-    units = build_units([spec for spec in specs if spec.name in mine], context)
-    update = make_update(settings, plan, units, tie, groups)
+    groups = join_mesh(plan, specs, device=torch.device("cpu"), backend="gloo", timeout=timedelta(seconds=60))
+    built = build(settings, plan, specs, groups)
+    parts = assemble(settings, plan, groups, built, source(), NullRecorder(torch.device("cpu")))
+    units, update = built.units, built.update
     assert update is not None
-    recorder = NullRecorder(torch.device("cpu"))
-    executor = Executor(
-        parse_actions(plan.actions[groups.place.pp]),
-        build_stages(plan, groups.place.pp, units),
-        plan.stage_to_rank,
-        groups,
-        loss_scale=1.0 / plan.tokens_per_step,
-        recorder=recorder,
-    )
-    parts = Parts(groups, executor, update, batches(settings, plan.dp_degree, groups.place.dp), recorder, plan)
     losses, norms, local = [], [], {}
 
     def keep(norm: Tensor) -> None:

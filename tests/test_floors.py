@@ -20,7 +20,7 @@ FLOORS = [
     "schedule",
     "planner verifier report comm tensor_parallel data_parallel models data telemetry training",
     "pipeline",
-    "job job_header job_last_words job_progress",
+    "job job_header job_last_words job_parts job_progress",
     "launcher measure cli __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
