@@ -144,13 +144,30 @@ class Parallel(Table):
 class Pipeline(Table):
     """How units become stages and stages are walked."""
 
-    schedule: str = Field("1f1b", description="gpipe or 1f1b")
+    schedule: str = Field(
+        "1f1b",
+        description="gpipe, 1f1b, interleaved_1f1b, zb_h1, interleaved_zb, zb_h2, zb_v, dualpipe_v, v_half, v_min, "
+        "auto (searched for this model), or a .csv file of action lists",
+    )
+    virtual_stages: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        None, description="stages on each rank; default: 2 for the interleaved, V and auto schedules, else 1", examples=[2]
+    )
+    in_flight_limit: Positive | None = Field(
+        None,
+        description="of schedule auto: most microbatches of activations that a rank may hold; default: pp_degree + 1",
+        examples=[5],
+    )
     cuts: Cuts = Field(
         "balanced",
-        description="even (equally many layers), balanced (by FLOPs, between units), or one 'first..last' of "
-        "unit names per stage",
+        description="even (equally many layers per stage), balanced (stages as equal in FLOPs as cuts between units "
+        "allow), or one 'first..last' of unit names per stage",
         examples=[["embedding..1.mlp", "2.attn..head"]],
     )
+
+    @classmethod
+    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if "in_flight_limit" in given and values.get("schedule", "1f1b") != "auto":
+            yield "has in_flight_limit, which only schedule auto obeys", "remove it, or write schedule = 'auto'"
 
 
 class Batch(Table):
@@ -352,11 +369,11 @@ def parse_deployment(values: object, *, source: str) -> Deployment:
 
 def _is_rule(error: Mapping[str, Any]) -> bool:
     """Rules between keys are left to `_rule_problems`: pydantic tries them only in tables without other errors."""
-    return error["type"] == CUSTOM and error["loc"] in {("model",), ("parallel",), ("data",)}
+    return error["type"] == CUSTOM and error["loc"] in {("model",), ("parallel",), ("pipeline",), ("data",)}
 
 
 def _rule_problems(values: object) -> Iterator[Problem]:
-    tables: dict[str, type[Table]] = {"model": Model, "parallel": Parallel, "data": Data}
+    tables: dict[str, type[Table]] = {"model": Model, "parallel": Parallel, "pipeline": Pipeline, "data": Data}
     for name, table in tables.items():
         found = values.get(name) if isinstance(values, dict) else None
         if isinstance(found, dict):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ class Plan(_Frozen):
     @property
     def stage_to_rank(self) -> tuple[int, ...]:
         return tuple(stage.pp_rank for stage in self.stages)
+
+    @property
+    def peak_microbatches(self) -> tuple[Fraction, ...]:
+        """Per pp rank, `Prediction.peak_in_flight` in microbatches of the rank's whole share: divided by its stages."""
+        pairs = self.prediction.peak_in_flight
+        return tuple(Fraction(pairs[rank], len(self.stages_of(rank))) for rank in range(self.pp_degree))
 
     @property
     def tokens_per_step(self) -> int:

@@ -5,8 +5,10 @@ in nanoseconds and bytes. Times are the host's CLOCK_MONOTONIC (shared by all ra
 is added to compare hosts. A missing footer means that the rank did not finish.
 
 Spans. Everything a rank's compute stream does in a step is a `Span`: the pipeline's compute actions under their action
-text (`0F3`, `2B1`), and the step's other phases under the names in `PHASES`. Waits for other ranks are kept apart, as
-`Wait`s: a wait lies inside the span it delays (a tensor-parallel all-reduce inside `0F3`) or between spans (a receive).
+text (`0F3`, `2B1`), and the step's other phases under the names in `PHASES`. An `I` that works off older weight
+gradients while a collective is under way is written as several spans, `0I3 0W2 0I3`: they do not nest. Waits for other
+ranks are kept apart, as `Wait`s: a wait lies inside the span it delays (a tensor-parallel all-reduce inside `0F3`) or
+between spans (a receive).
 
     compute of a span, wall clock  = end - start - (waits inside it)
     compute of a span, thread_cpu  = cpu_ns          (a wait costs the thread no CPU time)

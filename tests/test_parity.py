@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from hybrid_runtime.schedule.registry import SCHEDULES
 from tests.parity import VOCABULARY, assert_same, deployment, one_process, this_rank
 from tests.ranks import run_ranks
 
 # tp, pp, dp
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 3, 1), (4, 1, 1), (1, 4, 1), (2, 2, 2)]
+NEW = tuple(name for name in SCHEDULES if name not in ("gpipe", "1f1b"))  # those two run in every mesh above
 
 
 def compare(rank: int, tp: int, pp: int, dp: int) -> None:
@@ -24,6 +27,30 @@ def compare(rank: int, tp: int, pp: int, dp: int) -> None:
             settings = deployment(model=dict(model), parallel=parallel, pipeline=pipeline)
             _, _, run = this_rank(settings)
             assert_same(run, oracle, tied=("head.output.weight",))
+
+
+def compare_schedules(rank: int, tp: int, pp: int, names: Sequence[str]) -> None:
+    """All schedules of one mesh in one world; sequence parallelism and tied embeddings take turns."""
+    oracles = {
+        tied: one_process(deployment(model={"tie_embeddings": tied, "qkv_bias": tied})) for tied in (False, True)
+    }
+    for number, name in enumerate(names):
+        for tied in (False, True):
+            sequence_parallel = tp > 1 and tied == (number % 2 == 0)
+            settings = deployment(
+                model={"tie_embeddings": tied, "qkv_bias": tied},
+                parallel={"tp_degree": tp, "pp_degree": pp, "sequence_parallel": sequence_parallel},
+                pipeline={"schedule": name, "cuts": "even"},
+            )
+            plan, _, run = this_rank(settings)
+            assert plan.schedule == name
+            assert_same(run, oracles[tied], tied=("head.output.weight",))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("tp", "pp", "names"), [(1, 2, NEW), (1, 3, NEW), (1, 4, NEW), (2, 2, ("zb_h1", "zb_v"))])
+def test_schedule_equals_one_process(tp: int, pp: int, names: Sequence[str]) -> None:
+    run_ranks(tp * pp, compare_schedules, tp, pp, names, timeout_s=400)
 
 
 @pytest.mark.ranks

@@ -80,6 +80,11 @@ class BufferPool:
     def give_back(self, buffers: tuple[Tensor, ...]) -> None:
         self._free[spec_of(buffers)].append(buffers)
 
+    def abandon(self, buffers: tuple[Tensor, ...]) -> None:
+        for buffer in buffers:
+            if self._ledger is not None:
+                self._ledger.release(buffer)
+
 
 class Sender:
     """The sending end of a directed edge. Nothing blocks until `finish`.
@@ -190,6 +195,11 @@ class Receiver:
         """The microbatch is done with these buffers."""
         if self._staging is None:
             self.pool.give_back(buffers)
+
+    def abandon(self, buffers: tuple[Tensor, ...]) -> None:
+        """A unit passed one of these buffers on: they are ordinary tensors now and never return to the pool."""
+        if self._staging is None:
+            self.pool.abandon(buffers)
 
     def _post(self) -> None:
         while self._announced and self._header is None:

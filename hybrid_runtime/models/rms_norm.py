@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hybrid_runtime.tensor_parallel.linear import gradient_buffer
+from hybrid_runtime.tensor_parallel.gradients import gradient_buffer
 from hybrid_runtime.tensor_parallel.shard import ShardSpec
 
 

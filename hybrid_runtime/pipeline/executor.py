@@ -4,6 +4,11 @@
     0SEND_F0, 0SEND_B0     start sending what the action before it produced; completed sends are dropped as we go
     1RECV_F0, 1RECV_B0     announce a receive; the wait happens where the tensors are needed, and is recorded as a wait
     1B0     take the gradient of the output (a receive, a local hand-over, or the loss scale), run the backward
+    1I0     the same, but the products of weight gradients are left in the rank's queue
+    1W0     work off what 1I0 left there
+
+A receive buffer returns to its pool as soon as nothing reads it any more: usually after I or B; after W where the first
+layer of a stage reads its input itself, or the last one its output's gradient.
 
 Losses are kept by microbatch index, so the last stage may run its forwards in any order. There is no device
 synchronisation here.
@@ -24,6 +29,8 @@ from hybrid_runtime.errors import HybridRuntimeError, RunError
 from hybrid_runtime.models.unit import Carry, Microbatch
 from hybrid_runtime.pipeline.stage import Stage
 from hybrid_runtime.schedule.actions import Action, Kind
+from hybrid_runtime.tensor_parallel.stopwatch import stopwatch_for
+from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 
 
 class SpanRecorder(Protocol):
@@ -32,23 +39,33 @@ class SpanRecorder(Protocol):
     def span(self, name: str) -> AbstractContextManager[None]:
         """Encloses one compute action."""
 
+    def change_span(self, name: str) -> None:
+        """Inside a span: what is done from here on belongs to this action."""
+
     def note(self, name: str) -> None:
         """Says which action is next, for whoever asks what a stuck or killed rank was doing."""
+
+
+class StepLedger(Ledger, Protocol):
+    """Who counts a rank's bytes."""
+
+    def keep(self, tensor: Tensor) -> object:
+        """The tensor is an activation for as long as the result lives."""
 
 
 class Executor:
     """One rank's executor.
 
     Args:
-        actions: the rank's lowered list.
+        actions: the rank's lowered list; torch's data-parallel actions in it are skipped.
         stages: the rank's stages by global index.
         stage_to_rank: pp rank of every stage of the pipeline.
         loss_scale: what the sum of token losses is multiplied by: 1 / tokens of the global batch.
         recorder: measures every compute action.
-        ledger: counts the bytes of communication buffers; None counts nothing.
+        ledger: counts the bytes of communication buffers and of what waits for weight gradients; None counts nothing.
 
-    Raises:
-        RunError: the list holds an action that this executor does not know (I and W need split backward).
+    Attributes:
+        weight_queue: what waits between I and W.
     """
 
     def __init__(
@@ -60,10 +77,10 @@ class Executor:
         *,
         loss_scale: float,
         recorder: SpanRecorder,
-        ledger: Ledger | None = None,
+        ledger: StepLedger | None = None,
     ) -> None:
-        self._actions = tuple(actions)
-        self._names = tuple(map(str, actions))
+        self._actions = tuple(action for action in actions if not action.kind.is_data_parallel)
+        self._names = tuple(map(str, self._actions))
         self._stages = dict(stages)
         self._stage_to_rank = tuple(stage_to_rank)
         self._last_stage = len(stage_to_rank) - 1
@@ -84,18 +101,27 @@ class Executor:
         self._run: dict[Kind, Callable[[Action, str], None]] = {
             Kind.F: self._forward,
             Kind.B: self._backward,
+            Kind.I: self._backward,
+            Kind.W: self._weight_gradient,
             Kind.SEND_F: self._send,
             Kind.SEND_B: self._send,
             Kind.RECV_F: self._announce,
             Kind.RECV_B: self._announce,
         }
-        for action in self._actions:
-            if action.kind not in self._run:
-                raise RunError(f"{action}: this executor runs F and B, not {action.kind.value}; use another schedule")
+        self.weight_queue = WeightQueue(
+            fills=groups.tp.size > 1,
+            keep=None if ledger is None else ledger.keep,
+            change_span=recorder.change_span,
+            stopwatch=stopwatch_for(groups.device),
+        )
+        if any(action.kind is Kind.I for action in self._actions):
+            for stage in self._stages.values():
+                stage.use_queue(self.weight_queue)
         self._microbatches: Sequence[Microbatch] = ()
         self._step: int | None = None
         self._outputs: dict[Action, Carry] = {}  # produced, not yet sent or handed over
         self._received: dict[Action, Carry] = {}  # input buffers held until the backward is done
+        self._until_w: list[tuple[Receiver, Carry]] = []  # buffers that waiting weight gradients read
         self._losses: dict[int, Tensor] = {}
 
     def run_step(self, microbatches: Sequence[Microbatch], step: int | None = None) -> Tensor | None:
@@ -128,6 +154,7 @@ class Executor:
         for sender in self._senders.values():
             sender.finish()
         assert not self._outputs, f"never sent or used: {list(self._outputs)}"
+        assert not self.weight_queue, f"{len(self.weight_queue)} weight gradients were never computed"
         return torch.stack([self._losses[i] for i in sorted(self._losses)]).sum() if self._losses else None
 
     def _where(self, action: Action) -> str:
@@ -152,15 +179,27 @@ class Executor:
                 receiver.know(stage, Kind.RECV_B, _gradient_spec(output))
 
     def _backward(self, action: Action, name: str) -> None:
+        """B and I."""
         stage, i = action.stage, action.microbatch
         gradients = self._output_gradients_of(stage, i)
+        run = self._stages[stage].backward if action.kind is Kind.B else self._stages[stage].input_gradient
         with self._recorder.span(name):
-            input_gradients = self._stages[stage].backward(i, gradients)
+            input_gradients = run(i, gradients)
         self._give_back_input(stage, i, input_gradients)
-        if stage < self._last_stage and not self._is_here(stage + 1) and not _share_storage(gradients, input_gradients):
-            self._receivers[self._stage_to_rank[stage + 1]].give_back(gradients)
+        if stage < self._last_stage and not self._is_here(stage + 1):
+            self._give_back(self._receivers[self._stage_to_rank[stage + 1]], gradients, input_gradients)
         if stage > 0:
             self._outputs[Action(stage, Kind.B, i)] = input_gradients
+
+    def _weight_gradient(self, action: Action, name: str) -> None:
+        with self._recorder.span(name):
+            self._stages[action.stage].weight_gradient(action.microbatch)
+        if self._until_w:
+            read = [self.weight_queue.holds(buffers) for _, buffers in self._until_w]
+            for (receiver, buffers), still in zip(self._until_w, read):
+                if not still:
+                    receiver.give_back(buffers)
+            self._until_w = [kept for kept, still in zip(self._until_w, read) if still]
 
     def _send(self, action: Action, name: str) -> None:
         forward = action.kind is Kind.SEND_F
@@ -184,8 +223,17 @@ class Executor:
 
     def _give_back_input(self, stage: int, i: int, still_in_use: Carry) -> None:
         buffers = self._received.pop(Action(stage, Kind.RECV_F, i), None)
-        if buffers is not None and not _share_storage(buffers, still_in_use):
-            self._receivers[self._stage_to_rank[stage - 1]].give_back(buffers)
+        if buffers is not None:
+            self._give_back(self._receivers[self._stage_to_rank[stage - 1]], buffers, still_in_use)
+
+    def _give_back(self, receiver: Receiver, buffers: Carry, still_in_use: Carry) -> None:
+        """Returns buffers to their pool: now, after the last W that reads them, or never if a unit passed them on."""
+        if _share_storage(buffers, still_in_use):
+            receiver.abandon(buffers)
+        elif self.weight_queue and self.weight_queue.holds(buffers):
+            self._until_w.append((receiver, buffers))
+        else:
+            receiver.give_back(buffers)
 
     def _output_gradients_of(self, stage: int, i: int) -> Carry:
         if stage == self._last_stage:

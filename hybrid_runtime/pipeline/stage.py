@@ -1,5 +1,9 @@
 """One pipeline stage: a slice of the model's units, with what each microbatch in flight needs for its backward.
 
+    F   forward   ->  B   backward(...)
+                  ->  I   input_gradient(...)   the same traversal, but the parallel linears leave their dW in the queue
+                      W   weight_gradient(...)  works off what that I left; nothing where a unit has no such layers
+
 Outputs are not kept: only their autograd edges are, so an activation that has been sent costs nothing more here.
 """
 
@@ -15,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hybrid_runtime.errors import RunError
 from hybrid_runtime.models.unit import Carry, Microbatch
+from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue, set_weight_queue
 
 
 class _InFlight(NamedTuple):
@@ -23,7 +28,7 @@ class _InFlight(NamedTuple):
 
 
 class Stage:
-    """Runs F and B of one stage.
+    """Runs F, B, I and W of one stage.
 
     Args:
         index: global stage index.
@@ -37,6 +42,13 @@ class Stage:
         self.training = training
         self._in_flight: dict[int, _InFlight] = {}
         self.current_unit: str | None = None
+        self._queue: WeightQueue | None = None
+
+    def use_queue(self, queue: WeightQueue) -> None:
+        """Where the stage's layers leave their weight gradients in an I; the queue of all stages of the rank."""
+        self._queue = queue
+        for _, unit in self.units:
+            set_weight_queue(unit, queue)
 
     def forward(self, index: int, carry: Carry, microbatch: Microbatch) -> Carry:
         """F of microbatch `index`; `carry` is the previous stage's output (empty for the first stage).
@@ -75,6 +87,21 @@ class Stage:
         pairs = [(edge, gradient) for edge, gradient in zip(outputs, gradients) if edge is not None]
         torch.autograd.backward([edge for edge, _ in pairs], [gradient for _, gradient in pairs])
         return tuple(_gradient_of(leaf) for leaf in inputs if leaf.requires_grad)
+
+    def input_gradient(self, index: int, gradients: Sequence[Tensor]) -> Carry:
+        """I of microbatch `index`; arguments and result as of `backward`. Needs a queue."""
+        assert self._queue is not None, "I without a queue"
+        with self._queue.deferring(self.index, index):
+            return self.backward(index, gradients)
+
+    def weight_gradient(self, index: int) -> None:
+        """W of microbatch `index`, after its I.
+
+        Raises:
+            RunError: a unit changed in place what the weight gradient still needs.
+        """
+        assert self._queue is not None, "W without a queue"
+        self._queue.run(self.index, index)
 
     @property
     def in_flight(self) -> int:

@@ -7,7 +7,8 @@
     dp_only          dp = N                      as declared, else candidate's    candidate's
     naive_pipeline   the candidate's             one per replica: global / dp     gpipe
 
-N is `baseline.devices`, or the candidate's number of ranks.
+N is `baseline.devices`, or the candidate's number of ranks. A single pipeline rank has nothing to schedule: unless the
+candidate's is gpipe, it runs 1f1b. So do other pp degrees where the candidate's schedule is a file, made for its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from hybrid_runtime.deployment import Baseline, Batch, Deployment, Hardware, Parallel, Pipeline
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.schedule.choose import is_file, place
 
 
 def baseline_deployment(deployment: Deployment) -> Deployment:
@@ -81,13 +83,23 @@ def _parallel(deployment: Deployment, mesh: Mesh) -> Parallel:
 
 
 def _pipeline(deployment: Deployment, baseline: Baseline, mesh: Mesh) -> Pipeline:
-    """Explicit cuts were written for the candidate's degrees; on others they are replaced by balanced ones."""
+    """Explicit cuts were written for the candidate's stages; for others they are replaced by balanced ones."""
     candidate = deployment.pipeline
-    explicit = not isinstance(candidate.cuts, str)
-    return Pipeline(
-        schedule="gpipe" if baseline.kind == "naive_pipeline" else candidate.schedule,
-        cuts="balanced" if explicit and mesh != deployment.mesh else candidate.cuts,
-    )
+    schedule = _schedule(candidate.schedule, baseline, mesh.pp_degree, deployment.mesh.pp_degree)
+    virtual_stages = candidate.virtual_stages if schedule == candidate.schedule else None
+    cuts = candidate.cuts
+    if not isinstance(cuts, str):
+        fit = mesh == deployment.mesh and len(place(schedule, mesh.pp_degree, virtual_stages)) == len(cuts)
+        cuts = cuts if fit else "balanced"
+    limit = candidate.in_flight_limit if schedule == candidate.schedule else None
+    return Pipeline(schedule=schedule, virtual_stages=virtual_stages, in_flight_limit=limit, cuts=cuts)
+
+
+def _schedule(candidates: str, baseline: Baseline, pp_degree: int, candidates_pp_degree: int) -> str:
+    if baseline.kind == "naive_pipeline":
+        return "gpipe"
+    made_for_another = is_file(candidates) and pp_degree != candidates_pp_degree
+    return "1f1b" if made_for_another or (pp_degree == 1 and candidates != "gpipe") else candidates
 
 
 def _batch(batch: Batch, baseline: Baseline, mesh: Mesh) -> Batch:

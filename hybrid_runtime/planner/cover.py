@@ -9,7 +9,11 @@ from itertools import pairwise
 
 
 def stage_cover(
-    stages: Sequence[Sequence[str]], unit_names: Sequence[str], num_stages: int | None = None
+    stages: Sequence[Sequence[str]],
+    unit_names: Sequence[str],
+    num_stages: int | None = None,
+    *,
+    asked_by: str = "pp_degree",
 ) -> tuple[str, ...]:
     """What is wrong with stages, one sentence each; empty if nothing is.
 
@@ -17,13 +21,24 @@ def stage_cover(
         stages: unit names per stage.
         unit_names: the model's units in order.
         num_stages: how many stages there must be; None to accept any number.
+        asked_by: what makes it that number, in words (`wanted_by`).
     """
-    return tuple(_findings(stages, unit_names, num_stages))
+    return tuple(_findings(stages, unit_names, num_stages, asked_by))
 
 
-def _findings(stages: Sequence[Sequence[str]], unit_names: Sequence[str], num_stages: int | None) -> Iterator[str]:
+def wanted_by(num_stages: int, pp_degree: int) -> str:
+    """What makes it so many stages: "pp_degree", or "pp_degree 4 with 2 stages on each rank"."""
+    per_rank, rest = divmod(num_stages, pp_degree)
+    if rest:
+        return f"the schedule on pp_degree {pp_degree}"
+    return "pp_degree" if per_rank == 1 else f"pp_degree {pp_degree} with {per_rank} stages on each rank"
+
+
+def _findings(
+    stages: Sequence[Sequence[str]], unit_names: Sequence[str], num_stages: int | None, asked_by: str
+) -> Iterator[str]:
     if num_stages is not None and len(stages) != num_stages:
-        yield f"{len(stages)} stages are given, but pp_degree asks for {num_stages}"
+        yield f"{len(stages)} stages are given, but {asked_by} asks for {num_stages}"
     for index, stage in enumerate(stages):
         if not stage:
             yield f"stage {index} is empty; if its range is 'first..last', the last unit must not come before the first"

@@ -4,6 +4,8 @@ even       equally many layers per stage, embedding on the first, head on the la
 balanced   the largest stage has as few FLOPs as cuts between units allow
 explicit   one "first..last" of unit names per stage, both ends included
 
+A rank may hold several stages. "balanced" then makes the stages equal, not yet the sums of each rank.
+
 units      embedding | 0.attn | 0.mlp | 1.attn | 1.mlp | head
 even, 2    [embedding  0.attn   0.mlp] [1.attn   1.mlp   head]
 """
@@ -40,7 +42,7 @@ def cut_units(cuts: str | Sequence[str], costs: Sequence[UnitCost], num_stages: 
     if num_stages > len(names):
         raise PlanError(
             f"{num_stages} pipeline stages need at least as many units, but the model has {len(names)}: "
-            f"use pp_degree {len(names)} or less"
+            f"lower pp_degree (or the stages per rank) to {len(names)} stages or less in all"
         )
     assert cuts in ("even", "balanced"), cuts
     flops = [cost.flops for cost in costs]

@@ -12,14 +12,14 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost
 from hybrid_runtime.planner.baseline import baseline_deployment
-from hybrid_runtime.planner.cover import stage_cover
+from hybrid_runtime.planner.cover import stage_cover, wanted_by
 from hybrid_runtime.planner.cuts import Stages, cut_units
-from hybrid_runtime.planner.predict import predict
+from hybrid_runtime.planner.predict import durations_in_flops, predict
+from hybrid_runtime.planner.searched import searched_lists
 from hybrid_runtime.schedule.actions import ActionList, texts
 from hybrid_runtime.schedule.check import CheckResult, check
-from hybrid_runtime.schedule.lower import lower
+from hybrid_runtime.schedule.choose import accept, is_searched, lowered_lists, place
 from hybrid_runtime.schedule.placement import StageToRank
-from hybrid_runtime.schedule.registry import find_schedule, generate
 
 __all__ = ["baseline_deployment", "make_plan"]  # the planner's two doors: the candidate's plan and its baseline
 
@@ -32,15 +32,22 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
         mesh: planned for instead of the deployment's own.
 
     Raises:
-        PlanError: no batch, a batch that does not divide, cuts that do not hold the model, or an unknown schedule.
+        PlanError: no batch, a batch that does not divide, cuts that do not hold the model, or a schedule that is
+            unknown, wrong, or does not accept these degrees and microbatches.
     """
     mesh = mesh or deployment.mesh
     batch = _batch(deployment)
     num_microbatches = _num_microbatches(batch, mesh)
     schedule, workload = deployment.pipeline.schedule, deployment.workload.kind
-    stage_to_rank = find_schedule(schedule).place(mesh.pp_degree)
-    stages = _stages(deployment, costs, len(stage_to_rank))
-    lists = lower(generate(schedule, mesh.pp_degree, num_microbatches, workload), stage_to_rank)
+    virtual_stages = deployment.pipeline.virtual_stages
+    stage_to_rank = place(schedule, mesh.pp_degree, virtual_stages)
+    stages = _stages(deployment, costs, len(stage_to_rank), mesh.pp_degree)
+    if is_searched(schedule):
+        accept(schedule, mesh.pp_degree, num_microbatches, workload, virtual_stages)
+        durations, limit = durations_in_flops(stages, costs), deployment.pipeline.in_flight_limit
+        lists = searched_lists(stage_to_rank, num_microbatches, durations, limit, deployment.workload.seed)
+    else:
+        lists = lowered_lists(schedule, mesh.pp_degree, num_microbatches, workload, virtual_stages)
     checked = _checked(lists, stage_to_rank, num_microbatches, workload)
     return Plan(
         name=deployment.name,
@@ -97,9 +104,10 @@ def _valid_sizes(batch: Batch, dp_degree: int) -> str:
     return ", or ".join(valid)
 
 
-def _stages(deployment: Deployment, costs: Sequence[UnitCost], num_stages: int) -> Stages:
+def _stages(deployment: Deployment, costs: Sequence[UnitCost], num_stages: int, pp_degree: int) -> Stages:
     stages = cut_units(deployment.pipeline.cuts, costs, num_stages)
-    problems = stage_cover(stages, [cost.name for cost in costs], num_stages)
+    asked_by = wanted_by(num_stages, pp_degree)
+    problems = stage_cover(stages, [cost.name for cost in costs], num_stages, asked_by=asked_by)
     if problems:
         raise PlanError("pipeline.cuts: " + "; ".join(problems))
     return stages

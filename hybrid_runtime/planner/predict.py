@@ -10,6 +10,7 @@ from hybrid_runtime.schedule.actions import ActionList, Kind
 from hybrid_runtime.schedule.check import CheckResult
 from hybrid_runtime.schedule.placement import StageToRank
 from hybrid_runtime.schedule.replay import Time, replay
+from hybrid_runtime.schedule.step_costs import StageKind
 
 
 def predict(
@@ -22,7 +23,7 @@ def predict(
     """The prediction for checked lists whose stages hold these units."""
     by_name = {cost.name: cost for cost in costs}
     costs_of = [[by_name[name] for name in stage] for stage in stages]
-    step = replay(lists, stage_to_rank, _durations(costs_of))
+    step = replay(lists, stage_to_rank, durations_in_flops(stages, costs))
     return Prediction(
         stage_flops=tuple(sum(cost.flops for cost in stage) for stage in costs_of),
         stage_parameters=tuple(sum(cost.parameters for cost in stage) for stage in costs_of),
@@ -32,9 +33,11 @@ def predict(
     )
 
 
-def _durations(costs_of: Sequence[Sequence[UnitCost]]) -> Mapping[tuple[int, Kind], Time]:
+def durations_in_flops(stages: Stages, costs: Sequence[UnitCost]) -> Mapping[StageKind, Time]:
     """FLOPs as durations; where nothing was counted, equal stages whose I and W cost as much as F."""
-    durations: dict[tuple[int, Kind], Time] = {}
+    by_name = {cost.name: cost for cost in costs}
+    costs_of = [[by_name[name] for name in stage] for stage in stages]
+    durations: dict[StageKind, Time] = {}
     counted = any(cost.forward_flops for stage in costs_of for cost in stage)
     for index, stage in enumerate(costs_of):
         forward = sum(cost.forward_flops for cost in stage) if counted else 1

@@ -137,20 +137,24 @@ def lanes(slices: Iterable[Slice]) -> Iterator[tuple[Slice, int]]:
 class Arrows:
     """Flow events between the compute slices of neighbouring stages.
 
-    An arrow leaves just before the end of its first slice; where clocks of two hosts disagree so far that the second
-    slice begins earlier than that, it leaves where the second begins, for an arrow must not run back in time.
+    An action of several slices (an I with an older W inside) is entered at its first and left at its last. An arrow
+    leaves just before the end of its first slice; where clocks of two hosts disagree so far that the second slice
+    begins earlier than that, it leaves where the second begins, for an arrow must not run back in time.
     """
 
     def __init__(self, base_ns: int) -> None:
         self._base_ns = base_ns
-        self._boxes: dict[tuple[int, int, int, bool, int, int], tuple[int, int, Slice]] = {}
+        self._first: dict[tuple[int, int, int, bool, int, int], tuple[int, int, Slice]] = {}
+        self._last: dict[tuple[int, int, int, bool, int, int], tuple[int, int, Slice]] = {}
 
     def add(self, rank: RankRecords, slice_: Slice, tid: int) -> None:
         """Remembers a slice; only those of F and of input gradients (I, or B that contains it) are ends of arrows."""
         action = _action(slice_.name) if slice_.track == "compute" else None
         if action is not None and action.kind in (Kind.F, Kind.B, Kind.I):
             header = rank.header
-            self._boxes[self._key(header.dp, header.tp, int(slice_.args["step"]), action)] = (header.rank, tid, slice_)
+            key = self._key(header.dp, header.tp, int(slice_.args["step"]), action)
+            self._last[key] = (header.rank, tid, slice_)
+            self._first.setdefault(key, self._last[key])
 
     @staticmethod
     def _key(dp: int, tp: int, step: int, action: Action) -> tuple[int, int, int, bool, int, int]:
@@ -159,8 +163,8 @@ class Arrows:
     def events(self) -> Iterator[_Event]:
         """Pairs of flow events, `s` and `f`, with one id each."""
         number = 0
-        for (dp, tp, step, forward, stage, microbatch), source in self._boxes.items():
-            target = self._boxes.get((dp, tp, step, forward, stage + (1 if forward else -1), microbatch))
+        for (dp, tp, step, forward, stage, microbatch), source in self._last.items():
+            target = self._first.get((dp, tp, step, forward, stage + (1 if forward else -1), microbatch))
             if target is None:
                 continue
             number += 1

@@ -6,14 +6,20 @@
 F forward, I input gradient, W weight gradient, B both in one traversal. `kSEND_Fi` sends stage k's output of microbatch
 i to stage k+1, `kRECV_Fi` receives stage k's input from stage k-1; `kSEND_Bi` sends the gradient of stage k's input to
 stage k-1, `kRECV_Bi` receives the gradient of stage k's output from stage k+1.
+
+An overlap is a forward and a backward that may run at the same time. Lists keep it for exchange and drawing; lowering,
+replay and executor take the flattened list, in which the two stand one after the other.
+
+Foreign lists may hold torch's data-parallel actions `0UNSHARD`, `0RESHARD` and `0REDUCE_GRAD`, which name no
+microbatch; they are read and written, and otherwise ignored: data parallelism here is not part of a schedule.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 
 class Kind(enum.Enum):
@@ -27,6 +33,9 @@ class Kind(enum.Enum):
     RECV_F = "RECV_F"
     SEND_B = "SEND_B"
     RECV_B = "RECV_B"
+    UNSHARD = "UNSHARD"
+    RESHARD = "RESHARD"
+    REDUCE_GRAD = "REDUCE_GRAD"
 
     @property
     def is_compute(self) -> bool:
@@ -40,8 +49,15 @@ class Kind(enum.Enum):
     def is_receive(self) -> bool:
         return self in (Kind.RECV_F, Kind.RECV_B)
 
+    @property
+    def is_data_parallel(self) -> bool:
+        return self in _DATA_PARALLEL
+
 
 _COMPUTE = frozenset({Kind.F, Kind.I, Kind.W, Kind.B})
+_DATA_PARALLEL = frozenset({Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD})
+
+NO_MICROBATCH: Final = -1  # of a data-parallel action
 
 
 class Action(NamedTuple):
@@ -52,12 +68,27 @@ class Action(NamedTuple):
     microbatch: int
 
     def __str__(self) -> str:
-        return f"{self.stage}{self.kind.value}{self.microbatch}"
+        return f"{self.stage}{self.kind.value}{'' if self.kind.is_data_parallel else self.microbatch}"
+
+
+class Overlap(NamedTuple):
+    """A forward and a backward (B or I) of one rank that may run at the same time."""
+
+    forward: Action
+    backward: Action
+
+    def __str__(self) -> str:
+        return f"({self.forward};{self.backward})OVERLAP_F_B"
 
 
 ActionList = tuple[Action, ...]  # what one pipeline rank does, in order
+Cell = Action | Overlap
+CellList = tuple[Cell, ...]  # the same before it is flattened
 
-_ACTION = re.compile(r"(\d{1,9})(SEND_F|RECV_F|SEND_B|RECV_B|F|I|W|B)(\d{1,9})")
+_NUMBER = "(0|[1-9][0-9]{0,8})"
+_ACTION = re.compile(f"{_NUMBER}(SEND_F|RECV_F|SEND_B|RECV_B|F|I|W|B){_NUMBER}")
+_DATA_PARALLEL_ACTION = re.compile(f"{_NUMBER}(UNSHARD|RESHARD|REDUCE_GRAD)")
+_OVERLAP = re.compile(r"\(([^();]*);([^();]*)\)OVERLAP_F_B")
 
 
 def parse_action(text: str) -> Action:
@@ -66,10 +97,28 @@ def parse_action(text: str) -> Action:
     Raises:
         ValueError: not an action; torch's own parser is not anchored and would accept "2B0junk".
     """
-    match = _ACTION.fullmatch(text)
+    if match := _ACTION.fullmatch(text):
+        return Action(int(match[1]), Kind(match[2]), int(match[3]))
+    if match := _DATA_PARALLEL_ACTION.fullmatch(text):
+        return Action(int(match[1]), Kind(match[2]), NO_MICROBATCH)
+    raise ValueError(f"{text!r} is not an action; expected stage, kind and microbatch, for example '2F0'")
+
+
+def parse_cell(text: str) -> Cell:
+    """Reads one action or one overlap, e.g. "(0F7;7B3)OVERLAP_F_B".
+
+    Raises:
+        ValueError: neither; overlaps are not nested, and hold one F and then one B or I.
+    """
+    if not text.startswith("("):
+        return parse_action(text)
+    match = _OVERLAP.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not an action; expected stage, kind and microbatch, for example '2F0'")
-    return Action(int(match[1]), Kind(match[2]), int(match[3]))
+        raise ValueError(f"{text!r} is not an overlap of two actions; expected for example '(0F7;7B3)OVERLAP_F_B'")
+    overlap = Overlap(parse_action(match[1]), parse_action(match[2]))
+    if overlap.forward.kind is not Kind.F or overlap.backward.kind not in (Kind.B, Kind.I):
+        raise ValueError(f"{text!r} overlaps something else than one F and then one B or I")
+    return overlap
 
 
 def parse_actions(texts: Sequence[str]) -> ActionList:
@@ -77,6 +126,11 @@ def parse_actions(texts: Sequence[str]) -> ActionList:
     return tuple(map(parse_action, texts))
 
 
-def texts(actions: Sequence[Action]) -> tuple[str, ...]:
-    """The text form of a list; `parse_actions` reads it back exactly."""
+def texts(actions: Sequence[Cell]) -> tuple[str, ...]:
+    """The text form of a list; `parse_actions` (or `parse_cell`, where there are overlaps) reads it back exactly."""
     return tuple(map(str, actions))
+
+
+def flatten(cells: Iterable[Cell]) -> ActionList:
+    """The list without overlaps: the forward of each, then its backward."""
+    return tuple(action for cell in cells for action in ((cell,) if isinstance(cell, Action) else cell))

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import NamedTuple
 
-from hybrid_runtime.schedule.actions import Action, ActionList, Kind
+from hybrid_runtime.schedule.actions import Action, ActionList, Kind, parse_action
 from hybrid_runtime.schedule.finding import Finding
 from hybrid_runtime.schedule.footprint import peak_in_flight, receive_depth
+from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.messages import DirectedEdge, edge_name, edge_of, partner, sent_by
 from hybrid_runtime.schedule.placement import StageToRank
 from hybrid_runtime.schedule.walk import walk
@@ -53,15 +54,12 @@ class _Placed(NamedTuple):
 
 def check(lists: Sequence[ActionList], stage_to_rank: StageToRank, num_microbatches: int, workload: str) -> CheckResult:
     """Checks the lowered lists of all pipeline ranks, one list per rank."""
-    placed = [
-        _Placed(rank, position, action) for rank, actions in enumerate(lists) for position, action in enumerate(actions)
-    ]
+    placed = _placed(lists)
     findings = [*_ranks(lists, stage_to_rank), *_places(placed, stage_to_rank, num_microbatches)]
     if not findings:
-        compute = [item for item in placed if item.action.kind.is_compute]
-        findings += _coverage(compute, lists, stage_to_rank, num_microbatches, workload)
+        findings += _coverage(placed, lists, stage_to_rank, num_microbatches, workload)
         findings += _messages(placed, lists, stage_to_rank)
-        findings += _gradient_order(compute)
+        findings += _gradient_order(placed)
     if not findings:
         findings += walk(lists, stage_to_rank, rendezvous=False) or walk(lists, stage_to_rank, rendezvous=True)
     return CheckResult(
@@ -69,6 +67,32 @@ def check(lists: Sequence[ActionList], stage_to_rank: StageToRank, num_microbatc
         {} if findings else receive_depth(lists, stage_to_rank),
         tuple(map(peak_in_flight, lists)),
     )
+
+
+def check_compute(
+    lists: Sequence[ActionList], stage_to_rank: StageToRank, num_microbatches: int, workload: str
+) -> CheckResult:
+    """Checks lists without SENDs and RECVs: as `check` would once they are lowered, with positions in these lists."""
+    placed = _placed(lists)
+    findings = [*_ranks(lists, stage_to_rank), *_places(placed, stage_to_rank, num_microbatches)]
+    if not findings:
+        findings += _coverage(placed, lists, stage_to_rank, num_microbatches, workload)
+        findings += _gradient_order(placed)
+    if findings:
+        return CheckResult(tuple(findings), {}, tuple(map(peak_in_flight, lists)))
+    result = check(lower(lists, stage_to_rank), stage_to_rank, num_microbatches, workload)
+    return replace(result, findings=tuple(_without_messages(finding, lists) for finding in result.findings))
+
+
+def _without_messages(finding: Finding, lists: Sequence[ActionList]) -> Finding:
+    """What blocks lowered lists is always a compute action: a SEND stands behind what it sends."""
+    return finding._replace(position=lists[finding.rank].index(parse_action(finding.action)))
+
+
+def _placed(lists: Sequence[ActionList]) -> list[_Placed]:
+    return [
+        _Placed(rank, position, action) for rank, actions in enumerate(lists) for position, action in enumerate(actions)
+    ]
 
 
 def _ranks(lists: Sequence[ActionList], stage_to_rank: StageToRank) -> Iterator[Finding]:
@@ -101,19 +125,21 @@ def _crosses(message: Action, stage_to_rank: StageToRank) -> bool:
 
 
 def _coverage(
-    compute: Sequence[_Placed],
+    placed: Sequence[_Placed],
     lists: Sequence[ActionList],
     stage_to_rank: StageToRank,
     num_microbatches: int,
     workload: str,
 ) -> Iterator[Finding]:
-    seen: dict[Action, int] = {}
-    for rank, position, action in compute:
+    seen: set[Action] = set()
+    for rank, position, action in placed:
+        if not action.kind.is_compute:
+            continue
         if action in seen:
-            yield Finding(rank, position, str(action), f"is done twice, first at position {seen[action]}")
+            yield Finding(rank, position, str(action), "is done twice")
         elif workload == "forward" and action.kind is not Kind.F:
             yield Finding(rank, position, str(action), "a forward-only schedule has no backward")
-        seen.setdefault(action, position)
+        seen.add(action)
     for stage, rank in enumerate(stage_to_rank):
         for microbatch in range(num_microbatches):
             kinds = {kind for kind in Kind if Action(stage, kind, microbatch) in seen}
@@ -185,10 +211,10 @@ def _not_sent_once(
         yield Finding(rank, len(lists[rank]), str(action), "is missing: its result would never arrive")
 
 
-def _gradient_order(compute: Sequence[_Placed]) -> Iterator[Finding]:
+def _gradient_order(placed: Sequence[_Placed]) -> Iterator[Finding]:
     """Floating-point sums depend on their order: gradients are added up in microbatch order."""
     last: dict[int, int] = {}
-    for rank, position, action in compute:
+    for rank, position, action in placed:
         if action.kind not in (Kind.B, Kind.W):
             continue
         if action.microbatch < last.get(action.stage, -1):

@@ -6,6 +6,10 @@
 A SEND stands directly after its producer. The RECVs of a directed edge stand in the order of the *sender's* SENDs, each
 as early as the pool depth allows, because a RECV only announces a buffer: the earlier it is posted, the less anybody
 waits. It is never later than its consumer, even if that takes more buffers than the pool depth.
+
+Where an edge carries both activations and gradients (loop and V placements), a bounded pool can make two ranks wait for
+each other's receives: each holds back a RECV behind an action whose input the other has not sent yet. The pool is then
+one deeper, and so on, until every SEND finds its RECV posted in time.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.schedule.actions import Action, ActionList
 from hybrid_runtime.schedule.messages import DirectedEdge, edge_of, partner, received_by, sent_by
 from hybrid_runtime.schedule.placement import StageToRank
+from hybrid_runtime.schedule.walk import walk
 
 POOL_DEPTH = 2  # receives posted and not yet consumed per edge: one under way while another is used
 
@@ -29,12 +34,27 @@ def lower(
 
     Args:
         compute: per pipeline rank.
-        pool_depth: receives that may be posted and not yet consumed per directed edge.
+        pool_depth: receives that may be posted and not yet consumed per directed edge, if that is enough.
 
     Raises:
         PlanError: something is sent that no action of the receiving rank takes.
     """
     receives = _receives_in_send_order(compute, stage_to_rank)
+    lowered = _lower(compute, receives, stage_to_rank, pool_depth)
+    if walk(lowered, stage_to_rank, rendezvous=False):
+        return lowered  # stuck whatever the pool; `check` says where
+    while walk(lowered, stage_to_rank, rendezvous=True):  # ends: a pool for all receives posts them before anything
+        pool_depth += 1
+        lowered = _lower(compute, receives, stage_to_rank, pool_depth)
+    return lowered
+
+
+def _lower(
+    compute: Sequence[ActionList],
+    receives: Mapping[DirectedEdge, Sequence[Action]],
+    stage_to_rank: StageToRank,
+    pool_depth: int,
+) -> tuple[ActionList, ...]:
     return tuple(
         _lower_rank(
             rank,

@@ -1,133 +1,123 @@
-"""Event replay: when every compute action starts and ends, given durations. Exact arithmetic, no torch, O(actions).
+"""Event replay: when every action starts and ends, given what actions cost. Exact arithmetic, no torch, O(actions).
 
-Each rank runs its list strictly in order, one action at a time; an action starts when its dependencies have ended, plus
-a lag for those on another rank. The lag occupies nobody (an overlapped transfer).
+Each rank runs its list strictly in order, one action at a time; an action starts when what it needs has ended and, if
+that came from another rank, arrived.
 
-    F = 1, B = 2, no lag        time 0  1  2  3  4  5  6  7  8
-    rank 0 | F0 F1 B0 B1             F0 F1 .  .  B0 B0 .  B1 B1
-    rank 1 | F0 B0 F1 B1             .  F0 B0 B0 F1 B1 B1 .  .         makespan 9, busy 6, idle 3 on each
+    F = 1, B = 2, free messages      time 0  1  2  3  4  5  6  7  8
+    rank 0 | F0 F1 B0 B1                  F0 F1 .  .  B0 B0 .  B1 B1
+    rank 1 | F0 B0 F1 B1                  .  F0 B0 B0 F1 B1 B1 .  .         makespan 9, busy 6, idle 3 on each
+
+`replay` is the whole thing in one call; `to_rows` once and `replay_rows` often replays the same lists
+with many costs.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.schedule.actions import Action, ActionList, Kind
-from hybrid_runtime.schedule.dependencies import needs
+from hybrid_runtime.schedule.messages import edge_of
 from hybrid_runtime.schedule.placement import StageToRank
+from hybrid_runtime.schedule.replay_loop import NOT_YET, run_rows
+from hybrid_runtime.schedule.replayed import Peak, Replay, Timed
+from hybrid_runtime.schedule.rows import KINDS, Rows, to_rows
+from hybrid_runtime.schedule.step_costs import Hop, StageKind, StepCosts, Time
 
-Time = int | Fraction  # in the unit of the durations given: ns, FLOPs, or multiples of one forward
+__all__ = ["Peak", "Replay", "Time", "Timed", "replay", "replay_rows", "replay_step"]
 
-
-class Timed(NamedTuple):
-    """One compute action with its start and end."""
-
-    action: Action
-    start: Time
-    end: Time
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """A replayed step.
-
-    Attributes:
-        ranks: per pipeline rank, its compute actions in order.
-    """
-
-    ranks: tuple[tuple[Timed, ...], ...]
-
-    @property
-    def makespan(self) -> Time:
-        """End of the last action; the step starts at 0."""
-        return max((timed.end for rank in self.ranks for timed in rank), default=0)
-
-    @property
-    def busy(self) -> tuple[Time, ...]:
-        """Per rank, the sum of its durations."""
-        return tuple(sum((timed.end - timed.start for timed in rank), start=0) for rank in self.ranks)
-
-    @property
-    def idle(self) -> tuple[Time, ...]:
-        """Per rank, what is left of the makespan."""
-        return tuple(self.makespan - busy for busy in self.busy)
-
-    @property
-    def bubble(self) -> Fraction:
-        """1 - sum(busy) / (ranks * makespan): the idle share of all ranks' time in a step that ends together."""
-        whole = len(self.ranks) * self.makespan
-        return 1 - Fraction(sum(self.busy), whole) if whole else Fraction(0)
+# Below this many operations, Python is done before numba is imported (a quarter of a second).
+COMPILED_FROM = 50_000
+_INT64 = 2**62
 
 
 def replay(
     lists: Sequence[ActionList],
     stage_to_rank: StageToRank,
-    durations: Mapping[tuple[int, Kind], Time],
+    durations: Mapping[StageKind, Time],
     *,
     hop_lag: Time = 0,
 ) -> Replay:
-    """Replays one step; SENDs and RECVs in the lists are skipped.
+    """Replays one step in which only compute and the latency of messages cost time.
 
     Args:
-        durations: by (stage, kind) for every compute kind that occurs.
-        hop_lag: from the end of an action to the start of one that needs it on another rank.
+        lists: one per pipeline rank; compute lists, or lowered ones, in which no message moves before its RECV.
+        durations: per (stage, kind).
+        hop_lag: how long after its end a result arrives on another rank.
 
     Raises:
-        PlanError: the lists cannot finish (`check` says why).
+        PlanError: a rank can never run one of its actions (`check` says why), or a duration is missing.
     """
-    compute = [[action for action in actions if action.kind.is_compute] for actions in lists]
-    state = _Replay(compute, stage_to_rank, durations, hop_lag)
-    ready = list(range(len(lists)))
-    while ready:
-        ready += state.advance(ready.pop())
-    for rank, actions in enumerate(compute):
-        if len(state.timed[rank]) < len(actions):
-            raise PlanError(f"pipeline rank {rank} can never run {actions[len(state.timed[rank])]}: check the schedule")
-    return Replay(tuple(map(tuple, state.timed)))
+    return replay_step(lists, stage_to_rank, StepCosts(durations, hop=Hop(latency=hop_lag)))
 
 
-class _Replay:
-    def __init__(
-        self,
-        compute: Sequence[Sequence[Action]],
-        stage_to_rank: StageToRank,
-        durations: Mapping[tuple[int, Kind], Time],
-        hop_lag: Time,
-    ) -> None:
-        self._compute = compute
-        self._stage_to_rank = stage_to_rank
-        self._durations = durations
-        self._hop_lag = hop_lag
-        self._end: dict[Action, Time] = {}
-        self._waiting: dict[Action, list[int]] = defaultdict(list)  # ranks that stand before a needed action
-        self.timed: list[list[Timed]] = [[] for _ in compute]
+def replay_step(lists: Sequence[ActionList], stage_to_rank: StageToRank, costs: StepCosts) -> Replay:
+    """Replays one step with everything that actions and messages cost.
 
-    def advance(self, rank: int) -> list[int]:
-        """Runs one rank as far as it gets; returns the ranks that this may have freed."""
-        timed, freed = self.timed[rank], list[int]()
-        for action in self._compute[rank][len(timed) :]:
-            start = self._start(action, rank, timed[-1].end if timed else 0)
-            if start is None:
-                break
-            end = start + self._durations[action.stage, action.kind]
-            timed.append(Timed(action, start, end))
-            self._end[action] = end
-            freed += self._waiting.pop(action, [])
-        return freed
+    Raises:
+        PlanError: as `replay`.
+    """
+    ranks = range(len(lists))
+    blocking = {(a, b) for a in ranks for b in ranks if a != b and costs.hop_of((a, b)).blocking}
+    return replay_rows(to_rows(lists, stage_to_rank, blocking), costs)
 
-    def _start(self, action: Action, rank: int, clock: Time) -> Time | None:
-        """Earliest start, or None (and a note in `_waiting`) while a dependency has not ended."""
-        for alternatives in needs(action, len(self._stage_to_rank)):
-            ended = [self._end[alternative] for alternative in alternatives if alternative in self._end]
-            if not ended:
-                for alternative in alternatives:
-                    self._waiting[alternative].append(rank)
-                return None
-            lag = self._hop_lag if self._stage_to_rank[alternatives[0].stage] != rank else 0
-            clock = max(clock, min(ended) + lag)
-        return clock
+
+def replay_rows(rows: Rows, costs: StepCosts) -> Replay:
+    """Replays rows; `costs` must name the blocking edges that the rows were made with.
+
+    Raises:
+        PlanError: as `replay`.
+    """
+    times, lags, tick = _ticks(rows, costs)
+    longest = len(rows.actions) * (max(times, default=0) + max(map(abs, lags), default=0))
+    run = _compiled if len(rows.actions) >= COMPILED_FROM and longest < _INT64 else _interpreted
+    starts, ends = run(rows, times, lags)
+    for rank in range(rows.num_ranks):
+        row = rows.row(rank)
+        if row and ends[row[-1]] == NOT_YET:
+            stuck = next(index for index in row if ends[index] == NOT_YET)
+            raise PlanError(f"pipeline rank {rank} can never run {rows.actions[stuck]}: check the schedule")
+    return Replay(rows, costs, starts, ends, lags, tick)
+
+
+def _ticks(rows: Rows, costs: StepCosts) -> tuple[list[int], list[int], Fraction]:
+    """Time and lag of every class in ticks, and the duration of a tick: a unit of which all of them are multiples."""
+    times: list[Time] = [0] * (len(KINDS) * len(rows.stage_to_rank))
+    lags = list(times)
+    for number in set(rows.classes):
+        stage, kind = number // len(KINDS), KINDS[number % len(KINDS)]
+        if kind.is_compute:
+            times[number] = costs.compute(stage, kind) + costs.collectives(stage, kind)
+        else:
+            times[number], lags[number] = _message(stage, kind, rows, costs)
+    unit = math.lcm(*(time.denominator for time in (*times, *lags)))
+    return [int(time * unit) for time in times], [int(lag * unit) for lag in lags], Fraction(1, unit)
+
+
+def _message(stage: int, kind: Kind, rows: Rows, costs: StepCosts) -> tuple[Time, Time]:
+    """Time of a SEND or RECV, and how much later its taker may start.
+
+    On a blocking edge the RECV may start `latency` after the start of the SEND: bytes are copied out as they come in.
+    """
+    message = Action(stage, kind, 0)
+    edge = edge_of(message, rows.stage_to_rank)
+    if kind.is_receive:
+        sender = stage - 1 if kind is Kind.RECV_F else stage + 1
+        return costs.transfer(sender, Kind.SEND_F if kind is Kind.RECV_F else Kind.SEND_B, edge), 0
+    transfer, latency = costs.transfer(stage, kind, edge), costs.hop_of(edge).latency
+    return transfer, latency - transfer if edge in rows.blocking else latency
+
+
+def _interpreted(rows: Rows, times: list[int], lags: list[int]) -> tuple[list[int], list[int]]:
+    starts, ends = [0] * len(rows.actions), [NOT_YET] * len(rows.actions)
+    places = list(rows.row_starts[:-1])
+    run_rows(rows.row_starts, rows.classes, rows.first, rows.second, times, lags, starts, ends, places)
+    return starts, ends
+
+
+def _compiled(rows: Rows, times: list[int], lags: list[int]) -> tuple[list[int], list[int]]:
+    from hybrid_runtime.schedule import replay_compiled
+
+    return replay_compiled.run_rows_int64(rows, times, lags)

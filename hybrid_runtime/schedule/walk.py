@@ -21,11 +21,14 @@ from hybrid_runtime.schedule.finding import Finding
 from hybrid_runtime.schedule.messages import DirectedEdge, edge_of, partner, producers, received_by
 from hybrid_runtime.schedule.placement import StageToRank
 
+_ELSEWHERE = " on pipeline rank "  # in the words for what another rank has not done
+
 
 def walk(lists: Sequence[ActionList], stage_to_rank: StageToRank, *, rendezvous: bool) -> tuple[Finding, ...]:
     """Where the ranks get stuck: one finding per blocked rank, with what it misses; empty if all lists finish.
 
-    The lists must use existing stages on their own ranks and pair their SENDs and RECVs (`check` sees to that).
+    The lists must use existing stages on their own ranks and pair their SENDs and RECVs (`check` sees to that). Ranks
+    that miss something of their own come first: the others most likely wait for them.
     """
     state = _Walk(lists, stage_to_rank, rendezvous)
     while sum(state.advance(rank) for rank in range(len(lists))):
@@ -57,10 +60,14 @@ class _Walk:
 
     def stuck(self) -> list[Finding]:
         mode = "if sends wait for their receives" if self._rendezvous else "even if sends are buffered"
-        return [
-            Finding(rank, position, str(action), f"can never run, {mode}: it waits for {self._missing(action)}")
+        blocked = [
+            (rank, position, action, self._missing(action))
             for rank, position in enumerate(self._position)
             for action in self._lists[rank][position : position + 1]
+        ]
+        return [
+            Finding(rank, position, str(action), f"can never run, {mode}: it waits for {missing}")
+            for rank, position, action, missing in sorted(blocked, key=lambda found: _ELSEWHERE in found[3])
         ]
 
     def _do(self, action: Action) -> None:
@@ -85,7 +92,7 @@ class _Walk:
             return " or ".join(map(str, producers(send)))
         edge = edge_of(send, self._stage_to_rank)
         if self._rendezvous and self._posted[edge] <= self._sent[edge]:
-            return f"{partner(send)} on pipeline rank {edge[1]}"
+            return f"{partner(send)}{_ELSEWHERE}{edge[1]}"
         return ""
 
     def _compute_misses(self, action: Action) -> str:
@@ -98,5 +105,5 @@ class _Walk:
             elif receive not in self._turn:
                 return f"{receive}, which does not stand before it"
             elif self._sent[edge_of(receive, self._stage_to_rank)] <= self._turn[receive]:
-                return f"{partner(receive)} on pipeline rank {self._stage_to_rank[alternatives[0].stage]}"
+                return f"{partner(receive)}{_ELSEWHERE}{self._stage_to_rank[alternatives[0].stage]}"
         return ""

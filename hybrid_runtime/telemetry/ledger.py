@@ -1,7 +1,8 @@
 """The byte ledger: what a rank's memory is made of, counted by storage, the same on every machine.
 
     parameters + gradients + optimizer                     weighed when asked
-    activations   saved by autograd for the backward       counted while it runs, each storage once:
+    activations   saved by autograd for the backward, and  counted while it runs, each storage once:
+                  what waits for a weight gradient
     buffers       of stage-to-stage messages               a storage that is both counts once in their sum
 
 Resident memory is no substitute: a torch process holds some 270 MB before it allocates anything, which hides an
@@ -83,6 +84,7 @@ class ByteLedger:
         self._peaks = Peaks(0, 0, 0)
         self._gradients = 0
         self._own: frozenset[int] = frozenset()
+        self._watching = False
 
     def hold(self, tensor: Tensor) -> None:
         """The tensor's storage serves as a communication buffer from now on."""
@@ -105,13 +107,21 @@ class ByteLedger:
         self._both += change_bytes
         self._peaks = Peaks(*map(max, self._peaks, (*self._sums, self._both)))
 
+    def keep(self, tensor: Tensor) -> object:
+        """While watching, the tensor's storage counts as an activation for as long as the result lives."""
+        return self._pack(tensor) if self._watching else None
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Counts what autograd saves inside; peaks start at what is in use on entry."""
         self._own = frozenset(parameter.untyped_storage().data_ptr() for parameter in self._parameters)
         self._peaks = self.in_use
-        with saved_tensors_hooks(self._pack, self._unpack):
-            yield
+        self._watching = True
+        try:
+            with saved_tensors_hooks(self._pack, self._unpack):
+                yield
+        finally:
+            self._watching = False
 
     @property
     def peaks(self) -> Peaks:

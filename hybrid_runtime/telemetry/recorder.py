@@ -96,6 +96,11 @@ class NullRecorder:
     def end_span(self) -> None:
         return None
 
+    def change_span(self, name: str) -> None:
+        """Inside a span: what is done from here on belongs to `name`. An action may so get several spans."""
+        self.end_span()
+        self.begin_span(name)
+
     def begin_step(self, step: int, *, block: int = 0, phase: Phase = "measure", ledger: bool = False) -> None:
         """Opens a step; call it right after the barrier."""
         if self._status is not None:

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from hybrid_runtime.comm.axis import Axis
 from hybrid_runtime.comm.collectives import start_all_reduce, start_gather_sequence, start_reduce_scatter_sequence
 from hybrid_runtime.errors import UsageError
+from hybrid_runtime.tensor_parallel.gradients import gradient_buffer
 from hybrid_runtime.tensor_parallel.initialise import Init, draw_normal_, init_from_default_generator
-from hybrid_runtime.tensor_parallel.linear import gradient_buffer
 from hybrid_runtime.tensor_parallel.shard import ShardSpec, split_evenly
 
 

@@ -11,6 +11,8 @@ In a column layer's backward the reduction of dX runs while dW is computed:
     main      dX = dY W | start ---- dW = dY' X ---- wait
     network               [ all-reduce of dX     ]
 
+In an I (a backward without weight gradients, `weight_queue.py`) dW is left in the layer's `weight_queue` instead.
+
 Method: Megatron-LM (Shoeybi et al. 2019; Korthikanti et al. 2022 for sequence parallelism).
 Shapes: B microbatch, S sequence, T tp_degree, I inputs, O outputs, N = B*S tokens.
 """
@@ -31,41 +33,11 @@ from hybrid_runtime.comm.collectives import (
     start_gather_sequence,
     start_reduce_scatter_sequence,
 )
+from hybrid_runtime.tensor_parallel.gradients import bias_gradient, weight_gradient
 from hybrid_runtime.tensor_parallel.initialise import Init, draw_normal_, init_from_default_generator
 from hybrid_runtime.tensor_parallel.shard import ShardSpec, split_evenly
-
-
-def weight_gradient(weight: Tensor, x_NI: Tensor, dy_NO: Tensor, *, in_place: bool) -> Tensor | None:
-    """dW = dY' X: added to `weight.grad` in one GEMM and None returned when in place, else returned."""
-    if not in_place:
-        return dy_NO.t().mm(x_NI)
-    gradient_buffer(weight).addmm_(dy_NO.t(), x_NI)
-    return None
-
-
-def bias_gradient(bias: Tensor, dy_NO: Tensor, *, in_place: bool) -> Tensor | None:
-    """The sum of dY over the tokens: added to `bias.grad` and None returned when in place, else returned."""
-    if not in_place:
-        return dy_NO.sum(0)
-    gradient_buffer(bias).add_(dy_NO.sum(0))
-    return None
-
-
-def gradient_buffer(parameter: Tensor) -> Tensor:
-    """`parameter.grad`, made of zeros where there is none yet."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-    return parameter.grad
-
-
-def set_accumulate_in_place(module: nn.Module, on: bool) -> None:
-    """Lets every layer of this package inside `module` add to `.grad` itself (True) or return gradients (False).
-
-    In place saves a temporary and a pass per parameter, but hooks on parameters are then not called.
-    """
-    for layer in module.modules():
-        if hasattr(layer, "accumulate_in_place"):
-            setattr(layer, "accumulate_in_place", on)  # noqa: B010 - a plain attribute of any of the layers
+from hybrid_runtime.tensor_parallel.weight_product import WeightProduct
+from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 
 
 class ColumnParallelLinear(nn.Module):
@@ -105,6 +77,7 @@ class ColumnParallelLinear(nn.Module):
         self.axis = axis
         self.sequence_parallel = sequence_parallel
         self.accumulate_in_place = False
+        self.weight_queue: WeightQueue | None = None
         self.sizes = tuple(sizes)
         self.local_sizes = [segment.length for segment in segments]
         self.shards = {
@@ -160,6 +133,7 @@ class RowParallelLinear(nn.Module):
         self.axis = axis
         self.sequence_parallel = sequence_parallel
         self.accumulate_in_place = False
+        self.weight_queue: WeightQueue | None = None
         self.shards = {"weight": ShardSpec(global_shape=(out_features, in_features), dim=1, segments=segments)}
         self.weight = nn.Parameter(torch.empty(self.shards["weight"].local_shape, device=device, dtype=dtype))
         draw_normal_(self.weight, self.shards["weight"], init or init_from_default_generator(), "weight")
@@ -193,21 +167,27 @@ class _Column(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         layer: ColumnParallelLinear = ctx.layer
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-        sharded = layer.sequence_parallel
-        gathering = start_gather_sequence(x, layer.axis) if sharded and need_weight else None
+        sharded, queue = layer.sequence_parallel, layer.weight_queue
+        if queue is not None and not queue.is_deferring:
+            queue = None
+        gathering = start_gather_sequence(x, layer.axis) if sharded and need_weight and queue is None else None
         dy_NO = dy.reshape(-1, dy.shape[-1])
         reducing: Pending | None = None
         if need_x:
             dx = dy_NO.mm(ctx.weight).view(*dy.shape[:-1], -1)
             reducing = (start_reduce_scatter_sequence if sharded else start_all_reduce)(dx, layer.axis)
         dw = db = None
-        if need_weight:
+        if need_weight and queue is not None:
+            queue.push(WeightProduct(layer, ctx.weight, x, dy_NO, layer.axis, "x" if sharded else None))
+        elif need_weight:
             x = x if gathering is None else gathering.wait()
             x_NI = x.reshape(-1, x.shape[-1])
             dw = weight_gradient(ctx.weight, x_NI, dy_NO, in_place=layer.accumulate_in_place)
         if need_bias:
             db = bias_gradient(ctx.bias, dy_NO, in_place=layer.accumulate_in_place)
-        return None if reducing is None else reducing.wait(), dw, db, None
+        if reducing is None:
+            return None, dw, db, None
+        return reducing.wait() if queue is None else queue.wait(reducing, layer), dw, db, None
 
 
 class _Row(torch.autograd.Function):
@@ -225,16 +205,23 @@ class _Row(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (x,) = ctx.saved_tensors
         layer: RowParallelLinear = ctx.layer
+        queue = layer.weight_queue
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
         gathering = start_gather_sequence(dy, layer.axis) if layer.sequence_parallel else None
         dx = dw = db = None
         if need_bias:  # of the rank's own tokens only, under sequence parallelism: hence partial
             db = bias_gradient(ctx.bias, dy.reshape(-1, dy.shape[-1]), in_place=layer.accumulate_in_place)
+        dy_here = dy
         dy = dy if gathering is None else gathering.wait()
         dy_NO = dy.reshape(-1, dy.shape[-1])
         if need_x:
             dx = dy_NO.mm(ctx.weight).view(x.shape)
-        if need_weight:
+        if need_weight and queue is not None and queue.is_deferring:
+            if gathering is None:
+                queue.push(WeightProduct(layer, ctx.weight, x, dy_NO, layer.axis))
+            else:
+                queue.push(WeightProduct(layer, ctx.weight, x, dy_here, layer.axis, "dy"))
+        elif need_weight:
             x_NI = x.reshape(-1, x.shape[-1])
             dw = weight_gradient(ctx.weight, x_NI, dy_NO, in_place=layer.accumulate_in_place)
         return dx, dw, db, None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.data_parallel.buckets import GradientBuckets
 from hybrid_runtime.deployment import Optimizer
-from hybrid_runtime.tensor_parallel.linear import set_accumulate_in_place
+from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.shard import counted_square_sum, iter_parameters, sum_partial_gradients
 from hybrid_runtime.training.learning_rate import learning_rate
 

@@ -108,7 +108,7 @@ def planned_work(facts: Facts, metric: str, limit: Fraction) -> Iterator[StaticC
 
 def work_shares(facts: Facts) -> list[Fraction]:
     """Share of all FLOPs per rank, in rank order; empty where the plan's FLOPs are not known."""
-    flops, mesh = facts.stage_flops, facts.deployment.mesh
+    flops, mesh = facts.per_rank(facts.stage_flops), facts.deployment.mesh
     if not flops or mesh.world_size > 4096:
         return []
     whole = sum(flops) * mesh.tp_degree * mesh.dp_degree

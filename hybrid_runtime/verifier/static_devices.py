@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import combinations, pairwise
 
-from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.exact import decimal_text, parse_bytes
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.verdict import Outcome, StaticCheck
@@ -43,7 +42,7 @@ def device_rows(facts: Facts) -> Iterator[StaticCheck]:
     if hardware.memory_per_device is not None:
         yield device_memory(facts, hardware.memory_per_device)
     if hardware.interconnect is not None:
-        yield link_present(facts.deployment)
+        yield link_present(facts)
     if declared.strategy is not None:
         yield parallel_axes(facts.deployment.mesh, declared.strategy)
     if hardware.devices is not None or facts.deployment.mesh.world_size > 1:
@@ -79,8 +78,8 @@ def device_memory(facts: Facts, memory: str) -> StaticCheck:
 
 
 def least_device_bytes(facts: Facts) -> int | None:
-    """Lower bound of the bytes on the fullest device: states of the largest stage, or the mean over devices."""
-    deployment, parameters = facts.deployment, facts.stage_parameters
+    """Lower bound of the bytes on the fullest device: states of the largest rank's stages, or the mean of devices."""
+    deployment, parameters = facts.deployment, facts.per_rank(facts.stage_parameters)
     if deployment.model is None or not parameters:
         return None
     per_parameter = _STATE_BYTES[deployment.model.dtype, deployment.workload.kind]
@@ -90,12 +89,12 @@ def least_device_bytes(facts: Facts) -> int | None:
     return per_parameter * max(largest, mean)
 
 
-def link_present(deployment: Deployment) -> StaticCheck:
+def link_present(facts: Facts) -> StaticCheck:
     """Which pairs are linked, and how fast, is stated and covers the plan; whether it is true only a run shows."""
-    hardware = deployment.hardware
+    hardware = facts.deployment.hardware
     requirement = f"{hardware.interconnect} between the devices"
     missing = [name for name in ("link_pairs", "min_link_bandwidth") if getattr(hardware, name) is None]
-    problems = _unlinked(deployment) if hardware.link_pairs is not None else []
+    problems = _unlinked(facts) if hardware.link_pairs is not None else []
     if problems:
         return row("link_present", requirement, problems, "")
     if missing:
@@ -105,7 +104,8 @@ def link_present(deployment: Deployment) -> StaticCheck:
     return undecided("link_present", requirement, "not_measured", detail)
 
 
-def _unlinked(deployment: Deployment) -> list[str]:
+def _unlinked(facts: Facts) -> list[str]:
+    deployment = facts.deployment
     pairs, devices = deployment.hardware.link_pairs or [], deployment.hardware.devices
     problems = [f"pair {pair} names one device twice" for pair in pairs if pair[0] == pair[1]]
     if devices is not None:
@@ -113,17 +113,18 @@ def _unlinked(deployment: Deployment) -> list[str]:
     linked = {frozenset(pair) for pair in pairs}
     mesh = deployment.mesh
     if not problems and not deployment.hardware.oversubscribe and mesh.world_size <= 1024:
-        unlinked = [pair for pair in _used_pairs(mesh) if frozenset(pair) not in linked]
+        unlinked = [pair for pair in _used_pairs(mesh, facts.stage_to_rank) if frozenset(pair) not in linked]
         if unlinked:
             shown = ", ".join(map(str, unlinked[:4])) + (", ..." if len(unlinked) > 4 else "")
             problems.append(f"{mesh} talks over {len(unlinked)} pairs that link_pairs lacks: {shown}")
     return problems
 
 
-def _used_pairs(mesh: Mesh) -> list[tuple[int, int]]:
-    """Devices that talk: every two of a tensor group, neighbours in a pipeline, every two replicas of a rank."""
+def _used_pairs(mesh: Mesh, stage_to_rank: Sequence[int]) -> list[tuple[int, int]]:
+    """Devices that talk: every two of a tensor group or of a rank's replicas, and ranks with stages that follow."""
     inside = [pair for group in (*mesh.tp_groups(), *mesh.dp_groups()) for pair in combinations(group, 2)]
-    edges = [pair for column in mesh.pp_columns() for pair in pairwise(column)]
+    hops = [(min(pair), max(pair)) for pair in pairwise(stage_to_rank) if pair[0] != pair[1]]
+    edges = [(column[one], column[other]) for column in mesh.pp_columns() for one, other in hops]
     return sorted({*inside, *edges})
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.schedule.registry import find_schedule
+from hybrid_runtime.schedule.choose import accept, is_searched, place
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.verdict import StaticCheck
 from hybrid_runtime.verifier.static_rows import Facts, amount, row, tp_problems, undecided, valid_tp_degrees
@@ -89,7 +90,7 @@ def stage_cover(facts: Facts) -> StaticCheck:
     """Every unit on exactly one stage, in order, no stage empty; as many parts as stages."""
     deployment, cuts = facts.deployment, facts.deployment.pipeline.cuts
     parts = deployment.declared.num_parts
-    requirement = f"{amount(parts or deployment.mesh.pp_degree, 'part')} with every unit once"
+    requirement = f"{amount(parts or len(facts.stage_to_rank), 'part')} with every unit once"
     problems = [*_parts_problems(facts), *facts.cover_problems]
     if problems:
         return row("stage_cover", requirement, problems, "")
@@ -99,7 +100,7 @@ def stage_cover(facts: Facts) -> StaticCheck:
         return row("stage_cover", requirement, [], f"{len(facts.costs)} units: {shown}{more}")
     if deployment.model is None and isinstance(cuts, str):
         return row(
-            "stage_cover", requirement, [], f"{parts} parts are {deployment.mesh.pp_degree} stages; no model is given"
+            "stage_cover", requirement, [], f"{parts} parts are {len(facts.stage_to_rank)} stages; no model is given"
         )
     source = "no [model] is given" if deployment.model is None else f"the units of {deployment.model.units} are"
     detail = source if deployment.model is None else f"{source} known once the function is called"
@@ -112,10 +113,13 @@ def _parts_problems(facts: Facts) -> Iterator[str]:
     parts, devices = deployment.declared.num_parts, deployment.hardware.devices
     if parts is None:
         return
-    if parts != mesh.pp_degree:
-        yield f"{parts} parts are declared, but pp_degree {mesh.pp_degree} makes {mesh.pp_degree} stages"
+    stages = len(facts.stage_to_rank)
+    if parts != stages:
+        each = "" if stages == mesh.pp_degree else f" with {stages // mesh.pp_degree} stages on each rank"
+        yield f"{parts} parts are declared, but pp_degree {mesh.pp_degree}{each} makes {stages} stages"
     per_part = mesh.tp_degree * mesh.dp_degree
-    if devices is not None and parts * per_part != devices and not deployment.hardware.oversubscribe:
+    one_each = stages == mesh.pp_degree
+    if devices is not None and one_each and parts * per_part != devices and not deployment.hardware.oversubscribe:
         yield (
             f"{parts} parts for {devices} devices contradict {mesh}: tp {mesh.tp_degree} x dp {mesh.dp_degree} puts "
             f"each part on {per_part} devices, {parts * per_part} in all"
@@ -128,14 +132,18 @@ def schedule(facts: Facts) -> StaticCheck:
     name, ranks = deployment.pipeline.schedule, deployment.mesh.pp_degree
     requirement = f"schedule {name} on {amount(ranks, 'pipeline rank')}"
     try:
-        find_schedule(name)
-        actions = 2 * ranks * num_microbatches
+        place(name, ranks, deployment.pipeline.virtual_stages)
+        if num_microbatches:
+            accept(name, ranks, num_microbatches, deployment.workload.kind, deployment.pipeline.virtual_stages)
+        if is_searched(name):
+            return row("schedule", requirement, [], "searched, and proved free of deadlock, when a run plans")
+        actions = 2 * len(facts.stage_to_rank) * num_microbatches
         if not facts.stages or not num_microbatches or actions > MAX_ACTIONS:
             return _unproven(facts, requirement, actions)
         plan = make_plan(deployment, facts.costs)
     except PlanError as problem:
         return row("schedule", requirement, [str(problem)], "")
-    in_flight = "/".join(map(str, plan.prediction.peak_in_flight[:16]))
+    in_flight = "/".join(decimal_text(peak, 2) for peak in plan.peak_microbatches[:16])
     detail = f"{_microbatches(num_microbatches)}: complete, free of deadlock; microbatches held at once {in_flight}"
     return row("schedule", requirement, [], detail)
 

@@ -10,8 +10,10 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh, divisors, nearest_meshes
 from hybrid_runtime.plan import UnitCost
-from hybrid_runtime.planner.cover import stage_cover
+from hybrid_runtime.planner.cover import stage_cover, wanted_by
 from hybrid_runtime.planner.cuts import Stages, cut_units
+from hybrid_runtime.schedule.choose import place
+from hybrid_runtime.schedule.placement import linear
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.verdict import Outcome, Reason, StaticCheck
 
@@ -53,18 +55,28 @@ class Facts:
     @cached_property
     def cover_problems(self) -> tuple[str, ...]:
         """Why the stages do not hold the model, one sentence each; of unknown units only the number of cuts counts."""
-        cuts, num_stages = self.deployment.pipeline.cuts, self.deployment.mesh.pp_degree
+        cuts, num_stages = self.deployment.pipeline.cuts, len(self.stage_to_rank)
+        asked_by = wanted_by(num_stages, self.deployment.mesh.pp_degree)
         if not self.costs:
             ranges = num_stages if isinstance(cuts, str) else len(cuts)
-            return () if ranges == num_stages else (f"{ranges} cuts are given, but pp_degree asks for {num_stages}",)
+            return () if ranges == num_stages else (f"{ranges} cuts are given, but {asked_by} asks for {num_stages}",)
         try:
-            return stage_cover(self._cut, [cost.name for cost in self.costs], num_stages)
+            return stage_cover(self._cut, [cost.name for cost in self.costs], num_stages, asked_by=asked_by)
         except PlanError as problem:
             return (str(problem),)
 
     @cached_property
     def _cut(self) -> Stages:
-        return cut_units(self.deployment.pipeline.cuts, self.costs, self.deployment.mesh.pp_degree)
+        return cut_units(self.deployment.pipeline.cuts, self.costs, len(self.stage_to_rank))
+
+    @cached_property
+    def stage_to_rank(self) -> tuple[int, ...]:
+        """The pipeline rank of every stage; one stage on each if the schedule is unusable, which its own row says."""
+        pipeline, pp_degree = self.deployment.pipeline, self.deployment.mesh.pp_degree
+        try:
+            return place(pipeline.schedule, pp_degree, pipeline.virtual_stages)
+        except PlanError:
+            return linear(pp_degree)
 
     @property
     def stage_flops(self) -> tuple[int, ...]:
@@ -79,6 +91,13 @@ class Facts:
         counted = {cost.name: cost.parameters for cost in self.costs}
         stages = self.stages if any(counted.values()) else None
         return tuple(sum(counted[name] for name in stage) for stage in stages or ())
+
+    def per_rank(self, of_stages: Sequence[int]) -> tuple[int, ...]:
+        """A figure of every stage, summed over the stages of each pipeline rank; empty where there is none."""
+        sums = [0] * self.deployment.mesh.pp_degree
+        for rank, figure in zip(self.stage_to_rank, of_stages):
+            sums[rank] += figure
+        return tuple(sums) if of_stages else ()
 
     @property
     def num_microbatches(self) -> int:
@@ -120,6 +139,7 @@ def _fits(mesh: Mesh, facts: Facts) -> bool:
     batch = facts.deployment.batch
     if facts.shape is not None and tp_problems(mesh.tp_degree, facts.shape):
         return False
-    if facts.costs and mesh.pp_degree > len(facts.costs):
+    stages_per_rank = len(facts.stage_to_rank) // facts.deployment.mesh.pp_degree
+    if facts.costs and mesh.pp_degree * stages_per_rank > len(facts.costs):
         return False
     return batch is None or batch.global_batch_size % (batch.microbatch_size * mesh.dp_degree) == 0

@@ -9,7 +9,8 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.exact import decimal_text, parse_bytes, parse_share
 from hybrid_runtime.planner.baseline import baseline_deployment
-from hybrid_runtime.schedule.registry import ideal_busy, least_microbatches
+from hybrid_runtime.schedule.choose import accept, busy_at_best, is_file, is_searched
+from hybrid_runtime.schedule.ideal import least_microbatches
 from hybrid_runtime.verdict import Outcome, StaticCheck
 from hybrid_runtime.verifier.static_devices import least_device_bytes
 from hybrid_runtime.verifier.static_plan import batch_divisible, stage_cover, tp_rows
@@ -51,14 +52,19 @@ def utilisation_row(facts: Facts) -> Iterator[StaticCheck]:
     if busy is None:
         return
     name, ranks, workload = deployment.pipeline.schedule, deployment.mesh.pp_degree, deployment.workload.kind
+    per_rank = deployment.pipeline.virtual_stages
     requirement = f"every device computes for {_percent(busy)} % of a step"
     try:
-        needed = least_microbatches(name, ranks, busy, workload)
-        needs = f"{name} on {ranks} pipeline ranks needs at least {needed} microbatches for it"
+        needs = f"{name} has lists for one number of microbatches only"
+        if is_searched(name):
+            needs = "more microbatches allow more"
+        elif not is_file(name):
+            needed = least_microbatches(name, ranks, busy, workload, per_rank)
+            needs = f"{name} on {ranks} pipeline ranks needs at least {needed} microbatches for it"
         if not facts.num_microbatches:
             yield undecided("compute_busy_min", requirement, "not_given", f"{needs}; none are given, add [batch]")
             return
-        bound = ideal_busy(name, ranks, facts.num_microbatches, workload)
+        bound = busy_at_best(name, ranks, facts.num_microbatches, workload, per_rank)
     except PlanError as problem:
         yield row("compute_busy_min", requirement, [str(problem)], "")
         return
@@ -97,10 +103,23 @@ def _infeasible(facts: Facts, memory: str | None) -> list[str]:
     rows = [batch_divisible(facts), stage_cover(facts)]
     rows += tp_rows(facts, facts.shape) if facts.shape is not None else []
     problems = [check.detail for check in rows if check.outcome is Outcome.FAIL]
+    problems += _unaccepted(facts.deployment)
     needed = least_device_bytes(facts)
     if memory is not None and needed is not None and needed > parse_bytes(memory):
         problems.append(f"its states alone need {decimal_text(Fraction(needed, 10**9), 3)} GB of {memory} per device")
     return problems
+
+
+def _unaccepted(deployment: Deployment) -> list[str]:
+    """Why the schedule does not accept the microbatches; nothing where there are none."""
+    pipeline, ranks = deployment.pipeline, deployment.mesh.pp_degree
+    try:
+        if deployment.num_microbatches:
+            numbers = deployment.num_microbatches, deployment.workload.kind, pipeline.virtual_stages
+            accept(pipeline.schedule, ranks, *numbers)
+    except PlanError as problem:
+        return [str(problem)]
+    return []
 
 
 def _percent(value: Fraction) -> str:

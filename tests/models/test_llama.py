@@ -17,7 +17,7 @@ from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.llama import llama_units
 from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch
 from hybrid_runtime.shapes import LlamaShape
-from hybrid_runtime.tensor_parallel.linear import set_accumulate_in_place
+from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.shard import counted_square_sum, gather_full, iter_parameters, sum_partial_gradients
 from tests.ranks import run_ranks
 

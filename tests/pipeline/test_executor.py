@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import nn
@@ -14,105 +12,17 @@ from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.models.unit import Carry, Microbatch
 from hybrid_runtime.pipeline.executor import Executor
 from hybrid_runtime.pipeline.stage import Stage
-from hybrid_runtime.schedule.actions import ActionList, Kind, parse_actions
-from hybrid_runtime.schedule.check import check
+from hybrid_runtime.schedule.actions import ActionList, parse_actions
 from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.registry import generate
 from hybrid_runtime.telemetry.recorder import NullRecorder
+from tests.pipeline.examples import First, Last, Middle, microbatches, oracle, run, units
 from tests.ranks import run_ranks
-
-WIDTH = 6
-
-
-class First(nn.Module):
-    """Turns tokens into a carry of two floats and one integer tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(11, WIDTH)
-
-    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        x = self.table(microbatch.tokens)
-        return x, x * 2, microbatch.tokens
-
-
-class Middle(nn.Module):
-    """Passes the second tensor through untouched: a buffer that must not go back to its pool."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        x, skip, tokens = carry
-        return torch.tanh(self.linear(x)), skip, tokens
-
-
-class Last(nn.Module):
-    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        x, skip, tokens = carry
-        assert torch.equal(tokens, microbatch.tokens)
-        return (((x + skip) ** 2).sum(),)
 
 
 class Failing(Middle):
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
         raise ValueError("no such luck")
-
-
-def units(num_stages: int, middle: type[Middle] = Middle) -> list[nn.Module]:
-    torch.manual_seed(3)
-    return [First(), *(middle() for _ in range(num_stages - 2)), Last()]
-
-
-def microbatches(num: int) -> list[Microbatch]:
-    tokens = torch.arange(num * 8).view(num, 2, 4) % 11
-    return [Microbatch(tokens[i], tokens[i]) for i in range(num)]
-
-
-def oracle(num_stages: int, num: int) -> tuple[float, list[nn.Module]]:
-    modules, total = units(num_stages), 0.0
-    for microbatch in microbatches(num):
-        carry: Carry = ()
-        for module in modules:
-            carry = module(carry, microbatch)
-        (carry[0] * 0.5).backward()
-        total += carry[0].item()
-    return total, modules
-
-
-def run(lists: Sequence[ActionList], stage_to_rank: Sequence[int], num: int, *, steps: int = 2) -> None:
-    """Runs the lists on this world and compares the sum of losses and the gradients of the last step."""
-    assert not check(lists, stage_to_rank, num, "train").findings
-    num_stages, pp = len(stage_to_rank), max(stage_to_rank) + 1
-    pairs = {
-        (stage_to_rank[a.stage], stage_to_rank[a.stage + (1 if a.kind is Kind.SEND_F else -1)])
-        for row in lists
-        for a in row
-        if a.kind.is_send
-    }
-    groups = join_groups(Mesh(pp_degree=pp), pairs, device=torch.device("cpu"), backend="gloo")
-    modules, me = units(num_stages), groups.place.pp
-    stages = {
-        k: Stage(k, [(f"unit{k}", modules[k])], training=True) for k in range(num_stages) if stage_to_rank[k] == me
-    }
-    executor = Executor(
-        lists[me], stages, stage_to_rank, groups, loss_scale=0.5, recorder=NullRecorder(torch.device("cpu"))
-    )
-    total, reference = oracle(num_stages, num)
-    for _ in range(steps):
-        for module in modules:
-            module.zero_grad()
-        loss = executor.run_step(microbatches(num))
-        if stage_to_rank[-1] == me:
-            assert loss is not None
-            assert loss.item() == pytest.approx(total, rel=1e-6)
-        else:
-            assert loss is None
-        for k in stages:
-            for mine, theirs in zip(modules[k].parameters(), reference[k].parameters()):
-                torch.testing.assert_close(mine.grad, theirs.grad)
-        assert all(stage.in_flight == 0 for stage in stages.values())
 
 
 def looped(num: int) -> tuple[ActionList, ...]:
@@ -168,8 +78,9 @@ def one_rank(rank: int) -> None:
         executor("0F0", "0B0", modules=units(3, Failing)).run_step(microbatches(1))
     with pytest.raises(RunError, match="must return the sum of token losses as one scalar"):
         executor("0F0", "0B0", modules=[First(), NoScalar()]).run_step(microbatches(1))
-    with pytest.raises(RunError, match="0I0: this executor runs F and B, not I"):
-        executor("0F0", "0I0", modules=units(3))
+    loss = executor("0UNSHARD", "0F0", "0I0", "0W0", "0REDUCE_GRAD", modules=units(3)).run_step(microbatches(1))
+    assert loss is not None
+    assert loss.item() == pytest.approx(oracle(3, 1)[0], rel=1e-6)
     untrained = [Microbatch(m.tokens) for m in microbatches(1)]
     assert executor("0F0", modules=units(3)).run_step(untrained) is None
 

@@ -81,6 +81,30 @@ def test_cuts_that_are_not_explicit_stay() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "schedule", "expected"),
+    [
+        ("single", "zb_v", "1f1b"),  # one rank has nothing to schedule
+        ("dp_only", "interleaved_zb", "1f1b"),
+        ("single", "gpipe", "gpipe"),
+        ("pp_only", "zb_v", "zb_v"),
+        ("pp_only", "mine.csv", "1f1b"),  # made for three ranks, not for six
+        ("naive_pipeline", "zb_v", "gpipe"),
+    ],
+)
+def test_schedule(kind: str, schedule: str, expected: str) -> None:
+    assert baseline(kind, pipeline={"schedule": schedule}).pipeline.schedule == expected
+
+
+def test_stages_per_rank_go_with_the_schedule() -> None:
+    pipeline = {"schedule": "interleaved_zb", "virtual_stages": 4}
+    assert baseline("pp_only", pipeline=pipeline).pipeline.virtual_stages == 4
+    assert baseline("single", pipeline=pipeline).pipeline.virtual_stages is None
+    cuts = ["embedding..0.attn", "0.mlp", "1.attn", "1.mlp", "2.attn", "2.mlp..head"]
+    naive = baseline("naive_pipeline", pipeline={"schedule": "zb_v", "cuts": cuts})
+    assert naive.pipeline.cuts == "balanced"  # six stages become three
+
+
+@pytest.mark.parametrize(
     ("kind", "tables", "message"),
     [
         ("single", {"batch": None}, r"candidate: a baseline needs \[batch\]"),

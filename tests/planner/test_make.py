@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, UnitCost, read_plan
-from hybrid_runtime.planner import make
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import make_plan
+from hybrid_runtime.schedule import choose
 from hybrid_runtime.schedule.actions import ActionList, parse_actions
 from hybrid_runtime.schedule.check import check
+from hybrid_runtime.schedule.files import save_lists
 from hybrid_runtime.schedule.gpipe import gpipe
+from hybrid_runtime.schedule.registry import generate_cells
 
 
 def deployment(**tables: Any) -> Deployment:
@@ -100,6 +103,45 @@ def test_another_mesh() -> None:
     assert (plan.mesh, plan.num_microbatches, len(plan.stages)) == (Mesh(dp_degree=2), 4, 1)
 
 
+@pytest.mark.parametrize("kind", ["train", "forward"])
+@pytest.mark.parametrize(
+    ("schedule", "virtual_stages", "stage_to_rank", "peaks"),
+    [
+        ("zb_h1", None, (0, 1), (2, 2)),
+        ("interleaved_1f1b", None, (0, 1, 0, 1), (2.5, 1.5)),
+        ("interleaved_zb", 3, (0, 1, 0, 1, 0, 1), (2, 2)),
+        ("zb_v", 2, (0, 1, 1, 0), (2, 2)),
+        ("dualpipe_v", None, (0, 1, 1, 0), (2.5, 2.5)),
+        ("v_min", None, (0, 1, 1, 0), (1, 2)),
+    ],
+)
+def test_several_stages_on_a_rank(
+    kind: str, schedule: str, virtual_stages: int | None, stage_to_rank: tuple[int, ...], peaks: tuple[float, ...]
+) -> None:
+    pipeline = {"schedule": schedule, "virtual_stages": virtual_stages}
+    plan = plan_of(parallel={"pp_degree": 2}, pipeline=pipeline, workload={"kind": kind})
+    assert plan.stage_to_rank == stage_to_rank
+    assert [stage.pp_rank for stage in plan.stages] == list(stage_to_rank)
+    assert [name for stage in plan.stages for name in stage.units] == [unit.name for unit in plan.units]
+    assert check(list(map(parse_actions, plan.actions)), stage_to_rank, 8, kind).findings == ()
+    per_rank = len(stage_to_rank) // 2
+    assert plan.peak_microbatches == (tuple(map(Fraction, peaks)) if kind == "train" else (Fraction(1, per_rank),) * 2)
+    assert read_back(plan) == plan
+
+
+def read_back(plan: Plan) -> Plan:
+    return Plan.model_validate_json(plan.to_json())
+
+
+def test_a_file_of_lists_is_a_schedule(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    save_lists(path, generate_cells("dualpipe_v", 2, 8, "train"))
+    plan = plan_of(parallel={"pp_degree": 2}, pipeline={"schedule": str(path)})
+    named = plan_of(parallel={"pp_degree": 2}, pipeline={"schedule": "dualpipe_v"})
+    assert (plan.actions, plan.stages, plan.prediction) == (named.actions, named.stages, named.prediction)
+    assert plan.schedule == str(path)
+
+
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
@@ -122,6 +164,17 @@ def test_another_mesh() -> None:
         ({"pipeline": {"schedule": "1f1bb"}}, "did you mean '1f1b'"),
         ({"pipeline": {"cuts": ["embedding..2.mlp", "3.attn..head"]}}, "2 stages are given, but pp_degree asks for 3"),
         ({"pipeline": {"cuts": ["embedding..2.mlp", "3.mlp", "4.attn..head"]}}, "1 unit is on no stage: 3.attn"),
+        (
+            {"pipeline": {"schedule": "zb_v", "cuts": ["embedding..2.mlp", "3.attn..3.mlp", "4.attn..head"]}},
+            "3 stages are given, but pp_degree 3 with 2 stages on each rank asks for 6",
+        ),
+        ({"pipeline": {"schedule": "interleaved_zb", "virtual_stages": 5}}, "15 pipeline stages need at least as many"),
+        ({"pipeline": {"schedule": "1f1b", "virtual_stages": 2}}, "1f1b has exactly 1 on each pipeline rank"),
+        ({"pipeline": {"schedule": "none.csv"}}, "none.csv: cannot be read"),
+        (
+            {"pipeline": {"schedule": "dualpipe_v"}, "parallel": {"pp_degree": 5}},
+            "dualpipe_v on 5 pipeline ranks needs at least 10 microbatches, not 8",
+        ),
         ({"parallel": {"pp_degree": 15}}, "15 pipeline stages need at least as many units, but the model has 14"),
     ],
 )
@@ -132,10 +185,12 @@ def test_one_sentence_says_what_is_wrong(tables: dict[str, Any], message: str) -
 
 
 def test_a_wrong_schedule_never_becomes_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    def backwards_reversed(name: str, pp_degree: int, num_microbatches: int, workload: str) -> Sequence[ActionList]:
+    def backwards_reversed(
+        name: str, pp_degree: int, num_microbatches: int, workload: str, virtual_stages: int | None
+    ) -> Sequence[ActionList]:
         lists = gpipe(pp_degree, num_microbatches)
         return [(*actions[:num_microbatches], *reversed(actions[num_microbatches:])) for actions in lists]
 
-    monkeypatch.setattr(make, "generate", backwards_reversed)
+    monkeypatch.setattr(choose, "generate", backwards_reversed)
     with pytest.raises(PlanError, match=r"wrong: pipeline rank 0, position \d+, 0B6: gradients of stage"):
         plan_of()

@@ -8,6 +8,7 @@ from hybrid_runtime.schedule.check import check
 from hybrid_runtime.schedule.gpipe import gpipe
 from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.one_f_one_b import one_f_one_b
+from hybrid_runtime.schedule.registry import find_schedule, generate
 from hybrid_runtime.schedule.render import render
 from hybrid_runtime.schedule.walk import walk
 from tests.schedule.drawn import read_drawing
@@ -75,10 +76,21 @@ def test_several_stages_on_a_rank(pool_depth: int) -> None:
     assert compute_of(lowered) == ZERO_BUBBLE_V
 
 
-def test_a_pool_of_one_is_too_small_for_the_v_placement_without_buffered_sends() -> None:
+def test_a_pool_that_would_block_both_ranks_is_made_deeper() -> None:
+    # with one buffer per edge 0SEND_F3 and 2SEND_F2 would wait for each other's receives
     lowered = lower(ZERO_BUBBLE_V, V_SHAPE, pool_depth=1)
-    assert walk(lowered, V_SHAPE, rendezvous=False) == ()
-    assert [finding.action for finding in walk(lowered, V_SHAPE, rendezvous=True)] == ["0SEND_F3", "2SEND_F2"]
+    assert walk(lowered, V_SHAPE, rendezvous=True) == ()
+    assert lowered == lower(ZERO_BUBBLE_V, V_SHAPE, pool_depth=2) != lower(ZERO_BUBBLE_V, V_SHAPE, pool_depth=3)
+    interleaved = generate("interleaved_zb", 8, 32, "train", 4)
+    loop = find_schedule("interleaved_zb").place(8, 4)
+    assert check(lower(interleaved, loop), loop, 32, "train").receive_depth["3>4"] == 5
+
+
+def test_lists_that_cannot_run_are_lowered_all_the_same() -> None:
+    stuck = read_drawing("""
+rank 0 | B0 F0
+rank 1 | F0 B0""")
+    assert [finding.action for finding in check(lower(stuck, (0, 1)), (0, 1), 1, "train").findings] == ["0B0", "1F0"]
 
 
 def compute_of(lists: tuple[ActionList, ...]) -> tuple[ActionList, ...]:

@@ -19,8 +19,9 @@ from hybrid_runtime.comm.collectives import (
 from hybrid_runtime.errors import PlanError, UsageError
 from hybrid_runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from hybrid_runtime.tensor_parallel.embedding import VocabParallelEmbedding
+from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.initialise import Init
-from hybrid_runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear, set_accumulate_in_place
+from hybrid_runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from hybrid_runtime.tensor_parallel.random_state import ParallelDropout, RandomStates
 from hybrid_runtime.tensor_parallel.shard import (
     ShardSpec,

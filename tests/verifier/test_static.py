@@ -7,6 +7,7 @@ import sys
 import time
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import make_plan
+from hybrid_runtime.schedule.files import save_lists
+from hybrid_runtime.schedule.registry import generate_cells
 from hybrid_runtime.verdict import StaticCheck
 from hybrid_runtime.verifier.static import static_checks
 from hybrid_runtime.verifier.static_declared import declared_range
@@ -220,6 +223,87 @@ def test_declared_shares_without_a_limit_are_not_judged() -> None:
     assert "targets.memory_balance_pp" in found.detail
 
 
+# --- several stages on a rank -----------------------------------------------------------------------------------------
+
+V = {"parallel": {"pp_degree": 2}, "pipeline": {"schedule": "dualpipe_v"}}
+
+
+def test_stages_are_counted_and_not_ranks() -> None:
+    found = rows(**TINY, **BATCH, **V)
+    assert found["stage_cover"].requirement == "4 parts with every unit once"
+    assert found["stage_cover"].detail.count(" | ") == 3
+    assert found["schedule"].detail == ("8 microbatches: complete, free of deadlock; microbatches held at once 2.5/2.5")
+    wrong = rows(
+        **TINY, **BATCH, **(V | {"pipeline": {"schedule": "zb_v", "cuts": ["embedding..2.mlp", "3.attn..head"]}})
+    )
+    assert wrong["stage_cover"].detail == "2 stages are given, but pp_degree 2 with 2 stages on each rank asks for 4"
+    parts = rows(**TINY, **BATCH, **V, declared={"num_parts": 2})["stage_cover"].detail
+    assert parts.startswith("2 parts are declared, but pp_degree 2 with 2 stages on each rank makes 4 stages")
+
+
+def test_what_a_schedule_does_not_accept_is_a_row() -> None:
+    few = {"batch": {"global_batch_size": 3, "microbatch_size": 1, "sequence_length": 128}}
+    found = rows(**TINY, **few, **V)["schedule"]
+    assert (found.outcome, found.detail) == (
+        "FAIL",
+        "dualpipe_v on 2 pipeline ranks needs at least 4 microbatches, not 3",
+    )
+    many = {"batch": {"global_batch_size": 10**8 + 1, "microbatch_size": 1, "sequence_length": 128}}
+    loop = {"parallel": {"pp_degree": 8}, "pipeline": {"schedule": "interleaved_1f1b", "virtual_stages": 1}}
+    assert "accepts 100000000 or 100000008" in rows(**TINY, **many, **loop)["schedule"].detail
+    no_file = rows(**TINY, **BATCH, pipeline={"schedule": "none.csv"})["schedule"]
+    assert (no_file.outcome, "none.csv: cannot be read" in no_file.detail) == ("FAIL", True)
+
+
+def test_the_bound_of_utilisation_is_the_schedules_own() -> None:
+    promise = {"targets": {"utilisation_percent": 95}, "parallel": {"pp_degree": 4}}
+    batch = {"batch": {"global_batch_size": 16, "microbatch_size": 1, "sequence_length": 128}}
+
+    def outcome(schedule: str, virtual_stages: int | None = None) -> str:
+        pipeline = {"schedule": schedule, "virtual_stages": virtual_stages}
+        return rows(**TINY, **batch, **promise, pipeline=pipeline)["compute_busy_min"].outcome
+
+    assert [outcome(name) for name in ("1f1b", "zb_h1", "zb_h2", "v_half")] == ["FAIL"] * 4
+    assert [outcome(name) for name in ("zb_v", "dualpipe_v", "interleaved_zb")] == ["PASS"] * 3
+    assert [outcome("interleaved_1f1b", per_rank) for per_rank in (2, 4)] == ["FAIL", "PASS"]
+
+
+def test_utilisation_of_a_file_of_lists(tmp_path: Path) -> None:
+    save_lists(tmp_path / "zb_v.csv", generate_cells("zb_v", 2, 8, "train"))
+    pipeline = {"schedule": str(tmp_path / "zb_v.csv")}
+    for promised, outcome in ((97, "PASS"), (99, "FAIL")):  # 24 of 24.5
+        targets = {"utilisation_percent": promised}
+        found = rows(**TINY, **BATCH, parallel={"pp_degree": 2}, pipeline=pipeline, targets=targets)["compute_busy_min"]
+        assert found.outcome == outcome
+        assert "8 microbatches allow at most 97.96 %" in found.detail
+
+
+def test_shares_and_memory_are_summed_over_the_stages_of_a_rank() -> None:
+    shares = {"gpu_0": "40%", "gpu_1": "60%"}
+    declared = {"targets": {"compute_balance_pp": 40}, "declared": {"computation_distribution": shares}}
+    one_layer_each = {"model": {"preset": "tiny", "num_layers": 2, "vocab_size": 16}}
+    cuts = {"schedule": "zb_v", "cuts": ["embedding..0.attn", "0.mlp", "1.attn", "1.mlp..head"]}
+    detail = rows(**one_layer_each, **BATCH, **declared, parallel={"pp_degree": 2}, pipeline=cuts)[
+        "declared_computation"
+    ].detail
+    assert detail.count("is declared as") == 2  # of two ranks, not of four stages
+    assert "gpu_1 is declared as 60% and has 49.6945 %" in detail
+
+
+def test_a_loop_closes_over_the_last_link() -> None:
+    hardware = {"devices": 4, "interconnect": "nvlink", "link_pairs": [[0, 1], [1, 2], [2, 3]]}
+    ring = {"parallel": {"pp_degree": 4}, "hardware": hardware}
+    assert rows(**ring, pipeline={"schedule": "zb_v"})["link_present"].outcome == "INCONCLUSIVE"
+    found = rows(**ring, pipeline={"schedule": "interleaved_zb"})["link_present"]
+    assert (found.outcome, "link_pairs lacks: (0, 3)" in found.detail) == ("FAIL", True)
+
+
+def test_a_baseline_whose_schedule_needs_more_microbatches_is_inconclusive() -> None:
+    found = rows(**TINY, **BATCH, **V, baseline={"kind": "pp_only", "devices": 5})["baseline"]
+    assert found.reason == "baseline_infeasible"
+    assert "dualpipe_v on 5 pipeline ranks needs at least 10 microbatches, not 8" in found.detail
+
+
 # --- the checks agree with the planner, and are quick -----------------------------------------------------------------
 
 
@@ -233,14 +317,25 @@ def test_declared_shares_without_a_limit_are_not_judged() -> None:
     batch=st.integers(1, 24),
     microbatch=st.integers(1, 3),
     cuts=st.sampled_from(["even", "balanced", ["embedding..2.mlp", "3.attn..head"]]),
+    schedule=st.sampled_from(["1f1b", "zb_v", "dualpipe_v", "interleaved_zb", "none.csv"]),
+    virtual_stages=st.sampled_from([None, None, 1, 2, 3]),
 )
 def test_what_the_planner_refuses_fails_here(
-    tp: int, pp: int, dp: int, heads: int, kv_heads: int, batch: int, microbatch: int, cuts: str | list[str]
+    tp: int,
+    pp: int,
+    dp: int,
+    heads: int,
+    kv_heads: int,
+    batch: int,
+    microbatch: int,
+    cuts: str | list[str],
+    schedule: str,
+    virtual_stages: int | None,
 ) -> None:
     plan = deployment(
         model={"preset": "tiny", "num_heads": heads, "num_kv_heads": kv_heads, "hidden_size": 96, "ffn_size": 840},
         parallel={"tp_degree": tp, "pp_degree": pp, "dp_degree": dp},
-        pipeline={"cuts": cuts},
+        pipeline={"cuts": cuts, "schedule": schedule, "virtual_stages": virtual_stages},
         batch={"global_batch_size": batch, "microbatch_size": microbatch, "sequence_length": 16},
     )
     failed = {check.id for check in static_checks(plan) if check.outcome == "FAIL"}

@@ -32,7 +32,7 @@ unit_twice.toml                    1 stage_cover            FAIL  unit '8.attn' 
 stage_empty.toml                   1 stage_cover            FAIL  stage 1 is empty
 unit_unknown.toml                  1 stage_cover            FAIL  no unit '32.mlp'
 cuts_too_few.toml                  1 stage_cover            FAIL  3 stages are given, but pp_degree asks for 4
-more_stages_than_units.toml        1 stage_cover            FAIL  pp_degree 14 or less
+more_stages_than_units.toml        1 stage_cover            FAIL  to 14 stages or less
 parts_contradict.toml              1 stage_cover            FAIL  4 parts are declared
 heads_not_divisible.toml           1 heads_divisible        FAIL  valid tp degrees are 1, 2
 kv_heads_not_divisible.toml        1 kv_heads_divisible     FAIL  valid tp degrees are 1, 2, 4, 12

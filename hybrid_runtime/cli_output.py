@@ -1,0 +1,49 @@
+"""Where the commands' output goes: tables to stdout, unless JSON does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hybrid_runtime.errors import UsageError
+
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="also write the figures as JSON; - for stdout")
+]
+
+
+def console_for(json_file: str | None) -> Console:
+    """The console for tables."""
+    return Console(stderr=json_file == "-")
+
+
+def write_json(target: str | None, values: object) -> None:
+    """Writes figures to a file, to stdout for "-", nowhere for None.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if target is None:
+        return
+    text = json.dumps(values, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    write_text("--json", Path(target), text)
+
+
+def write_text(option: str, path: Path, text: str) -> None:
+    """Writes the file that an option names.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise UsageError(f"{option} {path}: cannot be written ({problem.strerror}); name another file") from None

@@ -1,0 +1,154 @@
+"""The executor takes as long as the replay says: stages that sleep, so that eight ranks fit on two cores."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hybrid_runtime.comm.groups import Groups, join_groups
+from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.models.unit import Carry, Microbatch
+from hybrid_runtime.pipeline.executor import Executor
+from hybrid_runtime.pipeline.stage import Stage
+from hybrid_runtime.schedule.actions import ActionList, Kind
+from hybrid_runtime.schedule.lower import lower
+from hybrid_runtime.schedule.registry import SCHEDULES, find_schedule, generate
+from hybrid_runtime.schedule.replay import replay
+from hybrid_runtime.telemetry.recorder import NullRecorder
+from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
+from tests.ranks import run_ranks
+
+TIMES_NS = {Kind.F: 30_000_000, Kind.I: 34_500_000, Kind.W: 27_000_000}  # of a rank's whole share, 1 : 1.15 : 0.9
+BAR = 0.05 if "CI" in os.environ else 0.03
+TRIES = 3
+Durations = Mapping[tuple[int, Kind], int]
+
+
+class Sleeper(nn.Module):
+    """A stage of known durations; its weight gradient waits in the queue as a linear's does."""
+
+    def __init__(self, stage: int, durations: Durations) -> None:
+        super().__init__()
+        self.weight_queue: WeightQueue | None = None
+        self.asleep = False
+        self._durations_s = {kind: durations[stage, kind] / 1e9 for kind in TIMES_NS}
+
+    def sleep(self, kind: Kind) -> None:
+        if self.asleep:
+            time.sleep(self._durations_s[kind])
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        x = carry[0] if carry else torch.zeros((), requires_grad=True)
+        return (_Sleep.apply(x, self),)  # type: ignore[no-untyped-call]
+
+
+class _Sleep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, unit: Sleeper) -> Tensor:
+        ctx.unit = unit
+        unit.sleep(Kind.F)
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        unit: Sleeper = ctx.unit
+        unit.sleep(Kind.I)
+        if unit.weight_queue is not None and unit.weight_queue.is_deferring:
+            unit.weight_queue.push(Nap(unit))
+        else:
+            unit.sleep(Kind.W)
+        return dy.clone(), None
+
+
+class Nap:
+    """The weight gradient of a `Sleeper`."""
+
+    gathers = False
+    tensors: tuple[Tensor, ...] = ()
+
+    def __init__(self, layer: Sleeper) -> None:
+        self.layer = layer
+
+    def start(self) -> None:
+        """Nothing to gather."""
+
+    def run(self) -> None:
+        self.layer.sleep(Kind.W)
+
+
+def durations_of(place: Sequence[int]) -> Durations:
+    """Unequal stages: 0.9, 1 and 1.1 times the mean in turn."""
+    stages_per_rank = len(place) // (max(place) + 1)
+    times = {
+        (stage, kind): time_ns * (9 + stage % 3) // (10 * stages_per_rank)
+        for stage in range(len(place))
+        for kind, time_ns in TIMES_NS.items()
+    }
+    return times | {(stage, Kind.B): times[stage, Kind.I] + times[stage, Kind.W] for stage in range(len(place))}
+
+
+def executed_ns(
+    lists: Sequence[ActionList], place: Sequence[int], durations: Durations, groups: Groups, num: int
+) -> Any:
+    """A function that runs one step and says how long it took, from the first rank's start to the last one's end."""
+    me = groups.place.pp
+    sleepers = {stage: Sleeper(stage, durations) for stage, rank in enumerate(place) if rank == me}
+    stages = {stage: Stage(stage, [("sleeper", unit)], training=True) for stage, unit in sleepers.items()}
+    recorder = NullRecorder(torch.device("cpu"))
+    executor = Executor(lists[me], stages, place, groups, loss_scale=1.0, recorder=recorder)
+    batch = [Microbatch(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))] * num
+    executor.run_step(batch)  # connects, and tells the shapes, without sleeping
+
+    def step() -> int:
+        for unit in sleepers.values():
+            unit.asleep = True
+        dist.barrier()
+        start_ns = time.monotonic_ns()
+        executor.run_step(batch)
+        mine: list[tuple[int, int]] = [(start_ns, time.monotonic_ns())]
+        everyone = [cast("list[tuple[int, int]]", None)] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        return max(one[0][1] for one in everyone) - min(one[0][0] for one in everyone)
+
+    return step
+
+
+def compare(rank: int, pp_degree: int, names: Sequence[str]) -> None:
+    num, neighbours = 2 * pp_degree, range(pp_degree - 1)
+    edges = (
+        {(r, r + 1) for r in neighbours} | {(r + 1, r) for r in neighbours} | {(pp_degree - 1, 0), (0, pp_degree - 1)}
+    )
+    groups = join_groups(
+        Mesh(pp_degree=pp_degree), edges, device=torch.device("cpu"), backend="gloo", timeout=timedelta(seconds=60)
+    )
+    problems = []
+    for name in names:
+        place = find_schedule(name).place(pp_degree)
+        durations = durations_of(place)
+        lists = lower(generate(name, pp_degree, num, "train"), place)
+        predicted_ns = int(replay(lists, place, durations).makespan)
+        step = executed_ns(lists, place, durations, groups, num)
+        errors: list[float] = []
+        while len(errors) < TRIES and not (errors and errors[-1] <= BAR):
+            errors.append(step() / predicted_ns - 1)
+        if rank == 0:
+            print(f"p = {pp_degree}, {name}: {predicted_ns / 1e6:.0f} ms replayed, executed {errors}", flush=True)
+        if not -0.001 <= min(errors) <= BAR:
+            problems.append(f"{name}: {[f'{error:+.1%}' for error in errors]} beside {predicted_ns / 1e6:.0f} ms")
+    assert not problems, "; ".join(problems)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("pp_degree", [2, 8])
+def test_every_schedule_takes_as_long_as_replayed(pp_degree: int) -> None:
+    run_ranks(pp_degree, compare, pp_degree, tuple(SCHEDULES), timeout_s=300)
