@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.adamw,
                 device=options.device,
             )
-            result["cases"][case.name] = _judge(case, combine(ranks), result["cases"].get(ONE.name))
+            result["cases"][case.name] = _judge(case, combine(ranks), result["cases"].get(ONE.name), options.device)
             print(f"{case.name} is done", flush=True)
     table = table_of(result)
     print(table)
@@ -116,13 +116,13 @@ def _torch_stepper(
     return run
 
 
-def _judge(case: Case, figures: dict[str, Any], one: dict[str, Any] | None) -> dict[str, Any]:
+def _judge(case: Case, figures: dict[str, Any], one: dict[str, Any] | None, device: str) -> dict[str, Any]:
     """Adds goal, ideal and whether the goal is met; both sides must have started from the same loss."""
     first = {name: side["losses"][0] for name, side in figures["sides"].items()}
     if abs(first["ours"] - first["torch"]) > LOSS_TOLERANCE:
         raise SystemExit(f"{case.name}: the two sides are not the same model: initial losses {first}")
     met = None if case.goal is None else figures[case.metric]["median"] <= case.goal
-    wall_clock = case.world_size <= cores() or bool(torch.cuda.device_count())
+    wall_clock = case.world_size <= cores() or device == "cuda"
     figures |= {"metric": case.metric, "goal": case.goal, "met": met, "wall_clock_is_measured": wall_clock}
     if one is not None:
         ideal = min(side["step_time_s"] for side in one["sides"].values()) / case.world_size

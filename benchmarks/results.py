@@ -40,7 +40,7 @@ def environment(arguments: Sequence[str], name: str) -> dict[str, Any]:
 
 
 def save(name: str, result: dict[str, Any], section: str, folder: Path = RESULTS) -> Path:
-    """Writes `<folder>/<name>-<date>.json` and appends the section to RESULTS.md beside the folder."""
+    """Writes `<folder>/<name>-<date>.json` and appends the section to RESULTS.md (in a folder of one's own: there)."""
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     file = folder / f"{name}-{stamp}.json"
@@ -54,9 +54,9 @@ def save(name: str, result: dict[str, Any], section: str, folder: Path = RESULTS
         + "".join(f", {gpu}" for gpu in where["gpus"]),
         f"- {where['system']}, Python {where['python']}, torch {where['torch']}, driver {where['driver']}",
         f"- commit {where['commit']}, command `{where['command']}`, load before {where['load_before']}",
-        f"- raw: results/{file.name}",
+        f"- raw: {file.name if folder != RESULTS else f'results/{file.name}'}",
     ]
-    with (folder.parent / "RESULTS.md").open("a") as report:
+    with (folder / "RESULTS.md" if folder != RESULTS else RESULTS.parent / "RESULTS.md").open("a") as report:
         report.write("\n".join(lines) + "\n")
     return file
 

@@ -34,6 +34,16 @@ app = typer.Typer(
     "Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 4 environment or runtime error.",
 )
 
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    if version:
+        from hybrid_runtime.verifier.judge import tool_version
+
+        print(tool_version())
+        raise typer.Exit
+
+
 File = Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")]
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="also write the figures as JSON; - for stdout")
@@ -107,9 +117,7 @@ def verify(
         raise UsageError("verify needs a deployment FILE, or --recheck RUN_FOLDER, and not both")
     _refuse_unwritable(json_file)
     if recheck is not None:
-        from hybrid_runtime.verifier.judge import recheck as judge_again
-
-        _show(judge_again(recheck), RunFolder(recheck), json_file)
+        _show(_judged_again(RunFolder(recheck)), RunFolder(recheck), json_file)
     assert file is not None
     from hybrid_runtime.deployment import load_deployment
 
@@ -119,6 +127,17 @@ def verify(
 
     folder = _folder(run_folder, deployment.name)
     _show(run_against_baseline(deployment, folder, _progress_console(), quiet=quiet), folder, json_file)
+
+
+def _judged_again(folder: RunFolder) -> Verdict:
+    """A folder that plain torchrun left was never judged: it gets its verdict and reports now."""
+    if not folder.verdict.exists():
+        from hybrid_runtime.measure import judge_and_report
+
+        return judge_and_report(folder)
+    from hybrid_runtime.verifier.judge import recheck
+
+    return recheck(folder.path)
 
 
 @app.command()

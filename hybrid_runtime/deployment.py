@@ -277,7 +277,7 @@ class Measurement(Table):
     block_steps: Positive = Field(10, description="steps of one side before the other side's turn")
     settle_steps: Count = Field(1, description="unjudged steps at the start of each block: caches went cold meanwhile")
     blocks: Positive = Field(12, description="blocks of each side, in the order A B B A")
-    timeout_s: Positive = Field(1800, description="a verification that takes longer is stopped")
+    timeout_s: Positive = Field(1800, description="a run in which no step is finished for so long is stopped")
 
 
 class Deployment(Table):

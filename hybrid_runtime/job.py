@@ -137,12 +137,13 @@ def schedule_of_steps(
 def blocks_of(deployment: Deployment, *, alternating: bool) -> Iterator[tuple[int, int, int]]:
     """(block, unjudged steps at its start, its steps): one long block for a plain run, many when sides alternate."""
     measurement = deployment.measurement
-    yield 0, measurement.warmup_steps, measurement.warmup_steps
     if not alternating:
-        rest = deployment.workload.steps - measurement.warmup_steps
-        if rest > 0:
-            yield 1, 0, rest
+        warmup = min(measurement.warmup_steps, deployment.workload.steps)
+        yield 0, warmup, warmup
+        if warmup < deployment.workload.steps:
+            yield 1, 0, deployment.workload.steps - warmup
         return
+    yield 0, measurement.warmup_steps, measurement.warmup_steps
     for block in range(1, measurement.blocks + 1):
         yield block, measurement.settle_steps, measurement.settle_steps + measurement.block_steps
 
@@ -234,16 +235,21 @@ def _run_folder(options: argparse.Namespace, deployment: Deployment, launch: Lau
     if options.run_folder is not None:
         folder = RunFolder(Path(options.run_folder))
     else:
-        folder = RunFolder(Path("runs") / _name_for_all(deployment, launch, restart))
+        _refuse_no_folder(launch)
+        folder = RunFolder(Path("runs") / _name_for_all(deployment, restart))
     if restart == "0":
         folder.refuse_used()
     return folder.create()
 
 
-def _name_for_all(deployment: Deployment, launch: Launch, restart: str) -> str:
+def _refuse_no_folder(launch: Launch) -> None:
+    if launch.world_size != launch.local_world_size:
+        raise UsageError("several machines need --run-folder, the same new folder on a disk that all of them share")
+
+
+def _name_for_all(deployment: Deployment, restart: str) -> str:
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    agent = os.getppid() if launch.world_size == launch.local_world_size else "several-machines"
-    return f"{deployment.name.replace(' ', '-')}-{run_id[:8]}-{agent}-{restart}"
+    return f"{deployment.name.replace(' ', '-')}-{run_id[:8]}-{os.getppid()}-{restart}"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from hybrid_runtime.plan import Plan
 from hybrid_runtime.schedule.actions import parse_actions
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.telemetry.recorder import NullRecorder
+from hybrid_runtime.tensor_parallel.initialise import derived_seed
+from hybrid_runtime.tensor_parallel.random_state import RandomStates
 from hybrid_runtime.training.update import Update
 
 
@@ -66,13 +68,15 @@ def build(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], groups:
     The learning-rate schedule has the length of a plain run, for candidate and baseline alike.
     """
     assert deployment.model is not None
+    place, seed = groups.place, deployment.workload.seed
     wanted = {name for stage in plan.stages_of(groups.place.pp) for name in stage.units}
     context = BuildContext(
         tp=groups.tp,
         sequence_parallel=plan.sequence_parallel,
         device=groups.device,
         dtype=getattr(torch, deployment.model.dtype),
-        seed=deployment.workload.seed,
+        seed=seed,
+        random=RandomStates(derived_seed(seed, "random", place.dp, place.pp), groups.tp, groups.device),
     )
     units = build_units([spec for spec in specs if spec.name in wanted], context, weights=deployment.model.weights)
     update = None

@@ -134,6 +134,7 @@ class _Watch:
     ) -> None:
         self._timeout_s = deployment.measurement.timeout_s
         self._deadline_s = time.monotonic() + self._timeout_s
+        self._progress_bytes = 0
         self._folder = folder
         self._sides = sides
         self._on_tick = on_tick
@@ -154,8 +155,15 @@ class _Watch:
                 write_whole(self._folder.baseline.infeasible, f"{problem}\n")
                 self._sides.pop(name)
         self._on_tick()
+        progress_bytes = sum(_size(side.folder.progress) for side in self._sides.values())
+        if progress_bytes != self._progress_bytes:
+            self._progress_bytes, self._deadline_s = progress_bytes, now_s + self._timeout_s
         if now_s > self._deadline_s:
-            raise RunError(f"not finished after {self._timeout_s} s; raise measurement.timeout_s or use fewer steps")
+            raise RunError(f"no step was finished for {self._timeout_s} s; see log.txt, or raise measurement.timeout_s")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _wait(sides: dict[str, Launched], watch: _Watch) -> None:

@@ -137,7 +137,7 @@ def read_plan(path: Path) -> Plan:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         plan = Plan.model_validate(values)
     except OSError as problem:
-        raise PlanError(f"{path}: cannot be read ({problem.strerror})") from None
+        raise PlanError(f"{path}: cannot be read ({problem.strerror}); name a folder that a run wrote") from None
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -11,14 +11,13 @@ ranks are kept apart, as `Wait`s: a wait lies inside the span it delays (a tenso
 between spans (a receive).
 
     compute of a span, wall clock  = end - start - (waits inside it)
-    compute of a span, thread_cpu  = cpu_ns          (a wait costs the thread no CPU time)
+    compute of a span, thread_cpu  = cpu_ns          (blocking costs the thread no CPU time; adding up messages does)
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -263,8 +262,3 @@ def read_side(folder: Path) -> list[RankRecords]:
                 f"{rank.path}: steps are missing or out of order; the file was edited, make the run again"
             )
     return ranks
-
-
-def hash_files(paths: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each file, keyed by file name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

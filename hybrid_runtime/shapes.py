@@ -53,10 +53,6 @@ class LlamaShape:
         layers = [name for k in range(self.num_layers) for name in (f"{k}.attn", f"{k}.mlp")]
         return ("embedding", *layers, "head")
 
-    def padded_vocab(self, tp_degree: int) -> int:
-        """Vocabulary rows rounded up so that every tensor-parallel rank holds equally many."""
-        return -(-self.vocab_size // tp_degree) * tp_degree
-
 
 def _llama(vocab: int, hidden: int, layers: int, heads: int, kv: int, ffn: int, **more: Any) -> LlamaShape:
     return LlamaShape(

@@ -7,6 +7,7 @@ usage() {
 usage: NNODES=N NPROC_PER_NODE=R RDZV_ENDPOINT=HOST:PORT [NODE_RANK=K] launch/several_machines.sh FILE [JOB OPTION ...]
 
   FILE            deployment file, the same content on every machine
+  JOB OPTION      --run-folder FOLDER is needed: a new one, the same on every machine, on a disk that all share
   NNODES          machines that take part
   NPROC_PER_NODE  ranks on each machine; NNODES x NPROC_PER_NODE = tp_degree x pp_degree x dp_degree
   RDZV_ENDPOINT   a port on one of the machines, reachable from all; the same on every machine
@@ -17,7 +18,7 @@ usage: NNODES=N NPROC_PER_NODE=R RDZV_ENDPOINT=HOST:PORT [NODE_RANK=K] launch/se
   GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME  optional: the network interface, where the machines have several
 
 example, on both of two machines with 3 GPUs each:
-  NNODES=2 NPROC_PER_NODE=3 RDZV_ENDPOINT=node0:29500 launch/several_machines.sh configs/demo.toml
+  NNODES=2 NPROC_PER_NODE=3 RDZV_ENDPOINT=node0:29500 launch/several_machines.sh configs/demo.toml --run-folder runs/first
 TEXT
     [ $# -eq 0 ] || echo "launch/several_machines.sh: $*" >&2
     exit 2

@@ -57,11 +57,6 @@ def test_unit_names() -> None:
     assert two_layers.unit_names() == ("embedding", "0.attn", "0.mlp", "1.attn", "1.mlp", "head")
 
 
-def test_padded_vocabulary_is_the_next_multiple() -> None:
-    shape = with_overrides(PRESETS["tiny"], {"vocab_size": 257})
-    assert [shape.padded_vocab(tp) for tp in (1, 2, 3, 257, 300)] == [257, 258, 258, 257, 300]
-
-
 def test_overrides_keep_what_follows_from_them() -> None:
     tiny = PRESETS["tiny"]
     assert with_overrides(tiny, {"num_layers": None}) is tiny

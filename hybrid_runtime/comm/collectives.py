@@ -61,12 +61,14 @@ class Pending:
         self._finish = finish
 
     def wait(self) -> Tensor:
-        """Blocks until the result is there; the blocking is reported to the axis' clock."""
-        if self._work is not None:
-            with self._axis.waiting(self._name):
-                self._work.wait()
-            self._work = self._inputs = None
-        return self._result if self._finish is None else self._finish(self._result)
+        """Blocks until the result is there; that, and putting the result together, is reported to the axis' clock."""
+        if self._work is None:
+            return self._result
+        with self._axis.waiting(self._name):
+            self._work.wait()
+            result = self._result if self._finish is None else self._finish(self._result)
+        self._work = self._inputs = None
+        return result
 
 
 def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Pending:
@@ -75,7 +77,9 @@ def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.R
         return Pending(axis, "all_reduce", x)
     shared = axis.shared
     if shared is not None and op == dist.ReduceOp.SUM and shared.takes(x):
-        return Pending(axis, "all_reduce", x, shared.start(x), finish=shared.add_others)
+        with axis.waiting("all_reduce"):
+            shared.start(x)
+        return Pending(axis, "all_reduce", x, shared, finish=shared.add_others)
     return Pending(axis, "all_reduce", x, dist.all_reduce(x, op=op, group=axis.group, async_op=True))
 
 

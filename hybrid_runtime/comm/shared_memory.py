@@ -30,6 +30,7 @@ from hybrid_runtime.errors import RunError
 
 SLOT_BYTES = 4 * 2**20
 _MEMORY = Path("/dev/shm")
+_LONGEST_POLL_MS = 2**31 - 1
 
 
 class SharedMemory:
@@ -84,7 +85,7 @@ class SharedMemory:
             RunError: a peer has left, or takes too long.
         """
         for peer, descriptor in self._hear.items():
-            if not self._polls[peer].poll(self._timeout_s * 1000):
+            if not self._polls[peer].poll(min(self._timeout_s * 1000, _LONGEST_POLL_MS)):
                 raise RunError(f"tensor-parallel peer {peer} sent nothing for {self._timeout_s:g} s")
             if not os.read(descriptor, 1):
                 raise RunError(f"tensor-parallel peer {peer} has left the run")

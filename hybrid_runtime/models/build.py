@@ -80,7 +80,8 @@ def build_units(
 def _build(spec: UnitSpec, context: BuildContext) -> nn.Module:
     """One unit on its device. Plain modules draw their weights from torch's default generator, so that is set per unit:
     the same weights on every mesh, whatever else a rank builds."""
-    with torch.random.fork_rng(devices=[]), context.device:
+    forked = [context.device] if context.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=forked), context.device:
         torch.manual_seed(derived_seed(context.seed, spec.name))
         unit = spec.build(context)
     if not isinstance(unit, nn.Module):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_runtime.comm.axis import Axis
+from hybrid_runtime.tensor_parallel.random_state import RandomStates
 
 Carry = tuple[Tensor, ...]
 
@@ -51,6 +52,8 @@ class BuildContext:
         dtype: of parameters and activations.
         seed: same seed, same initial weights on every mesh.
         unit: name of the unit being built; random weights are drawn from (seed, unit, parameter).
+        random: the rank's random states, for dropout on sharded activations (`ParallelDropout`); None while costs are
+            counted.
     """
 
     tp: Axis = field(default_factory=Axis)
@@ -59,6 +62,7 @@ class BuildContext:
     dtype: torch.dtype = torch.float32
     seed: int = 0
     unit: str = ""
+    random: RandomStates | None = None
 
 
 @dataclass(frozen=True, slots=True)

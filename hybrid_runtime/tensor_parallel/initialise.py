@@ -64,7 +64,7 @@ def draw_normal_(local: Tensor, spec: ShardSpec, init: Init, parameter: str) -> 
         if spec.dim == 0 and not any(_overlap(segment, first, last) for segment in spec.segments):
             continue
         generator = torch.Generator().manual_seed(derived_seed(init.seed, init.unit, name, block))
-        drawn = torch.empty(last - first, *rest).normal_(0.0, init.std, generator=generator)
+        drawn = torch.empty(last - first, *rest, device="cpu").normal_(0.0, init.std, generator=generator)
         _keep(local, spec, drawn, first)
 
 

@@ -53,13 +53,7 @@ class Update:
         self.buckets = GradientBuckets(parameters)
         for unit in units.values():
             set_accumulate_in_place(unit, True)
-        self.optimizer = torch.optim.AdamW(
-            _decayed(parameters, float(settings.weight_decay)),
-            lr=float(settings.learning_rate),
-            betas=(float(settings.beta1), float(settings.beta2)),
-            eps=float(settings.eps),
-            fused=True,
-        )
+        self.optimizer = _adamw(parameters, settings)
 
     def sum_gradients(self) -> None:
         """Sums what is partial, over tp, tied copies and replicas; afterwards every gradient is the global batch's."""
@@ -92,9 +86,24 @@ class Update:
             warmup_steps=settings.warmup_steps,
             steps=self._steps,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+
+
+def _adamw(parameters: Sequence[nn.Parameter], settings: Optimizer) -> torch.optim.AdamW | None:
+    """None on a rank whose units have nothing to train."""
+    groups = _decayed(parameters, float(settings.weight_decay))
+    if not groups:
+        return None
+    return torch.optim.AdamW(
+        groups,
+        lr=float(settings.learning_rate),
+        betas=(float(settings.beta1), float(settings.beta2)),
+        eps=float(settings.eps),
+        fused=True,
+    )
 
 
 def _decayed(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:

@@ -129,6 +129,10 @@ def _seconds(metrics: Metrics) -> str:
 def different_load(candidate: Metrics, other: Metrics) -> Blocker | None:
     """Whether the sides did different work: other settings, other tokens, or losses that drift apart."""
     ours, theirs = candidate.side, other.side
+    devices = [sorted({rank.header.device.name for rank in side.ranks}) for side in (ours, theirs)]
+    if devices[0] != devices[1]:
+        words = " and ".join(", ".join(names) for names in devices)
+        return Blocker("hardware_mismatch", f"candidate and baseline ran on different devices: {words}")
     fields = _load_fields(ours.deployment), _load_fields(theirs.deployment)
     differing = [name for name in fields[0] if fields[0][name] != fields[1][name]]
     if [unit.name for unit in ours.plan.units] != [unit.name for unit in theirs.plan.units]:

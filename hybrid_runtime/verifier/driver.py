@@ -156,6 +156,11 @@ def driver_warnings(driver: Driver) -> list[str]:
                 f"{device}: NVML says {median(readings):.0f} % utilised, but it computed {busy:.0f} % of the time; "
                 "the rest is communication that spins"
             )
+        if busy - median(readings) > BUSY_GAP_POINTS:
+            warnings.append(
+                f"{device}: its actions took {busy:.0f} % of the time, but NVML says {median(readings):.0f} % utilised; "
+                "they hold gaps between kernels"
+            )
     return warnings
 
 

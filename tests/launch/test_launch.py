@@ -108,7 +108,10 @@ def test_slurm_starts_one_torchrun_per_host_with_the_first_as_rendezvous(tools: 
     slurm = {"SLURM_JOB_ID": "40007", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "alpha,beta"}
     file = str(tmp_path / "job.toml")
     done = run("slurm.sbatch", tools, file, **slurm, SLURM_GPUS_ON_NODE="3")
-    assert done.stdout == f"{TWO_OF_THREE} --rdzv-endpoint alpha:20007 --rdzv-id 40007 {JOB} {file}\n"
+    assert (
+        done.stdout
+        == f"{TWO_OF_THREE} --rdzv-endpoint alpha:20007 --rdzv-id 40007 {JOB} {file} --run-folder runs/slurm-40007\n"
+    )
     assert "set NPROC_PER_NODE" in run("slurm.sbatch", tools, file, **slurm).stderr
 
 

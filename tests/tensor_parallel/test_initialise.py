@@ -74,3 +74,13 @@ def test_layers_without_an_init_follow_torchs_seed() -> None:
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[1], weights[2])
         assert layer(4, 6, Axis(), device="meta").weight.is_meta
+
+
+def test_weights_do_not_depend_on_the_default_device() -> None:
+    """Units are built under their device's context, and generators live on the CPU."""
+    spec, init = ShardSpec(global_shape=(5, 3)), Init(seed=1, unit="u")
+    inside, outside = torch.empty(5, 3), torch.empty(5, 3)
+    draw_normal_(outside, spec, init, "weight")
+    with torch.device("meta"):
+        draw_normal_(inside, spec, init, "weight")
+    assert torch.equal(inside, outside)

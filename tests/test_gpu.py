@@ -1,0 +1,65 @@
+"""The whole job on GPUs, judged like any run; `scripts/gpu_check` runs these where there are GPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid_runtime.records import read_side
+from tests.commands import command, write_json
+
+
+def trained(folder: Path, **changes: Any) -> list[float]:
+    """Runs a small job on GPUs through the command and returns its losses."""
+    values = {
+        "name": "gpu",
+        "model": {"preset": "tiny"},
+        "batch": {"global_batch_size": 8, "microbatch_size": 1, "sequence_length": 32},
+        "workload": {"steps": 15},
+        "hardware": {"device": "cuda", "oversubscribe": True},
+        "measurement": {"warmup_steps": 5},
+    }
+    file = write_json(folder / "gpu.json", values | changes)
+    done = command("run", str(file), "--run-folder", str(folder / "run"), "--quiet")
+    assert done.code in (0, 3), done
+    ranks = read_side(folder / "run")
+    assert {rank.header.device.kind for rank in ranks} == {"cuda"}
+    assert all(step.memory.allocated_peak for rank in ranks for step in rank.steps)
+    return [float(step.loss) for step in ranks[-1].steps if step.loss is not None]
+
+
+def on_cpu(folder: Path) -> list[float]:
+    folder.mkdir()
+    file = write_json(
+        folder / "cpu.json",
+        {
+            "name": "cpu",
+            "model": {"preset": "tiny"},
+            "batch": {"global_batch_size": 8, "microbatch_size": 1, "sequence_length": 32},
+            "workload": {"steps": 15},
+            "hardware": {"device": "cpu"},
+            "measurement": {"warmup_steps": 5},
+        },
+    )
+    assert command("run", str(file), "--run-folder", str(folder / "run"), "--quiet").code in (0, 3)
+    return [float(step.loss) for step in read_side(folder / "run")[0].steps if step.loss is not None]
+
+
+@pytest.mark.gpu(1)
+@pytest.mark.parametrize(
+    "parallel", [{}, {"tp_degree": 2}, {"pp_degree": 2}, {"tp_degree": 2, "pp_degree": 2}], ids=str
+)
+def test_one_gpu_trains_as_the_cpu_does(tmp_path: Path, parallel: dict[str, int]) -> None:
+    """One NCCL rank, or several gloo ranks that share the GPU."""
+    losses = trained(tmp_path, parallel=parallel)
+    assert losses == pytest.approx(on_cpu(tmp_path / "cpu"), rel=1e-3)
+
+
+@pytest.mark.gpu(2)
+@pytest.mark.parametrize("parallel", [{"tp_degree": 2}, {"pp_degree": 2}, {"dp_degree": 2}], ids=str)
+def test_two_gpus_train_as_the_cpu_does(tmp_path: Path, parallel: dict[str, int]) -> None:
+    """NCCL."""
+    losses = trained(tmp_path, parallel=parallel)
+    assert losses == pytest.approx(on_cpu(tmp_path / "cpu"), rel=1e-3)
