@@ -158,7 +158,7 @@ def driver_warnings(driver: Driver) -> list[str]:
             )
         if busy - median(readings) > BUSY_GAP_POINTS:
             warnings.append(
-                f"{device}: its actions took {busy:.0f} % of the time, but NVML says {median(readings):.0f} % utilised; "
+                f"{device}: its actions took {busy:.0f} % of the time, NVML says {median(readings):.0f} % utilised; "
                 "they hold gaps between kernels"
             )
     return warnings
