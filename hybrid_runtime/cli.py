@@ -5,7 +5,6 @@ Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -13,6 +12,8 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from hybrid_runtime.cli_output import Json, console_for, write_json
+from hybrid_runtime.cli_schedule import schedule_app, simulate
 from hybrid_runtime.errors import ExitCode, HybridRuntimeError, UsageError
 from hybrid_runtime.run_folder import RunFolder, new_run_folder
 
@@ -24,10 +25,9 @@ app = typer.Typer(
     "Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 4 environment or runtime error.",
 )
 
+app.add_typer(schedule_app, name="schedule")
+
 File = Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")]
-Json = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="also write the figures as JSON; - for stdout")
-]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Folder = Annotated[Path | None, typer.Option("--run-folder", help="where to write; default runs/<name>-<time>")]
 
@@ -43,7 +43,7 @@ def check(file: File, json_file: Json = None) -> None:
     deployment = load_deployment(file)
     rows = static_checks(deployment)
     outcome, code = overall(row.outcome for row in rows)
-    console = _console(json_file)
+    console = console_for(json_file)
     print_plainly(check_table(deployment.name, rows), console)
     counts = count(row.outcome for row in rows)
     values = {
@@ -53,7 +53,7 @@ def check(file: File, json_file: Json = None) -> None:
         "counts": counts,
         "static_checks": [row.model_dump(mode="json") for row in rows],
     }
-    _write_json(json_file, values)
+    write_json(json_file, values)
     raise typer.Exit(code)
 
 
@@ -118,7 +118,10 @@ def schema(json_file: Json = None) -> None:
     """Print the JSON Schema of the deployment file, so that editors complete and check it."""
     from hybrid_runtime.deployment import json_schema
 
-    _write_json(json_file or "-", json_schema())
+    write_json(json_file or "-", json_schema())
+
+
+app.command()(simulate)
 
 
 def _rechecked(path: Path) -> object:
@@ -142,10 +145,10 @@ def _show(verdict: object, folder: RunFolder, json_file: str | None) -> NoReturn
     from hybrid_runtime.verdict import Verdict
 
     assert isinstance(verdict, Verdict)
-    console = _console(json_file)
+    console = console_for(json_file)
     print_verdict(verdict, console)
     console.print(f"files: {folder.path}", markup=False, highlight=False, soft_wrap=True)
-    _write_json(json_file, verdict.model_dump(mode="json"))
+    write_json(json_file, verdict.model_dump(mode="json"))
     raise typer.Exit(verdict.exit_code)
 
 
@@ -153,26 +156,8 @@ def _folder(given: Path | None, name: str) -> RunFolder:
     return new_run_folder(name) if given is None else RunFolder(given)
 
 
-def _console(json_file: str | None) -> Console:
-    """Tables go to stdout, unless JSON does."""
-    return Console(stderr=json_file == "-")
-
-
 def _progress_console() -> Console:
     return Console(stderr=True)
-
-
-def _write_json(target: str | None, values: object) -> None:
-    if target is None:
-        return
-    text = json.dumps(values, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as problem:
-        raise UsageError(f"--json {target}: cannot be written ({problem.strerror}); name another file") from None
 
 
 def main() -> NoReturn:

@@ -82,6 +82,7 @@ def run_rank(
         tied_pp_ranks=(tie.owner_pp_rank, tie.user_pp_rank) if tie else None,
         timeout=timeout,
     )
+    _demand_one_plan(plan, groups)
     if launch.rank == 0:
         write_whole(folder.plan, plan.to_json())
         write_whole(folder.deployment, deployment.canonical_json())
@@ -109,6 +110,17 @@ def run_rank(
             progress.show(step, phase, loss, times_ns)
         recorder.finish()
         groups.barrier()
+
+
+def _demand_one_plan(plan: Plan, groups: Groups) -> None:
+    """Every rank plans on its own; lists that differ would wait for each other forever."""
+    fingerprints = groups.gather_objects(plan.fingerprint)
+    other = next((rank for rank, found in enumerate(fingerprints) if found != fingerprints[0]), None)
+    if other is not None:
+        raise RunError(
+            f"rank {other} made another plan than rank 0 from this deployment: give all machines the same files and "
+            "the same versions of this package and of numba"
+        )
 
 
 def run_step(parts: Parts, step: int, block: int, phase: Phase, watch: bool) -> tuple[float | None, list[list[float]]]:
