@@ -5,7 +5,6 @@ Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from hybrid_runtime.cli_output import Json, console_for, write_json
+from hybrid_runtime.cli_schedule import schedule_app, simulate
 from hybrid_runtime.errors import ExitCode, HybridRuntimeError, RunError, UsageError
 from hybrid_runtime.run_folder import RunFolder, new_run_folder
 
@@ -34,6 +35,8 @@ app = typer.Typer(
     "Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 4 environment or runtime error.",
 )
 
+app.add_typer(schedule_app, name="schedule")
+
 
 @app.callback()
 def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
@@ -45,9 +48,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")]
-Json = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="also write the figures as JSON; - for stdout")
-]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Folder = Annotated[Path | None, typer.Option("--run-folder", help="where to write; default runs/<name>-<time>")]
 
@@ -146,7 +146,10 @@ def schema(json_file: Json = None) -> None:
     from hybrid_runtime.deployment import json_schema
 
     _refuse_unwritable(json_file)
-    _write_json(json_file or "-", json_schema())
+    write_json(json_file or "-", json_schema())
+
+
+app.command()(simulate)
 
 
 def _refuse_impossible(deployment: Deployment, json_file: str | None) -> None:
@@ -164,7 +167,7 @@ def _show_checks(name: str, rows: tuple[StaticCheck, ...], json_file: str | None
     from hybrid_runtime.verdict import count, overall
 
     outcome, code = overall(row.outcome for row in rows)
-    print_checks(name, rows, _console(json_file))
+    print_checks(name, rows, console_for(json_file))
     values = {
         "name": name,
         "verdict": outcome.value,
@@ -172,27 +175,22 @@ def _show_checks(name: str, rows: tuple[StaticCheck, ...], json_file: str | None
         "counts": count(row.outcome for row in rows),
         "static_checks": [row.model_dump(mode="json") for row in rows],
     }
-    _write_json(json_file, values)
+    write_json(json_file, values)
     raise typer.Exit(code)
 
 
 def _show(verdict: Verdict, folder: RunFolder, json_file: str | None) -> NoReturn:
     from hybrid_runtime.report.terminal import print_verdict
 
-    console = _console(json_file)
+    console = console_for(json_file)
     print_verdict(verdict, console)
     console.print(f"files: {folder.path}", markup=False, highlight=False, soft_wrap=True)
-    _write_json(json_file, verdict.model_dump(mode="json"))
+    write_json(json_file, verdict.model_dump(mode="json"))
     raise typer.Exit(verdict.exit_code)
 
 
 def _folder(given: Path | None, name: str) -> RunFolder:
     return new_run_folder(name) if given is None else RunFolder(given)
-
-
-def _console(json_file: str | None) -> Console:
-    """Tables go to stdout, unless JSON does."""
-    return Console(stderr=json_file == "-")
 
 
 def _progress_console() -> Console:
@@ -209,19 +207,6 @@ def _refuse_unwritable(target: str | None) -> None:
         why = "permission denied"
     if why:
         raise UsageError(f"--json {target}: cannot be written ({why}); name another file, or - for standard output")
-
-
-def _write_json(target: str | None, values: object) -> None:
-    if target is None:
-        return
-    text = json.dumps(values, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as problem:
-        raise UsageError(f"--json {target}: cannot be written ({problem.strerror}); name another file") from None
 
 
 def main() -> NoReturn:

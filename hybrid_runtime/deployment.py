@@ -150,7 +150,9 @@ class Pipeline(Table):
         "auto (searched for this model), or a .csv file of action lists",
     )
     virtual_stages: Annotated[int, Field(ge=1, le=64)] | None = Field(
-        None, description="stages on each rank; default: 2 for the interleaved, V and auto schedules, else 1", examples=[2]
+        None,
+        description="stages on each rank; default: 2 for the interleaved, V and auto schedules, else 1",
+        examples=[2],
     )
     in_flight_limit: Positive | None = Field(
         None,

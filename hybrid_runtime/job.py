@@ -28,7 +28,7 @@ from hybrid_runtime.comm.start import (
 )
 from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
 from hybrid_runtime.deployment import Deployment, load_deployment
-from hybrid_runtime.errors import ExitCode, PlanError, UsageError
+from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
@@ -61,6 +61,7 @@ def run_rank(
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
+    _demand_one_plan(plan, groups)
     if launch.rank == 0:
         write_whole(folder.plan, plan.to_json())
         write_whole(folder.deployment, deployment.canonical_json())
@@ -76,6 +77,17 @@ def run_rank(
             progress.show(step, phase, loss, times_ns)
         recorder.finish()
         groups.barrier()
+
+
+def _demand_one_plan(plan: Plan, groups: Groups) -> None:
+    """Every rank plans on its own; lists that differ would wait for each other forever."""
+    fingerprints = groups.gather_objects(plan.fingerprint)
+    other = next((rank for rank, found in enumerate(fingerprints) if found != fingerprints[0]), None)
+    if other is not None:
+        raise RunError(
+            f"rank {other} made another plan than rank 0 from this deployment: give all machines the same files and "
+            "the same versions of this package and of numba"
+        )
 
 
 def run_step(parts: Parts, step: int, block: int, phase: Phase, watch: bool) -> tuple[float | None, list[list[float]]]:

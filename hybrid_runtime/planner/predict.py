@@ -21,8 +21,7 @@ def predict(
     checked: CheckResult,
 ) -> Prediction:
     """The prediction for checked lists whose stages hold these units."""
-    by_name = {cost.name: cost for cost in costs}
-    costs_of = [[by_name[name] for name in stage] for stage in stages]
+    costs_of = _costs_of(stages, costs)
     step = replay(lists, stage_to_rank, durations_in_flops(stages, costs))
     return Prediction(
         stage_flops=tuple(sum(cost.flops for cost in stage) for stage in costs_of),
@@ -33,10 +32,9 @@ def predict(
     )
 
 
-def durations_in_flops(stages: Stages, costs: Sequence[UnitCost]) -> Mapping[StageKind, Time]:
+def durations_in_flops(stages: Sequence[Sequence[str]], costs: Sequence[UnitCost]) -> Mapping[StageKind, Time]:
     """FLOPs as durations; where nothing was counted, equal stages whose I and W cost as much as F."""
-    by_name = {cost.name: cost for cost in costs}
-    costs_of = [[by_name[name] for name in stage] for stage in stages]
+    costs_of = _costs_of(stages, costs)
     durations: dict[StageKind, Time] = {}
     counted = any(cost.forward_flops for stage in costs_of for cost in stage)
     for index, stage in enumerate(costs_of):
@@ -46,3 +44,8 @@ def durations_in_flops(stages: Stages, costs: Sequence[UnitCost]) -> Mapping[Sta
         for kind, duration in zip("FIWB", (forward, input_grad, weight_grad, input_grad + weight_grad)):
             durations[index, Kind(kind)] = duration
     return durations
+
+
+def _costs_of(stages: Sequence[Sequence[str]], costs: Sequence[UnitCost]) -> list[list[UnitCost]]:
+    by_name = {cost.name: cost for cost in costs}
+    return [[by_name[name] for name in stage] for stage in stages]

@@ -37,7 +37,9 @@ def searched_lists(
     Raises:
         PlanError: no schedule found holds so few microbatches.
     """
-    from hybrid_runtime.schedule.auto.search import search  # compiled loops: numba takes a quarter of a second to import
+    from hybrid_runtime.schedule.auto.search import (
+        search,
+    )  # compiled loops: numba takes a quarter of a second to import
 
     num_ranks = max(stage_to_rank) + 1
     limit = in_flight_limit or num_ranks + 1

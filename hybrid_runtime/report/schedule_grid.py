@@ -1,7 +1,7 @@
 """A replayed step as a grid, for a terminal and as SVG or HTML: one row per pipeline rank, time from left to right.
 
     rank 0 F0F1....B0--..B1--      the letter of the kind and the microbatch, "-" up to the action's end, dots for idle;
-    rank 1 ..F0B0--F1B1--..        small letters are of a rank's second or later stage
+    rank 1 ..F0B0--F1B1--....      small letters are of a rank's second or later stage
 
 A grid wider than the terminal is scaled: every column shows what runs in the middle of its time.
 """
@@ -98,9 +98,7 @@ def grid_svg(step: Replay, title: str, lines: Sequence[str] = ()) -> str:
         parts += (_svg_action(timed, scale, top, first) for timed in row if timed.end > timed.start)
     parts += _svg_legend(step, _TOP_PX + _ROW_PX * step.rows.num_ranks + 18)
     below = _TOP_PX + _ROW_PX * step.rows.num_ranks + 42
-    parts += (
-        f'<text x="8" y="{below + number * _ROW_PX}">{_safe(line)}</text>' for number, line in enumerate(lines)
-    )
+    parts += (f'<text x="8" y="{below + number * _ROW_PX}">{_safe(line)}</text>' for number, line in enumerate(lines))
     return "\n".join((*parts, "</svg>\n"))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -28,23 +28,41 @@ from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 from tests.ranks import run_ranks
 
 TIMES_NS = {Kind.F: 30_000_000, Kind.I: 34_500_000, Kind.W: 27_000_000}  # of a rank's whole share, 1 : 1.15 : 0.9
+FACTORS = {
+    2: 1.5,
+    8: 2,
+}  # with eight ranks on two cores a message takes a third of a millisecond, so actions are longer
 BAR = 0.05 if "CI" in os.environ else 0.03
 TRIES = 3
 Durations = Mapping[tuple[int, Kind], int]
 
 
+class Alarm:
+    """Sleeps for as long as asked, on average: one wakes up late, but by how much can be learned."""
+
+    def __init__(self) -> None:
+        self._late_s = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        start_s = time.monotonic()
+        time.sleep(seconds - self._late_s)
+        error_s = time.monotonic() - start_s - seconds
+        self._late_s += 0.1 * max(-0.001, min(0.001, error_s))
+
+
 class Sleeper(nn.Module):
     """A stage of known durations; its weight gradient waits in the queue as a linear's does."""
 
-    def __init__(self, stage: int, durations: Durations) -> None:
+    def __init__(self, stage: int, durations: Durations, alarm: Alarm) -> None:
         super().__init__()
         self.weight_queue: WeightQueue | None = None
         self.asleep = False
+        self._alarm = alarm
         self._durations_s = {kind: durations[stage, kind] / 1e9 for kind in TIMES_NS}
 
     def sleep(self, kind: Kind) -> None:
         if self.asleep:
-            time.sleep(self._durations_s[kind])
+            self._alarm.sleep(self._durations_s[kind])
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
         x = carry[0] if carry else torch.zeros((), requires_grad=True)
@@ -88,21 +106,22 @@ class Nap:
 
 def durations_of(place: Sequence[int]) -> Durations:
     """Unequal stages: 0.9, 1 and 1.1 times the mean in turn."""
-    stages_per_rank = len(place) // (max(place) + 1)
+    pp_degree = max(place) + 1
     times = {
-        (stage, kind): time_ns * (9 + stage % 3) // (10 * stages_per_rank)
+        (stage, kind): int(FACTORS[pp_degree] * time_ns * (9 + stage % 3) * pp_degree / (10 * len(place)))
         for stage in range(len(place))
         for kind, time_ns in TIMES_NS.items()
     }
     return times | {(stage, Kind.B): times[stage, Kind.I] + times[stage, Kind.W] for stage in range(len(place))}
 
 
-def executed_ns(
+def step_of(
     lists: Sequence[ActionList], place: Sequence[int], durations: Durations, groups: Groups, num: int
-) -> Any:
-    """A function that runs one step and says how long it took, from the first rank's start to the last one's end."""
+) -> Callable[[], int]:
+    """Runs one step and says how many ns it took, from the first rank's start to the last one's end."""
     me = groups.place.pp
-    sleepers = {stage: Sleeper(stage, durations) for stage, rank in enumerate(place) if rank == me}
+    alarm = Alarm()
+    sleepers = {stage: Sleeper(stage, durations, alarm) for stage, rank in enumerate(place) if rank == me}
     stages = {stage: Stage(stage, [("sleeper", unit)], training=True) for stage, unit in sleepers.items()}
     recorder = NullRecorder(torch.device("cpu"))
     executor = Executor(lists[me], stages, place, groups, loss_scale=1.0, recorder=recorder)
@@ -115,36 +134,34 @@ def executed_ns(
         dist.barrier()
         start_ns = time.monotonic_ns()
         executor.run_step(batch)
-        mine: list[tuple[int, int]] = [(start_ns, time.monotonic_ns())]
-        everyone = [cast("list[tuple[int, int]]", None)] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
-        return max(one[0][1] for one in everyone) - min(one[0][0] for one in everyone)
+        everyone = [(0, 0)] * dist.get_world_size()
+        dist.all_gather_object(everyone, (start_ns, time.monotonic_ns()))
+        return max(end_ns for _, end_ns in everyone) - min(start_ns for start_ns, _ in everyone)
 
     return step
 
 
 def compare(rank: int, pp_degree: int, names: Sequence[str]) -> None:
-    num, neighbours = 2 * pp_degree, range(pp_degree - 1)
-    edges = (
-        {(r, r + 1) for r in neighbours} | {(r + 1, r) for r in neighbours} | {(pp_degree - 1, 0), (0, pp_degree - 1)}
-    )
+    num = 2 * pp_degree
+    edges = {(r, (r + step) % pp_degree) for r in range(pp_degree) for step in (1, -1)}
     groups = join_groups(
         Mesh(pp_degree=pp_degree), edges, device=torch.device("cpu"), backend="gloo", timeout=timedelta(seconds=60)
     )
-    problems = []
+    problems = list[str]()
     for name in names:
         place = find_schedule(name).place(pp_degree)
         durations = durations_of(place)
         lists = lower(generate(name, pp_degree, num, "train"), place)
         predicted_ns = int(replay(lists, place, durations).makespan)
-        step = executed_ns(lists, place, durations, groups, num)
+        step = step_of(lists, place, durations, groups, num)
         errors: list[float] = []
-        while len(errors) < TRIES and not (errors and errors[-1] <= BAR):
+        while len(errors) < TRIES and not (errors and abs(errors[-1]) <= BAR):
             errors.append(step() / predicted_ns - 1)
+        words = f"{name}: {predicted_ns / 1e6:.0f} ms replayed, executed {', '.join(f'{e:+.1%}' for e in errors)}"
         if rank == 0:
-            print(f"p = {pp_degree}, {name}: {predicted_ns / 1e6:.0f} ms replayed, executed {errors}", flush=True)
-        if not -0.001 <= min(errors) <= BAR:
-            problems.append(f"{name}: {[f'{error:+.1%}' for error in errors]} beside {predicted_ns / 1e6:.0f} ms")
+            print(f"p = {pp_degree}, {words}", flush=True)
+        if abs(errors[-1]) > BAR:
+            problems.append(words)
     assert not problems, "; ".join(problems)
 
 
