@@ -53,11 +53,12 @@ def rank_pid(pids: list[int], rank: int) -> int:
 
 
 def when_running(process: subprocess.Popen[str], run_folder: Path, rank: int = 1) -> list[int]:
-    """Waits until a rank is some steps on its way; every process of the run."""
-    deadline_s, status = time.monotonic() + 60, run_folder / "status" / f"rank{rank}"
+    """Waits until ranks 0 to `rank` are in their steps; every process of the run."""
+    deadline_s = time.monotonic() + 60
+    files = [run_folder / "status" / f"rank{each}" for each in range(rank + 1)]
     while time.monotonic() < deadline_s and process.poll() is None:
         with contextlib.suppress(OSError):
-            if re.search(r"step=\d+ ", status.read_text()):
+            if all(re.search(r"step=\d+ ", file.read_text()) for file in files):
                 return list(descendants(process.pid))
         time.sleep(0.02)
     process.kill()

@@ -44,7 +44,7 @@ def test_quick_run_saves_a_complete_result(name: str, case: str, sides: tuple[st
     assert tuple(figures["sides"]) == sides
     first = [figures["sides"][side]["losses"][0] for side in sides]
     assert first[0] == pytest.approx(first[1], abs=1e-4)
-    section = (tmp_path / "RESULTS.md").read_text()
+    section = (tmp_path / "results" / "RESULTS.md").read_text()
     assert result["environment"]["torch"] in section
     for text in (section, file.read_text()):
         assert str(tmp_path) not in text, "a result names no path"
