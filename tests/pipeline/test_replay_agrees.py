@@ -28,7 +28,10 @@ from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 from tests.ranks import run_ranks
 
 TIMES_NS = {Kind.F: 30_000_000, Kind.I: 34_500_000, Kind.W: 27_000_000}  # of a rank's whole share, 1 : 1.15 : 0.9
-FACTORS = {2: 1.5, 8: 2}  # with eight ranks on two cores a message takes a third of a millisecond, so actions are longer
+FACTORS = {
+    2: 1.5,
+    8: 2,
+}  # with eight ranks on two cores a message takes a third of a millisecond, so actions are longer
 BAR = 0.05 if "CI" in os.environ else 0.03
 TRIES = 3
 Durations = Mapping[tuple[int, Kind], int]
