@@ -76,6 +76,8 @@ def two_ranks(rank: int) -> None:
             receiver.give_back(buffers)
         assert receiver.pool.allocated == 2  # two outstanding at most, reused for the third
         assert ledger.held == 2 * (24 + 24)
+        receiver.abandon(receiver.pool.take(spec_of(forward(0))))  # a unit passed it on: no buffer any more
+        assert ledger.held == 24 + 24
         sender.send(parse_action("1SEND_B0"), (torch.full((2, 3), 7.0),))
         sender.finish()
     groups.barrier()

@@ -143,6 +143,25 @@ def test_arrows_join_neighbouring_stages_and_begin_and_end_on_slices(tmp_path: P
         assert end["bp"] == "e"
 
 
+def test_arrows_enter_an_action_of_several_slices_at_its_first_and_leave_at_its_last(tmp_path: Path) -> None:
+    """`1I0 1W7 1I0`: an older weight gradient was worked off while a collective was under way."""
+    spans = {0: (span("0I0", 7, 8),), 1: (span("1I0", 3, 4), span("1W7", 4, 5), span("1I0", 5, 6)),
+             2: (span("2I0", 1, 2),)}  # fmt: skip
+    ranks = [
+        rank._replace(steps=(rank.steps[0].model_copy(update={"spans": spans[rank.header.pp], "waits": ()}),))
+        for rank in records(1)
+        if rank.header.tp == 0
+    ]
+    events = written(tmp_path, ranks)
+    ends = {event["id"]: event for event in events["f"]}
+    base_ns = min(times_ns(event)[0] for event in events["X"] if event["name"] == "2I0") - 1 * MS
+    joined = {(s["pid"], ends[s["id"]]["pid"]): (s["ts"], ends[s["id"]]["ts"]) for s in events["s"]}
+    assert {pair: [round(ts * 1000) - base_ns for ts in times] for pair, times in joined.items()} == {
+        (4, 2): [2 * MS - 1, 3 * MS],
+        (2, 0): [6 * MS - 1, 7 * MS],
+    }
+
+
 def test_by_default_the_first_and_the_last_five_steps_are_drawn(tmp_path: Path) -> None:
     events = written(tmp_path, records(10))
     assert {event["args"]["step"] for event in events["X"]} == {0, 5, 6, 7, 8, 9}

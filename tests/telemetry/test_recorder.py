@@ -1,6 +1,7 @@
 import json
 import time
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,28 @@ def test_busy_counts_compute_only() -> None:
     )
     measured = Measured(0, 100, spans, (Wait("a", 12, 17), Wait("b", 30, 45), Wait("c", 70, 90)))
     assert summary_of(measured) == StepSummary(busy_ns=15 + 10, wait_ns=5 + 15 + 20, window_ns=100)
+
+
+def test_a_span_that_changes_its_name_is_written_as_several(tmp_path: Path) -> None:
+    stream, clocks = FakeStream(), Clocks()
+    clock = CudaClock(torch.device("cuda", 0), stream.make_event, stream.synchronize)
+    with closing(Recorder(header(), path_in(tmp_path), CPU, clocks, ByteLedger(()), clock)) as rec:
+        for step in range(2):
+            rec.begin_step(step)
+            with rec.span("1I3"):
+                stream.run(1.0)
+                rec.change_span("1W0")
+                stream.run(2.0)
+                rec.change_span("1I3")
+                assert rec.current == "1I3"
+                stream.run(4.0)
+            rec.end_step(tokens=1)
+        rec.finish()
+    spans = read_rank(path_in(tmp_path)).steps[1].spans
+    assert [(span.name, round((span.end_ns - span.start_ns) / 1e6)) for span in spans] == [
+        ("1I3", 1), ("1W0", 2), ("1I3", 4)
+    ]  # fmt: skip
+    assert all(one.end_ns == two.start_ns for one, two in pairwise(spans))
 
 
 def test_a_cuda_clock_plugs_in(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.tensor_parallel.gradients import gradient_buffer, set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
-from hybrid_runtime.tensor_parallel.stopwatch import SAMPLES, LeastTimes
+from hybrid_runtime.tensor_parallel.stopwatch import SAMPLES, LeastTimes, stopwatch_for
 from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue, set_weight_queue
 from tests.ranks import run_ranks
 
@@ -34,8 +34,8 @@ SPLIT = "I0 I1 W0 I2 W1 W2 B3 I4 I5 I6 W4 W5 W6 I7 W7"
 WHOLE = "B0 B1 B2 B3 B4 B5 B6 B7"
 
 
-def microbatch(i: int) -> Microbatch:
-    ids = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(i))
+def microbatch(i: int, device: torch.device) -> Microbatch:
+    ids = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(i)).to(device)
     return Microbatch(ids[:, :-1], ids[:, 1:])
 
 
@@ -46,13 +46,13 @@ def trained(actions: str, context: BuildContext, queue: WeightQueue, *, in_place
         set_accumulate_in_place(unit, in_place)
     stage = Stage(0, list(units.items()), training=True)
     stage.use_queue(queue)
-    scale = (torch.tensor(0.1),)
+    scale = (torch.tensor(0.1, device=context.device),)
     for action in actions.split():
         kind, i = action[0], int(action[1:])
         if kind == "W":
             stage.weight_gradient(i)
         else:
-            stage.forward(i, (), microbatch(i))
+            stage.forward(i, (), microbatch(i, context.device))
             (stage.backward if kind == "B" else stage.input_gradient)(i, scale)
     named = ((f"{name}.{own}", p) for name, unit in units.items() for own, p in unit.named_parameters())
     return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
@@ -231,6 +231,23 @@ def test_fill_takes_the_oldest_that_fits() -> None:
         queue.wait(Collective(clock), "column")
     assert done == ["0.8.0", "own"], "deeper layers of the same I may fill too"
     assert not queue
+
+
+@pytest.mark.gpu(1)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+def test_on_a_gpu_too() -> None:
+    """There autograd runs the backward on a thread of its own; the embedding adds atomically, in any order."""
+    device = torch.device("cuda", 0)
+    context = BuildContext(seed=3, device=device)
+    queue = WeightQueue(fills=True, stopwatch=stopwatch_for(device))
+    split, whole = trained(SPLIT, context, queue), trained(WHOLE, context, WeightQueue())
+    for name in whole:
+        if name == "embedding.tokens.weight":
+            torch.testing.assert_close(split[name], whole[name])
+        else:
+            assert torch.equal(split[name], whole[name]), name
+    torch.cuda.synchronize()
+    assert queue.waiting_bytes == 0
 
 
 def test_nothing_is_waited_for_to_learn_a_time() -> None:
