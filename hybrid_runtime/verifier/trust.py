@@ -2,7 +2,7 @@
 
 asked for GPUs, ran on CPUs ............ hardware_mismatch
 ranks share a device ................... oversubscribed   (balance has a second clock: thread CPU time)
-others ran on the ranks' own cores ..... contended        (more than 2 % of the time; less: a warning)
+others ran on the ranks' own cores ..... contended        (more than 5 % of the time; less: a warning)
 the driver saw something ............... throttled, clock_spread, foreign_process
 """
 
@@ -17,8 +17,10 @@ from hybrid_runtime.records import StepRecord
 from hybrid_runtime.verdict import Reason
 from hybrid_runtime.verifier.metrics import Metrics, percent
 
-FOREIGN_ALLOWED = Fraction(1, 50)  # of the measured time, on any rank's cores: more moves shares by about a point
-FOREIGN_MENTIONED = Fraction(1, 200)
+# Idle virtual machines show 1 to 3 % (ticks, kernel threads, the hypervisor); a neighbour that works shows far more.
+# What a smaller load does to balance, the comparison of the two clocks finds.
+FOREIGN_ALLOWED = Fraction(1, 20)  # of the measured time, on any rank's cores
+FOREIGN_MENTIONED = Fraction(1, 100)
 
 
 class Blocker(NamedTuple):
