@@ -38,13 +38,21 @@ app = typer.Typer(
 app.add_typer(schedule_app, name="schedule")
 
 
-@app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from hybrid_runtime.verifier.judge import tool_version
 
         print(tool_version())
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
+    """Options of the command itself; `--version` ends it before any command is looked for."""
 
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")]

@@ -14,7 +14,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from hybrid_runtime.run_folder import RunFolder
-from hybrid_runtime.verifier.judge import judge, write_verdict
+from hybrid_runtime.verifier.judge import judge, tool_version, write_verdict
 from tests.commands import ROOT, command, environment, small, write_json
 from tests.verifier.synthetic import deployment, steady, write_run
 
@@ -131,3 +131,9 @@ def test_help_names_the_exit_codes_and_goes_to_stdout() -> None:
     assert "0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 4 environment or runtime error" in flat
     for name in ("check", "run", "verify", "schema"):
         assert name in flat
+
+
+def test_the_version_is_the_packages() -> None:
+    done = command("--version")
+    assert done.code == 0
+    assert done.out.strip() == tool_version()
