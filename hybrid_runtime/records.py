@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from hybrid_runtime.errors import RecordsError
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 # Names of spans that are not pipeline actions. Only COMPUTE_PHASES are work of the device.
 REDUCE_GRAD = "REDUCE_GRAD"  # gradients summed over tp, tied copies and dp: communication
@@ -33,6 +33,10 @@ OPTIMIZER = "OPTIMIZER"  # clipping and the parameter update
 DATA = "DATA"  # the batch is read and copied to the device
 PHASES = (REDUCE_GRAD, OPTIMIZER, DATA)
 COMPUTE_PHASES = (OPTIMIZER,)
+
+
+# Purposes of a block of steps.
+TRACE, SPEED, PLANTED, AGAINST = "trace", "speed", "planted", "against "
 
 
 class Span(NamedTuple):
@@ -141,6 +145,10 @@ class StepRecord(_Record):
     Attributes:
         block: which block of the alternation the step belongs to; 0 in a plain run.
         phase: "warmup" steps are never judged; "measure" steps are.
+        purpose: what the step's block is for. "trace": spans and waits are recorded, for balance and utilisation (all
+            steps of a plain run). "speed": bare steps, window only, for the comparison with the baseline; "against
+            KIND": the same for the comparison with another kind of baseline. "planted": the self-test's known work
+            instead of the model's.
         ledger: the byte ledger watched this step's activations (only ever in warm-up steps: watching costs time).
         start_ns, end_ns: the rank's own window: from leaving the barrier to being done with the step.
         loss: mean loss over the global batch as a decimal text; None on ranks that do not hold the head.
@@ -156,6 +164,7 @@ class StepRecord(_Record):
     step: int
     block: int
     phase: Literal["warmup", "measure"]
+    purpose: str
     ledger: bool
     start_ns: int
     end_ns: int
@@ -186,8 +195,9 @@ class RankRecords(NamedTuple):
     steps: tuple[StepRecord, ...]
     footer: Footer | None
 
-    def measured(self) -> Iterator[StepRecord]:
-        return (step for step in self.steps if step.phase == "measure")
+    def measured(self, purpose: str = TRACE) -> Iterator[StepRecord]:
+        """The steps that are judged for a purpose, in order."""
+        return (step for step in self.steps if step.phase == "measure" and step.purpose == purpose)
 
 
 _STEP = TypeAdapter(StepRecord)

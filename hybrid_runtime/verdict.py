@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from hybrid_runtime.errors import ExitCode
 
-SCHEMA_VERSION = "1.0"
-RULESET = "2026.1"
+SCHEMA_VERSION = "1.1"
+RULESET = "2026.2"
 
 
 class Outcome(enum.StrEnum):
@@ -111,7 +111,13 @@ class Claim(_Frozen):
 
 
 class DeviceRow(_Frozen):
-    """One physical device (or one virtual one where ranks share cores). Shares and busy are decimal text in percent."""
+    """One physical device (or one virtual one where ranks share cores). Shares and busy are decimal text in percent.
+
+    Attributes:
+        time_share_bounds: lower and upper end of the interval of `time_share`; None without spread or samples.
+        time_parts: where the measured windows went, wall clock, ns summed over the device's ranks: compute,
+            exposed_communication, host and bubble; together `window_ns` times the ranks.
+    """
 
     device: str
     ranks: tuple[int, ...]
@@ -119,7 +125,9 @@ class DeviceRow(_Frozen):
     compute_ns: int
     window_ns: int
     wait_ns: int
+    time_parts: dict[str, int] = {}
     time_share: str
+    time_share_bounds: tuple[str, str] | None = None
     work_share: str
     busy: str
     memory_bytes: int | None
@@ -146,6 +154,106 @@ class Side(_Frozen):
     last_loss: str | None
 
 
+class SelfCheck(_Frozen):
+    """One test that the instrument made of itself, or of the comparison, in this very run.
+
+    Attributes:
+        id: "aa", "planted_0.5", "planted_1.5", "planted_2", "observer", "numerics" or "steady_state".
+        text: what was done and what must come out.
+        outcome: PASS if it came out so, FAIL if something else did, INCONCLUSIVE if the noise hides it.
+        measured: the figure in `unit`, if there is one.
+    """
+
+    id: str
+    text: str
+    unit: str = ""
+    outcome: Outcome
+    reason: Reason | None = None
+    measured: Measured | None = None
+    detail: str
+
+
+class Look(_Frozen):
+    """One look at the data while sampling went on: how much there was, and what was still undecided.
+
+    Attributes:
+        blocks: measured blocks of each side at this look.
+        undecided: ids of claims that more samples might decide.
+    """
+
+    blocks: int
+    elapsed_s: str
+    undecided: tuple[str, ...]
+
+
+class Sampling(_Frozen):
+    """How long was measured, and why it stopped.
+
+    Attributes:
+        looks_allowed: looks that share the error budget, fixed before any data; each may spend `alpha_per_look`.
+        stopped: "decided" (every claim), "budget" (time or looks gone), or "single look".
+    """
+
+    looks_allowed: int
+    alpha_per_look: str
+    budget_s: int
+    looks: tuple[Look, ...]
+    stopped: Literal["decided", "budget", "single look"]
+
+
+class Outliers(_Frozen):
+    """Steps far from the others (beyond three quartile ranges: Tukey's outer fences). Flagged, never dropped.
+
+    Attributes:
+        steps: their numbers.
+        median_step_s, mean_step_s: of all measured steps; `mean_without_s` shows what leaving them out would change.
+    """
+
+    role: Literal["candidate", "baseline"]
+    steps: tuple[int, ...]
+    median_step_s: str
+    mean_step_s: str
+    mean_without_s: str
+
+
+class OtherBaseline(_Frozen):
+    """A baseline that was run for comparison only; the declared one alone decides.
+
+    Attributes:
+        resource_matched: it used as many devices as the candidate.
+        latency, throughput: the candidate's reduction and gain against it, in percent; None where it could not be run.
+    """
+
+    kind: str
+    mesh: str
+    resource_matched: bool
+    latency: Measured | None
+    throughput: Measured | None
+    detail: str
+
+
+class Provenance(_Frozen):
+    """Where the figures come from, as text by name. Sections that say the same for all ranks are stored once.
+
+    Attributes:
+        tool: version, git commit and ruleset of the verifier that judged, Python, platform.
+        run: start and end (UTC), command lines.
+        versions: packages that ran.
+        environment: variables that matter to torch, NCCL, CUDA, OpenMP and gloo, as the ranks had them.
+        hosts: per host name, its hardware and settings.
+        devices: per device id, what it is and what the driver says of it.
+        differing: what was not the same on all ranks, in words.
+    """
+
+    tool: dict[str, str]
+    run: dict[str, str]
+    versions: dict[str, str]
+    environment: dict[str, str]
+    hosts: dict[str, dict[str, str]]
+    devices: dict[str, dict[str, str]]
+    differing: tuple[str, ...] = ()
+
+
 class RawFile(_Frozen):
     """A record file the verdict rests on."""
 
@@ -169,6 +277,11 @@ class Verdict(_Frozen):
     counts: dict[str, int]
     devices: tuple[DeviceRow, ...] = ()
     sides: tuple[Side, ...] = ()
+    self_test: tuple[SelfCheck, ...] = ()
+    sampling: Sampling | None = None
+    outliers: tuple[Outliers, ...] = ()
+    other_baselines: tuple[OtherBaseline, ...] = ()
+    provenance: Provenance | None = None
     warnings: tuple[str, ...] = ()
     raw: tuple[RawFile, ...] = ()
 

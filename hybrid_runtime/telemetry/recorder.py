@@ -29,6 +29,7 @@ from hybrid_runtime.records import (
     COMPUTE_PHASES,
     OPTIMIZER,
     PHASES,
+    TRACE,
     Footer,
     Header,
     Memory,
@@ -101,7 +102,9 @@ class NullRecorder:
         self.end_span()
         self.begin_span(name)
 
-    def begin_step(self, step: int, *, block: int = 0, phase: Phase = "measure", ledger: bool = False) -> None:
+    def begin_step(
+        self, step: int, *, block: int = 0, phase: Phase = "measure", purpose: str = TRACE, ledger: bool = False
+    ) -> None:
         """Opens a step; call it right after the barrier."""
         if self._status is not None:
             self._status.step(step)
@@ -205,7 +208,9 @@ class Recorder(NullRecorder):
     def end_span(self) -> None:
         self._clock.end_span()
 
-    def begin_step(self, step: int, *, block: int = 0, phase: Phase = "measure", ledger: bool = False) -> None:
+    def begin_step(
+        self, step: int, *, block: int = 0, phase: Phase = "measure", purpose: str = TRACE, ledger: bool = False
+    ) -> None:
         """Opens a step; call it right after the barrier.
 
         Args:
@@ -219,7 +224,7 @@ class Recorder(NullRecorder):
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._summary = None
-        self._step = _Step(step, block, phase, ledger, self._meter.read(), _involuntary_switches())
+        self._step = _Step(step, block, phase, purpose, ledger, self._meter.read(), _involuntary_switches())
         self._clock.begin_step()
 
     def close_window(self) -> StepSummary:
@@ -242,6 +247,7 @@ class Recorder(NullRecorder):
                 step=step.step,
                 block=step.block,
                 phase=step.phase,
+                purpose=step.purpose,
                 ledger=step.watched,
                 start_ns=measured.start_ns,
                 end_ns=measured.end_ns,
@@ -307,6 +313,7 @@ class _Step(NamedTuple):
     step: int
     block: int
     phase: Phase
+    purpose: str
     watched: bool
     core_time: CoreTime
     switches: int

@@ -105,9 +105,14 @@ def _check_steps(side: Side, rank: RankRecords) -> None:
     if len(rank.steps) != len(first.steps):
         raise RecordsError(f"{rank.path}: has {len(rank.steps)} steps, but {first.path.name} has {len(first.steps)}")
     for step, other in zip(rank.steps, first.steps, strict=True):
-        if (step.block, step.phase, step.tokens) != (other.block, other.phase, other.tokens):
+        if (step.block, step.phase, step.purpose, step.tokens) != (
+            other.block,
+            other.phase,
+            other.purpose,
+            other.tokens,
+        ):
             raise RecordsError(
-                f"{rank.path}: step {step.step} differs in block, phase or tokens from {first.path.name}; "
+                f"{rank.path}: step {step.step} differs in block, phase, purpose or tokens from {first.path.name}; "
                 "the ranks did not run the same steps"
             )
         _check_times(rank, step)

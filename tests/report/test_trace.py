@@ -56,7 +56,7 @@ def step_of(stage: int, number: int, start_ms: float, skew_ns: int) -> StepRecor
             waits.append(Wait(f"{stage}RECV_F{m}", round((forward - 0.05) * MS), round(forward * MS)))
     spans += [span("REDUCE_GRAD", start_ms + 12, start_ms + 13), span("OPTIMIZER", start_ms + 13, start_ms + 14)]
     return StepRecord(
-        step=number, block=0, phase="warmup" if number < 2 else "measure", ledger=number == 0,
+        step=number, block=0, phase="warmup" if number < 2 else "measure", purpose="trace", ledger=number == 0,
         start_ns=round(start_ms * MS) - skew_ns, end_ns=round((start_ms + 15) * MS) - skew_ns, loss=None,
         grad_norm=None, tokens=16, switches=0, cores_busy_ns=-1, process_ns=0,
         memory=Memory(parameters=1, gradients=2, optimizer=3, activations_peak=4 if number == 0 else None,

@@ -282,6 +282,7 @@ def _step(side: Synthetic, rank: int, step: int, start: int) -> StepRecord:
         step=WARMUP + step,
         block=1 + step // side.block_steps,
         phase="measure",
+        purpose="trace",
         ledger=False,
         start_ns=start,
         end_ns=start + window,
