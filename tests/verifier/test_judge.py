@@ -104,7 +104,7 @@ def _one_step_less(run: Path) -> None:
         (_edit("records/rank1.jsonl", '"footer","steps":24', f'"footer","steps":{10**23}'), RecordsError, "steps are"),
         (_edit("records/rank1.jsonl", '"block":3', '"block":4'), RecordsError, "differs in block"),
         (_edit("records/rank1.jsonl", '"1F0"', '"junk"'), RecordsError, "unknown span 'junk'"),
-        (_edit("records/rank1.jsonl", '"tokens":1024', '"tokens":0'), RecordsError, "block, phase or tokens"),
+        (_edit("records/rank1.jsonl", '"tokens":1024', '"tokens":0'), RecordsError, "block, phase, purpose or tokens"),
     ],
 )  # fmt: skip
 def test_damage_is_one_sentence(run: Path, damage: Callable[[Path], None], error: type[Exception], says: str) -> None:
