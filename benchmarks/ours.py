@@ -14,6 +14,7 @@ from hybrid_runtime.comm.groups import Backend
 from hybrid_runtime.data.tokens import open_source
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.job_header import describe_rank
+from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
@@ -54,7 +55,7 @@ def stepper(parts: Parts) -> Callable[[], float | None]:
     def run() -> float | None:
         nonlocal step
         step += 1
-        loss, _ = job.run_step(parts, step, 1, "measure", False)
+        loss, _ = job.run_step(parts, Order(step, step, block=1))
         return loss
 
     return run

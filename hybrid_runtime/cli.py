@@ -116,6 +116,12 @@ def verify(
     recheck: Annotated[
         Path | None, typer.Option("--recheck", metavar="RUN_FOLDER", help="judge an old run again from its raw records")
     ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="test the instrument alone: planted imbalances, A/A, telemetry's cost")
+    ] = False,
+    all_baselines: Annotated[
+        bool, typer.Option("--all-baselines", help="also run every other kind of baseline that is possible, to show it")
+    ] = False,
     json_file: Json = None,
     quiet: Quiet = False,
     run_folder: Folder = None,
@@ -128,13 +134,16 @@ def verify(
         _show(_judged_again(RunFolder(recheck)), RunFolder(recheck), json_file)
     assert file is not None
     from hybrid_runtime.deployment import load_deployment
+    from hybrid_runtime.planner.baseline import with_all_baselines
 
     deployment = load_deployment(file)
+    deployment = with_all_baselines(deployment) if all_baselines else deployment
     _refuse_impossible(deployment, json_file)
-    from hybrid_runtime.measure import run_against_baseline
+    from hybrid_runtime.measure import run_against_baseline, run_self_test
 
     folder = _folder(run_folder, deployment.name)
-    _show(run_against_baseline(deployment, folder, _progress_console(), quiet=quiet), folder, json_file)
+    measure = run_self_test if self_test else run_against_baseline
+    _show(measure(deployment, folder, _progress_console(), quiet=quiet), folder, json_file)
 
 
 def _judged_again(folder: RunFolder) -> Verdict:

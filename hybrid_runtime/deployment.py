@@ -246,6 +246,9 @@ class Baseline(Table):
         None, description="ranks of the baseline; default: as many as the candidate's", examples=[2]
     )
     microbatch_size: Positive | None = Field(None, description="default: the candidate's", examples=[2])
+    others: list[BaselineKind] = Field(
+        [], description="other kinds to run and show beside it; they decide nothing", examples=[["tp_only", "pp_only"]]
+    )
 
 
 class Targets(Table):
@@ -278,7 +281,15 @@ class Measurement(Table):
     batch_steps: Positive = Field(10, description="consecutive steps averaged into one sample")
     block_steps: Positive = Field(10, description="steps of one side before the other side's turn")
     settle_steps: Count = Field(1, description="unjudged steps at the start of each block: caches went cold meanwhile")
-    blocks: Positive = Field(12, description="blocks of each side, in the order A B B A")
+    blocks: Positive = Field(12, description="blocks of each side before the first look, in the order A B B A")
+    looks: Annotated[int, Field(ge=1, le=5)] = Field(
+        3, description="looks that share the error budget: while a claim is undecided, the blocks are doubled"
+    )
+    budget_s: Positive = Field(900, description="seconds of measuring after which no further look is begun")
+    self_test: bool = Field(
+        True,
+        description="verify also tests itself: planted imbalances before the first block, A/A and telemetry's cost",
+    )
     timeout_s: Positive = Field(1800, description="a run in which no step is finished for so long is stopped")
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -31,19 +30,19 @@ from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
+from hybrid_runtime.job_orders import Order, expected_steps, orders, times_of
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
+from hybrid_runtime.job_planted import run_planted_step
 from hybrid_runtime.job_progress import RankProgress
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD
+from hybrid_runtime.records import DATA, OPTIMIZER, PLANTED, REDUCE_GRAD
 from hybrid_runtime.run_folder import RunFolder, new_run_folder, write_whole
 from hybrid_runtime.telemetry.host import settle
+from hybrid_runtime.telemetry.known_work import KnownWork
 from hybrid_runtime.telemetry.recorder import Recorder
-from hybrid_runtime.turns import Turns
-
-Phase = Literal["warmup", "measure"]
-LEDGER_STEPS = 3  # warm-up steps watched by the byte ledger; step 0 is not one: the optimizer has no state yet
+from hybrid_runtime.turns import CANDIDATE, Turns
 
 
 def run_rank(
@@ -72,9 +71,11 @@ def run_rank(
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
         parts = assemble(deployment, plan, groups, built, source, recorder)
-        for step, block, phase, watch in schedule_of_steps(deployment, turns, groups):
-            loss, times_ns = run_step(parts, step, block, phase, watch)
-            progress.show(step, phase, loss, times_ns)
+        work = KnownWork(device)
+        for order in orders(deployment, turns, groups):
+            planted = order.purpose == PLANTED
+            loss, times_ns = run_planted_step(groups, recorder, work, order) if planted else run_step(parts, order)
+            progress.show(order.step, order.phase, loss, times_ns)
         recorder.finish()
         groups.barrier()
 
@@ -90,30 +91,29 @@ def _demand_one_plan(plan: Plan, groups: Groups) -> None:
         )
 
 
-def run_step(parts: Parts, step: int, block: int, phase: Phase, watch: bool) -> tuple[float | None, list[list[float]]]:
+def run_step(parts: Parts, order: Order) -> tuple[float | None, list[list[float]]]:
     """One step: forward and backward of every microbatch, gradients summed, parameters updated, times written down.
 
     Returns:
-        The mean loss over the global batch, and (busy, wait, window) nanoseconds of every rank.
+        The mean loss over the global batch, and (busy, wait, window) nanoseconds of every rank; -1 where not recorded.
     """
     groups, recorder, update = parts.groups, parts.recorder, parts.update
     groups.barrier()
-    recorder.begin_step(step, block=block, phase=phase, ledger=watch)
+    order.begin(recorder)
     norm = None
     with recorder.span(DATA):
-        microbatches = parts.batches.microbatches(step)
+        microbatches = parts.batches.microbatches(order.trained)
     if update is not None:
         with recorder.span(OPTIMIZER):
             update.buckets.zero()
-    loss_sum = parts.executor.run_step(microbatches, step)
+    loss_sum = parts.executor.run_step(microbatches, order.step)
     if update is not None:
         with recorder.span(REDUCE_GRAD):
             update.sum_gradients()
         with recorder.span(OPTIMIZER):
             norm = update.gradient_norm()
-            update.apply(step, norm)
-    summary = recorder.close_window()
-    times_ns = [float(summary.busy_ns or 0), float(summary.wait_ns or 0), float(summary.window_ns)]
+            update.apply(order.trained, norm)
+    times_ns = times_of(recorder.close_window())
     loss_here = [0.0, 0.0] if loss_sum is None else [1.0, loss_sum.item()]
     everyone = groups.gather_numbers(times_ns + loss_here)
     loss = _mean_loss(everyone, parts.plan)
@@ -123,46 +123,6 @@ def run_step(parts: Parts, step: int, block: int, phase: Phase, watch: bool) -> 
         tokens=parts.plan.tokens_per_step,
     )
     return loss, [row[:3] for row in everyone]
-
-
-def schedule_of_steps(
-    deployment: Deployment, turns: Turns | None, groups: Groups
-) -> Iterator[tuple[int, int, Phase, bool]]:
-    """(step, block, phase, whether the ledger watches) of every step, waiting for this side's turn where there are any.
-
-    Block 0 is warm-up. After a pause the first `settle_steps` of a block are warm-up too: caches are cold.
-    """
-    measurement = deployment.measurement
-    step = 0
-    for block, unjudged, length in blocks_of(deployment, alternating=turns is not None):
-        if turns is not None and not _my_turn(turns, block, groups, measurement.timeout_s):
-            return
-        for k in range(length):
-            yield step, block, "warmup" if k < unjudged else "measure", block == 0 and 0 < step <= LEDGER_STEPS
-            step += 1
-        if turns is not None:
-            groups.barrier()
-            if groups.place.rank == 0:
-                turns.done(block)
-
-
-def blocks_of(deployment: Deployment, *, alternating: bool) -> Iterator[tuple[int, int, int]]:
-    """(block, unjudged steps at its start, its steps): one long block for a plain run, many when sides alternate."""
-    measurement = deployment.measurement
-    if not alternating:
-        warmup = min(measurement.warmup_steps, deployment.workload.steps)
-        yield 0, warmup, warmup
-        if warmup < deployment.workload.steps:
-            yield 1, 0, deployment.workload.steps - warmup
-        return
-    yield 0, measurement.warmup_steps, measurement.warmup_steps
-    for block in range(1, measurement.blocks + 1):
-        yield block, measurement.settle_steps, measurement.settle_steps + measurement.block_steps
-
-
-def _my_turn(turns: Turns, block: int, groups: Groups, timeout_s: float) -> bool:
-    granted = turns.wait_for(block, timeout_s) if groups.place.rank == 0 else True
-    return groups.gather_numbers([float(granted)])[0][0] == 1.0
 
 
 def _open_source(deployment: Deployment, plan: Plan) -> TokenSource:
@@ -208,7 +168,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("file", help="deployment file")
     parser.add_argument("--run-folder", help="where to write; default: runs/<name>-<time>")
     parser.add_argument("--turns", help="folder in which candidate and baseline take turns")
-    parser.add_argument("--side", default="candidate", choices=("candidate", "baseline"))
+    parser.add_argument("--side", default=CANDIDATE, help="its name in that folder")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--launched", action="store_true", help="started by hybrid-runtime, which shows the progress")
     return parser.parse_args(arguments)
@@ -227,12 +187,11 @@ def _refuse_wrong_world(deployment: Deployment, launch: Launch) -> None:
 
 def _progress(options: argparse.Namespace, deployment: Deployment, launch: Launch, folder: RunFolder) -> RankProgress:
     assert deployment.batch is not None
-    blocks = blocks_of(deployment, alternating=options.turns is not None)
     return RankProgress(
         folder,
         rank=launch.rank,
-        side=options.side,
-        steps=sum(length for _, _, length in blocks),
+        side="candidate" if options.side == CANDIDATE else "baseline",
+        steps=expected_steps(deployment, options.side, alternating=options.turns is not None),
         tokens_per_step=deployment.batch.global_batch_size * deployment.batch.sequence_length,
         terminal=not options.launched,
         quiet=options.quiet,

@@ -59,25 +59,24 @@ class RankProgress:
         self._stack.close()
 
     def show(self, step: int, phase: str, loss: float | None, times_ns: list[list[float]]) -> None:
-        """One finished step; `times_ns` holds (busy, wait, window) of every rank."""
+        """One finished step; `times_ns` holds (busy, wait, window) of every rank, -1 where not recorded."""
         if self._file is None:
             return
         window_ns = max(row[2] for row in times_ns)
         shares = [100 * row[0] / window_ns for row in times_ns]
-        busiest, idlest = (
-            max(range(len(shares)), key=shares.__getitem__),
-            min(range(len(shares)), key=shares.__getitem__),
-        )
+        known = min(shares) >= 0  # bare steps record no spans
+        busiest = max(range(len(shares)), key=shares.__getitem__)
+        idlest = min(range(len(shares)), key=shares.__getitem__)
         line = ProgressLine(
             step=step + 1,
-            steps=self._steps,
+            steps=max(self._steps, step + 1),
             side=self._side,
             phase=phase,
             loss=loss,
             tokens_per_s=self._tokens / (window_ns / _SECOND_NS),
             step_time_s=window_ns / _SECOND_NS,
-            busiest=(busiest, shares[busiest]),
-            idlest=(idlest, shares[idlest]),
+            busiest=(busiest, shares[busiest]) if known else None,
+            idlest=(idlest, shares[idlest]) if known else None,
         )
         self._file.write(line.to_line())
         self._file.flush()

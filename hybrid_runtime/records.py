@@ -37,6 +37,7 @@ COMPUTE_PHASES = (OPTIMIZER,)
 
 # Purposes of a block of steps.
 TRACE, SPEED, PLANTED, AGAINST = "trace", "speed", "planted", "against "
+TRACED = (TRACE, PLANTED)  # in these, spans and waits are recorded
 
 
 class Span(NamedTuple):
@@ -245,8 +246,11 @@ def read_rank(path: Path) -> RankRecords:
     return RankRecords(path, header, tuple(steps), footer)
 
 
-def read_side(folder: Path) -> list[RankRecords]:
+def read_side(folder: Path, *, finished: bool = True) -> list[RankRecords]:
     """All ranks of one side (`folder/records/rank*.jsonl`), ordered by rank.
+
+    Args:
+        finished: a rank without a footer is refused; False while the side is still running.
 
     Raises:
         RecordsError: no file, a damaged file, a rank missing or twice, ranks of different plans, or an unfinished rank.
@@ -261,13 +265,14 @@ def read_side(folder: Path) -> list[RankRecords]:
         missing = sorted(set(range(min(world_size, 10**6))) - set(found))
         raise RecordsError(f"{folder}: records of ranks {found}, but {world_size} ranks ran; missing {missing}")
     for rank in ranks:
-        if rank.footer is None:
+        if finished and rank.footer is None:
             raise RecordsError(
                 f"{rank.path}: has no footer: rank {rank.header.rank} did not finish; make the run again"
             )
         if rank.header.plan_fingerprint != ranks[0].header.plan_fingerprint:
             raise RecordsError(f"{rank.path}: belongs to another plan than rank 0's records; do not mix runs")
-        if len(rank.steps) != rank.footer.steps or any(step.step != k for k, step in enumerate(rank.steps)):
+        complete = rank.footer is None or len(rank.steps) == rank.footer.steps
+        if not complete or any(step.step != k for k, step in enumerate(rank.steps)):
             raise RecordsError(
                 f"{rank.path}: steps are missing or out of order; the file was edited, make the run again"
             )

@@ -8,7 +8,9 @@ runs/demo-20260101-120000/
   status/ failures/   what each rank is doing now; why a rank failed
   turns/              whose turn it is, while candidate and baseline alternate
   log.txt             everything torchrun and the ranks printed (log.node1.txt on a second machine)
+  sampling.json       looks at the data while sampling went on, and why it stopped
   baseline/           the same files of the baseline, or infeasible.txt
+  baselines/KIND/     the same of other baselines that were run for comparison
   verdict.json  report.md  trace.json
 """
 
@@ -73,6 +75,18 @@ class RunFolder:
     @property
     def baseline(self) -> RunFolder:
         return RunFolder(self.path / "baseline")
+
+    def other_baseline(self, kind: str) -> RunFolder:
+        """A baseline that was run beside the declared one."""
+        return RunFolder(self.other_baselines / kind)
+
+    @property
+    def other_baselines(self) -> Path:
+        return self.path / "baselines"
+
+    @property
+    def sampling(self) -> Path:
+        return self.path / "sampling.json"
 
     @property
     def infeasible(self) -> Path:

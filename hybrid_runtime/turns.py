@@ -1,30 +1,61 @@
-"""Whose turn it is: candidate and baseline run in alternating blocks on the same devices, and the arrow is a file.
+"""Whose turn it is, and to do what: sides run blocks of steps on the same devices in turn, and the arrow is a file.
 
-    next                   "candidate 3": that side may run its block 3.  "stop": everybody finishes.
-    candidate-3.done       the side has run it
+    next               {"side": "candidate", "block": 3, "purpose": "speed", ...}: that side may run its block 3
+    next               "stop": everybody finishes
+    candidate-3.done   the side has run it
 
-The verifier writes `next` and waits for the `.done`; rank 0 of each side waits for its name. While a side waits, its
-ranks sleep in a barrier and use no CPU time.
+Whoever measures writes `next` and waits for the `.done`; rank 0 of each side waits for its name. While a side waits,
+its ranks sleep in a barrier and use no CPU time. What is run, and how often, need not be known when the sides start.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hybrid_runtime.records import PLANTED, SPEED, TRACE
 from hybrid_runtime.run_folder import write_whole
 
 CANDIDATE, BASELINE = "candidate", "baseline"
+_STOP = "stop"
 _POLL_S = 0.01  # the side that waits must not be felt by the side that runs
 
 
-def abba(blocks: int) -> Iterator[tuple[str, int]]:
-    """Order of the measured blocks, numbered from 1: A B B A A B B A ... so that a drift hits both sides alike."""
-    for block in range(1, blocks + 1):
-        pair = (CANDIDATE, BASELINE) if block % 2 else (BASELINE, CANDIDATE)
-        yield from ((side, block) for side in pair)
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A block of steps of one side.
+
+    Attributes:
+        block: its number within the side, from 0, growing by one.
+        purpose: what the block is for (`records.TRACE`, SPEED, PLANTED, AGAINST + kind).
+        unjudged_steps: steps at its start that are warm-up: all of them in a warm-up block.
+        steps: how many steps it has, the unjudged ones included.
+    """
+
+    side: str
+    block: int
+    purpose: str
+    unjudged_steps: int
+    steps: int
+
+    @property
+    def is_planted(self) -> bool:
+        """The self-test's known work is done, not the model's."""
+        return self.purpose == PLANTED
+
+
+def rounds(first: int, last: int, *, baseline: bool) -> Iterator[tuple[str, str]]:
+    """(side, purpose) of every block in rounds `first` .. `last`, from 1, in such an order that a drift hits all alike.
+
+    round 1   candidate trace, candidate speed, baseline speed
+    round 2   baseline speed, candidate speed, candidate trace         ... and so on: A B B A, and trace beside A
+    """
+    for number in range(first, last + 1):
+        row = [(CANDIDATE, TRACE), (CANDIDATE, SPEED), (BASELINE, SPEED)][: 3 if baseline else 2]
+        yield from row if number % 2 else row[::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +65,8 @@ class Turns:
     folder: Path
     side: str
 
-    def wait_for(self, block: int, timeout_s: float) -> bool:
-        """Blocks until this side may run `block`; False when it should stop instead.
+    def wait_for(self, block: int, timeout_s: float) -> Turn | None:
+        """Blocks until this side may run its block of that number; None when it should stop instead.
 
         Raises:
             TimeoutError: nobody gave the turn in time.
@@ -43,10 +74,12 @@ class Turns:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             says = _read(self.folder / "next")
-            if says == "stop":
-                return False
-            if says == f"{self.side} {block}":
-                return True
+            if says == _STOP:
+                return None
+            if says:
+                turn = Turn(**json.loads(says))
+                if (turn.side, turn.block) == (self.side, block):
+                    return turn if turn.steps else None
             time.sleep(_POLL_S)
         raise TimeoutError(f"{self.folder}: no turn for {self.side} block {block} within {timeout_s:.0f} s")
 
@@ -55,21 +88,24 @@ class Turns:
         write_whole(self.folder / f"{self.side}-{block}.done", "")
 
 
-def give_turn(
-    folder: Path, side: str, block: int, alive: Callable[[], None], wanted: Callable[[], bool] = lambda: True
-) -> None:
+def give_turn(folder: Path, turn: Turn, alive: Callable[[], None], wanted: Callable[[], bool] = lambda: True) -> None:
     """Lets a side run a block; waits until it has, or is no longer `wanted`. `alive` is called meanwhile, may raise."""
     if not wanted():
         return
-    write_whole(folder / "next", f"{side} {block}")
-    while wanted() and not (folder / f"{side}-{block}.done").exists():
+    write_whole(folder / "next", json.dumps(asdict(turn)))
+    while wanted() and not (folder / f"{turn.side}-{turn.block}.done").exists():
         alive()
         time.sleep(_POLL_S)
 
 
+def finish(folder: Path, side: str, block: int) -> None:
+    """Tells one side to finish, instead of running its next block; the others go on waiting."""
+    write_whole(folder / "next", json.dumps(asdict(Turn(side, block, TRACE, 0, 0))))
+
+
 def stop(folder: Path) -> None:
     """Tells every waiting side to finish."""
-    write_whole(folder / "next", "stop")
+    write_whole(folder / "next", _STOP)
 
 
 def _read(path: Path) -> str:

@@ -95,7 +95,11 @@ class Measured(_Frozen):
 
 
 class Claim(_Frozen):
-    """One promise and its judgement. `detail` says in words what set the figure, e.g. the pair of devices."""
+    """One promise and its judgement. `detail` says in words what set the figure, e.g. the pair of devices.
+
+    Attributes:
+        steps_needed: about how many more measured steps might decide it; None where it is decided or steps cannot help.
+    """
 
     id: str
     text: str
@@ -107,6 +111,7 @@ class Claim(_Frozen):
     measured: Measured | None = None
     outcome: Outcome
     reason: Reason | None = None
+    steps_needed: int | None = None
     detail: str
 
 
@@ -191,14 +196,14 @@ class Sampling(_Frozen):
 
     Attributes:
         looks_allowed: looks that share the error budget, fixed before any data; each may spend `alpha_per_look`.
-        stopped: "decided" (every claim), "budget" (time or looks gone), or "single look".
+        stopped: "decided" (every claim), "budget" (time or looks gone), "single look", or "self-test only".
     """
 
     looks_allowed: int
     alpha_per_look: str
     budget_s: int
     looks: tuple[Look, ...]
-    stopped: Literal["decided", "budget", "single look"]
+    stopped: Literal["decided", "budget", "single look", "self-test only"]
 
 
 class Outliers(_Frozen):

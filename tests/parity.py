@@ -19,6 +19,7 @@ from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.data.tokens import ArrayTokens
 from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.job import run_step
+from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_parts import assemble, build, join_mesh
 from hybrid_runtime.models.build import build_units, model_costs, model_units
 from hybrid_runtime.models.unit import BuildContext, Microbatch
@@ -136,7 +137,7 @@ def this_rank(settings: Deployment) -> tuple[Plan, Groups, History]:
     apply = update.apply
     update.apply = lambda step, norm: (keep(norm), apply(step, norm))[1]  # type: ignore[method-assign]
     for step in range(STEPS):
-        loss, _ = run_step(parts, step, 0, "measure", False)
+        loss, _ = run_step(parts, Order(step, step))
         assert loss is not None
         losses.append(loss)
     return plan, groups, History(losses, norms, _whole_gradients(units, local, groups))

@@ -13,14 +13,19 @@ candidate's is gpipe, it runs 1f1b. So do other pp degrees where the candidate's
 
 from __future__ import annotations
 
-from hybrid_runtime.deployment import Baseline, Batch, Deployment, Hardware, Parallel, Pipeline
+from typing import get_args
+
+from hybrid_runtime.deployment import Baseline, BaselineKind, Batch, Deployment, Hardware, Parallel, Pipeline
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.schedule.choose import is_file, place
 
 
-def baseline_deployment(deployment: Deployment) -> Deployment:
+def baseline_deployment(deployment: Deployment, kind: BaselineKind | None = None) -> Deployment:
     """What the candidate is measured against; it promises nothing itself and demands nothing more of the machine.
+
+    Args:
+        kind: another than the declared one, with as many devices as that kind can use of the candidate's.
 
     Raises:
         PlanError: no baseline is declared, there is no batch, or the declared devices do not fit the kind.
@@ -29,13 +34,14 @@ def baseline_deployment(deployment: Deployment) -> Deployment:
         raise PlanError(f"{deployment.name}: no [baseline] is declared, so there is nothing to compare with; add one")
     if deployment.batch is None:
         raise PlanError(f"{deployment.name}: a baseline needs [batch]; add the table")
-    mesh = _mesh(deployment.baseline, deployment.mesh)
+    baseline = deployment.baseline if kind is None else Baseline(kind=kind)
+    mesh = _mesh(baseline, deployment.mesh)
     return Deployment(
-        name=f"{deployment.name[:70]} baseline {deployment.baseline.kind}",
+        name=f"{deployment.name[:70]} baseline {baseline.kind}",
         model=deployment.model,
         parallel=_parallel(deployment, mesh),
-        pipeline=_pipeline(deployment, deployment.baseline, mesh),
-        batch=_batch(deployment.batch, deployment.baseline, mesh),
+        pipeline=_pipeline(deployment, baseline, mesh),
+        batch=_batch(deployment.batch, baseline, mesh),
         workload=deployment.workload,
         optimizer=deployment.optimizer,
         data=deployment.data,
@@ -46,6 +52,20 @@ def baseline_deployment(deployment: Deployment) -> Deployment:
         ),
         measurement=deployment.measurement,
     )
+
+
+def with_all_baselines(deployment: Deployment) -> Deployment:
+    """The deployment with every other kind of baseline to be run beside the declared one; the impossible drop out.
+
+    Raises:
+        PlanError: no baseline is declared.
+    """
+    if deployment.baseline is None:
+        raise PlanError(
+            f"{deployment.name}: no [baseline] is declared, so there is nothing to put others beside; add one"
+        )
+    others = [kind for kind in get_args(BaselineKind) if kind != deployment.baseline.kind]
+    return deployment.model_copy(update={"baseline": deployment.baseline.model_copy(update={"others": others})})
 
 
 def _mesh(baseline: Baseline, candidate: Mesh) -> Mesh:

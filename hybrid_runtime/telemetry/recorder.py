@@ -30,6 +30,7 @@ from hybrid_runtime.records import (
     OPTIMIZER,
     PHASES,
     TRACE,
+    TRACED,
     Footer,
     Header,
     Memory,
@@ -40,7 +41,7 @@ from hybrid_runtime.telemetry.core_time import CoreMeter, CoreTime
 from hybrid_runtime.telemetry.cuda_clock import CudaClock
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.telemetry.status import StatusFile
-from hybrid_runtime.telemetry.step_clock import HostClock, Measured, StepClock
+from hybrid_runtime.telemetry.step_clock import HostClock, Measured, StepClock, WindowClock
 
 Phase = Literal["warmup", "measure"]
 
@@ -180,7 +181,10 @@ class Recorder(NullRecorder):
         super().__init__(device, StatusFile(status, header.rank, header.stages))
         self._path = path
         self._ledger = ledger
-        self._clock = clock or (CudaClock(device) if device.type == "cuda" else HostClock())
+        is_cuda = device.type == "cuda"
+        self._tracing = clock or (CudaClock(device) if is_cuda else HostClock())
+        self._bare = WindowClock(lambda: torch.cuda.synchronize(device)) if is_cuda else WindowClock()
+        self._clock: StepClock = self._tracing
         self._clocks = clocks
         self._watch = ExitStack()
         self._steps = 0
@@ -214,10 +218,13 @@ class Recorder(NullRecorder):
         """Opens a step; call it right after the barrier.
 
         Args:
+            purpose: decides whether spans and waits are recorded (`records.TRACED`) or the window only.
             ledger: watch activations in this step; costs time, so only in warm-up steps.
         """
         if self._status is not None:
             self._status.step(step)
+        self._clock = self._tracing if purpose in TRACED else self._bare
+        self._clocks.current = self._clock
         self._weighs = ledger or self._memory is None
         if ledger:
             self._watch.enter_context(self._ledger.watching())
@@ -233,7 +240,9 @@ class Recorder(NullRecorder):
         self._watch.close()
         self._switches = -1 if switches < 0 else switches - self._step.switches
         self._core_time = _difference(self._step.core_time, self._meter.read())
-        self._summary = summary_of(self._measured)
+        known = self._clock is self._tracing
+        window_ns = self._measured.end_ns - self._measured.start_ns
+        self._summary = summary_of(self._measured) if known else StepSummary(None, None, window_ns)
         return self._summary
 
     def end_step(
@@ -273,7 +282,7 @@ class Recorder(NullRecorder):
     def close(self) -> None:
         """Lets go of files, hooks and the clocks; safe after an error, and without `finish` there is no footer."""
         self._watch.close()
-        if self._clocks.current is self._clock:
+        if self._clocks.current is self._clock:  # a later recorder may have taken over
             self._clocks.current = NoClock()
         self._file.close()
         super().close()

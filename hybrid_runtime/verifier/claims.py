@@ -22,21 +22,23 @@ from hybrid_runtime.verifier.decide import (
 from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, undecided
 from hybrid_runtime.verifier.metrics import Metrics, four_forms, percent
 from hybrid_runtime.verifier.statistics import Rows
+from hybrid_runtime.verifier.terms import Terms
 from hybrid_runtime.verifier.trust import Blocker, mismatch, time_blocker
 
-# Thread CPU time of ranks that share cores rises with what their neighbours do: good to a few percent, not to 1 pp.
+# Thread CPU time of ranks that share cores rises with what their neighbours do. It is believed to a few percent only,
+# unless the planted self-test of the same run showed that it resolves 1 pp.
 THREAD_CPU_TRUST = Fraction(10, 100)
 WITNESS_GAP = Fraction(25, 10_000)  # wall time without waits and thread CPU time must agree on every share to 0.25 pp
 
 
-def promises(deployment: Deployment, metrics: Metrics, driver: Blocker | None) -> Iterator[Claim]:
-    """Every claim about the candidate alone; `driver` says why NVML forbids to believe its clock, if it does."""
+def promises(deployment: Deployment, metrics: Metrics, terms: Terms) -> Iterator[Claim]:
+    """Every claim about the candidate alone."""
     targets, declared = deployment.targets, deployment.declared
     if (limit := targets.compute_balance_pp) is not None:
         metric = targets.compute_balance_metric
         unit = "%" if metric.endswith("rel_spread") else "pp"
         text = f"no two devices' compute differs by more than {limit:f} {unit} ({metric})"
-        finding = compute_balance(deployment, metrics, Fraction(limit) / 100, driver)
+        finding = compute_balance(deployment, metrics, Fraction(limit) / 100, terms)
         shown = _range_text(declared.computation_distribution)
         yield claim("compute_balance", metric, ("<=", limit, unit), text, finding, shown)
     if (limit := targets.memory_balance_pp) is not None:
@@ -46,12 +48,12 @@ def promises(deployment: Deployment, metrics: Metrics, driver: Blocker | None) -
         yield claim("memory_balance", "alloc_peak_share_range", ("<=", limit, "pp"), text, finding, shown)
     if (theta := targets.utilisation_percent) is not None:
         text = f"every device computes for at least {theta:f} % of the step (communication and waits excluded)"
-        finding = utilisation(deployment, metrics, Fraction(theta) / 100, driver)
+        finding = utilisation(deployment, metrics, Fraction(theta) / 100, terms)
         yield claim("utilisation", "compute_busy_min", (">=", theta, "%"), text, finding, declared.utilisation)
     yield from declared_shares(deployment, metrics)
 
 
-def compute_balance(deployment: Deployment, metrics: Metrics, limit: Fraction, driver: Blocker | None) -> Finding:
+def compute_balance(deployment: Deployment, metrics: Metrics, limit: Fraction, terms: Terms) -> Finding:
     """Whether no device computes more than `limit` above another, in time or in counted work.
 
     `limit` is a share of the total for the `_range` metrics, and of the mean for `_rel_spread` (N times the range).
@@ -70,23 +72,24 @@ def compute_balance(deployment: Deployment, metrics: Metrics, limit: Fraction, d
     table = metrics.compute_ns
     if not table or not all(map(sum, table)):
         return undecided("not_measured", f"no compute times ({metrics.clock}) were recorded")
-    decision = _time_balance(deployment, metrics, table, limit / scale, driver)
-    measured = figures(decision, metrics, _method("pairwise t", decision, metrics), scale=100 * scale)
+    decision = _time_balance(deployment, metrics, table, limit / scale, terms)
+    method = _method("pairwise t", decision, metrics)
+    measured = figures(decision, metrics, method, scale=100 * scale, alpha=terms.alpha)
     return found(decision, measured, _pair_text(metrics, _totals(table), decision))
 
 
-def _time_balance(
-    deployment: Deployment, metrics: Metrics, table: Rows, delta: Fraction, driver: Blocker | None
-) -> Decision:
+def _time_balance(deployment: Deployment, metrics: Metrics, table: Rows, delta: Fraction, terms: Terms) -> Decision:
     """The range rule, then everything that may forbid to believe the clock."""
     shared = metrics.clock == "thread_cpu"
-    trusted_to = THREAD_CPU_TRUST if shared else Fraction()
-    decision = decide_range(table, delta, deployment.measurement.batch_steps, trusted_to=trusted_to)
-    blocker = mismatch(deployment, metrics) if shared else time_blocker(deployment, [metrics], driver)
+    trusted_to = THREAD_CPU_TRUST if shared and not terms.clock_resolves else Fraction()
+    batch_steps = deployment.measurement.batch_steps
+    decision = decide_range(table, delta, batch_steps, trusted_to=trusted_to, alpha=terms.alpha)
+    blocker = mismatch(deployment, metrics) if shared else time_blocker(deployment, [metrics], terms.driver)
     threads = max(rank.header.host.threads_per_rank for rank in metrics.side.ranks)
     if blocker is None and shared and threads > 1:
         note = f"ranks of {threads} threads share cores, and a rank's thread clock does not see its other threads"
         blocker = Blocker("oversubscribed", note)
+    blocker = blocker or terms.balance
     if blocker or decision.outcome is Outcome.INCONCLUSIVE:
         return blocked(decision, blocker)
     apart = _instruments_apart(metrics, threads)
@@ -122,15 +125,15 @@ def memory_balance(metrics: Metrics, limit: Fraction) -> Finding:
     return found(decision, measured, _pair_text(metrics, metrics.memory_peaks, decision))
 
 
-def utilisation(deployment: Deployment, metrics: Metrics, theta: Fraction, driver: Blocker | None) -> Finding:
+def utilisation(deployment: Deployment, metrics: Metrics, theta: Fraction, terms: Terms) -> Finding:
     """Whether the least busy device computes for at least `theta` of the step windows."""
     table = metrics.compute_ns
     if not table:
         return undecided("not_measured", f"no compute times ({metrics.clock}) were recorded")
     rows = [[*busy, window] for busy, window in zip(table, metrics.windows_ns, strict=True)]
-    decision = decide_floor(rows, theta, deployment.measurement.batch_steps)
-    decision = blocked(decision, time_blocker(deployment, [metrics], driver))
-    measured = figures(decision, metrics, _method("ratio of totals, t", decision, metrics))
+    decision = decide_floor(rows, theta, deployment.measurement.batch_steps, alpha=terms.alpha)
+    decision = blocked(decision, time_blocker(deployment, [metrics], terms.driver))
+    measured = figures(decision, metrics, _method("ratio of totals, t", decision, metrics), alpha=terms.alpha)
     return found(decision, measured, _busy_text(metrics, decision.worst[0]))
 
 

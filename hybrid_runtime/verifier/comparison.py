@@ -9,26 +9,22 @@ Latency takes a block's median step window, throughput its tokens over its windo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise, zip_longest
-from statistics import median
 from typing import NamedTuple
 
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.exact import decimal_text
+from hybrid_runtime.records import PLANTED, StepRecord
 from hybrid_runtime.verdict import Claim
 from hybrid_runtime.verifier.decide import Decision, decide_ratio
 from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, sentences, undecided
-from hybrid_runtime.verifier.metrics import Metrics
+from hybrid_runtime.verifier.metrics import Metrics, block_medians
+from hybrid_runtime.verifier.numerics import work_apart
+from hybrid_runtime.verifier.side import Side
+from hybrid_runtime.verifier.terms import Terms
 from hybrid_runtime.verifier.trust import Blocker, time_blocker
-
-# Equal work gives equal losses while rounding has not grown: training is chaotic, and a difference of 1e-7 in step 10
-# is one of 1e-3 in step 40 and of 1e-2 in step 100. So the first steps must agree closely, all others on average.
-EARLY_STEPS = 10
-EARLY_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-MEAN_TOLERANCE = 2e-2
 
 
 class Baseline(NamedTuple):
@@ -38,51 +34,47 @@ class Baseline(NamedTuple):
     infeasible: str | None = None
 
 
-def comparisons(
-    deployment: Deployment, candidate: Metrics, baseline: Baseline, driver: Blocker | None
-) -> Iterator[Claim]:
+def comparisons(deployment: Deployment, candidate: Metrics, baseline: Baseline, terms: Terms) -> Iterator[Claim]:
     """The latency and throughput claims of the targets."""
     targets, declared = deployment.targets, deployment.declared
     against = deployment.baseline.kind if deployment.baseline else "none is named"
     if (reduction := targets.latency_reduction_percent) is not None:
         text = f"a step takes at least {reduction:f} % less time than the baseline's ({against})"
-        finding = latency(deployment, candidate, baseline, Fraction(reduction) / 100, driver)
+        finding = latency(deployment, candidate, baseline, Fraction(reduction) / 100, terms)
         shown = declared.latency_reduction
         yield claim("latency_reduction", "latency_reduction", (">=", reduction, "%"), text, finding, shown)
     if (gain := targets.throughput_gain_percent) is not None:
         text = f"at least {gain:f} % more tokens/s than the baseline ({against})"
-        finding = throughput(deployment, candidate, baseline, Fraction(gain) / 100, driver)
+        finding = throughput(deployment, candidate, baseline, Fraction(gain) / 100, terms)
         yield claim("throughput_gain", "throughput_gain", (">=", gain, "%"), text, finding, declared.throughput_gain)
 
 
 def latency(
-    deployment: Deployment, candidate: Metrics, baseline: Baseline, reduction: Fraction, driver: Blocker | None
+    deployment: Deployment, candidate: Metrics, baseline: Baseline, reduction: Fraction, terms: Terms
 ) -> Finding:
     """1 - T_candidate / T_baseline of block medians, at least `reduction`."""
     other = baseline.metrics
     if other is None or not candidate.steps or not other.steps:
         return _unmeasured(baseline)
-    ratios = [new / old for new, old in zip(_block_medians(candidate), _block_medians(other), strict=False)]
-    decision = _decide(deployment, candidate, other, ratios, 1 - reduction, driver)
+    ratios = [new / old for new, old in zip(block_medians(candidate), block_medians(other), strict=False)]
+    decision = _decide(deployment, candidate, other, ratios, 1 - reduction, terms)
     shown = decision.mapped(lambda ratio: 1 - ratio)
     method = f"t on {shown.samples} paired block log-ratios of median steps, wall, one launch"
     sides = f"median step {_seconds(candidate)} s against {_seconds(other)} s"
-    return found(shown, figures(shown, candidate, method), sides)
+    return found(shown, figures(shown, candidate, method, alpha=terms.alpha), sides)
 
 
-def throughput(
-    deployment: Deployment, candidate: Metrics, baseline: Baseline, gain: Fraction, driver: Blocker | None
-) -> Finding:
+def throughput(deployment: Deployment, candidate: Metrics, baseline: Baseline, gain: Fraction, terms: Terms) -> Finding:
     """X_candidate / X_baseline - 1 of tokens per window, at least `gain`."""
     other = baseline.metrics
     if other is None or not candidate.steps or not other.steps:
         return _unmeasured(baseline)
     ratios = [new / old for new, old in zip(_block_costs(candidate), _block_costs(other), strict=False)]
-    decision = _decide(deployment, candidate, other, ratios, 1 / (1 + gain), driver)
+    decision = _decide(deployment, candidate, other, ratios, 1 / (1 + gain), terms)
     shown = decision.mapped(lambda ratio: 1 / ratio - 1)
     method = f"t on {shown.samples} paired block log-ratios of tokens/s, wall, one launch"
     rates = [decimal_text(side.tokens_per_s, 1) for side in (candidate, other)]
-    return found(shown, figures(shown, candidate, method), f"{rates[0]} tokens/s against {rates[1]}")
+    return found(shown, figures(shown, candidate, method, alpha=terms.alpha), f"{rates[0]} tokens/s against {rates[1]}")
 
 
 def _unmeasured(baseline: Baseline) -> Finding:
@@ -97,20 +89,16 @@ def _decide(
     other: Metrics,
     ratios: Sequence[Fraction],
     limit: Fraction,
-    driver: Blocker | None,
+    terms: Terms,
 ) -> Decision:
     """The ratio rule, then whatever makes the sides incomparable or their clocks doubtful."""
     blocker = (
         different_load(candidate, other)
-        or time_blocker(deployment, [candidate, other], driver)
+        or time_blocker(deployment, [candidate, other], terms.driver)
         or not_alternated(candidate, other)
+        or terms.speed
     )
-    return blocked(decide_ratio(ratios, limit), blocker)
-
-
-def _block_medians(metrics: Metrics) -> list[Fraction]:
-    windows = [Fraction(window) for window in metrics.windows_ns]
-    return [median(windows[index] for index in block) for block in metrics.blocks()]
+    return blocked(decide_ratio(ratios, limit, alpha=terms.alpha), blocker)
 
 
 def _block_costs(metrics: Metrics) -> list[Fraction]:
@@ -139,29 +127,16 @@ def different_load(candidate: Metrics, other: Metrics) -> Blocker | None:
         differing.append("the plan's units")
     if differing:
         return Blocker("loads_differ", f"candidate and baseline differ in {', '.join(differing)}")
-    for number, (step, reference) in enumerate(zip(ours.ranks[0].steps, theirs.ranks[0].steps, strict=False)):
+    steps = zip(_of_the_model(ours), _of_the_model(theirs), strict=False)
+    for number, (step, reference) in enumerate(steps):
         if step.tokens != reference.tokens:
             return Blocker("loads_differ", f"step {number}: {step.tokens} tokens against {reference.tokens}")
-    pairs = list(zip(candidate.losses(), other.losses(), strict=False))
-    note = losses_apart(pairs, ours.deployment.model.dtype if ours.deployment.model else "float32")
+    note = work_apart(candidate, other)
     return Blocker("loads_differ", note) if note else None
 
 
-def losses_apart(pairs: Sequence[tuple[str | None, str | None]], dtype: str) -> str | None:
-    """Why the (candidate, baseline) losses of the common steps do not show equal work; None if they do."""
-    numbers: list[tuple[float, float]] = []
-    for step, (loss, reference) in enumerate(pairs):
-        if loss is None or reference is None:
-            return f"step {step}: a side recorded no loss, so equal work is not shown"
-        numbers.append((float(loss), float(reference)))
-        tolerance = EARLY_TOLERANCE[dtype] if step < EARLY_STEPS else math.inf
-        close = math.isclose(*numbers[-1], rel_tol=tolerance) and all(map(math.isfinite, numbers[-1]))
-        if not close:
-            return f"step {step}: loss {loss} against the baseline's {reference}; the sides do different work"
-    ours, theirs = (sum(column) / len(numbers) for column in zip(*numbers)) if numbers else (0.0, 0.0)
-    if not math.isclose(ours, theirs, rel_tol=MEAN_TOLERANCE):
-        return f"mean loss {ours:.4f} against the baseline's {theirs:.4f}; the sides do different work"
-    return None
+def _of_the_model(side: Side) -> list[StepRecord]:
+    return [step for step in side.ranks[0].steps if step.purpose != PLANTED]
 
 
 def _load_fields(deployment: Deployment) -> dict[str, object]:

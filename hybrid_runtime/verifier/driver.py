@@ -170,5 +170,5 @@ def _readings(samples: Sequence[NvmlSample], name: str) -> list[int]:
 
 def _raw_blocks(metrics: Metrics, device: int) -> list[tuple[int, int]]:
     """Measured blocks on the clock of the device's own host, which is NVML's too."""
-    steps = list(metrics.side.ranks[metrics.ranks_of[device][0]].measured())
+    steps = list(metrics.measured(metrics.side.ranks[metrics.ranks_of[device][0]]))
     return [(steps[block[0]].start_ns, steps[block[-1]].end_ns) for block in metrics.blocks()]

@@ -13,8 +13,6 @@ from hybrid_runtime.verifier.metrics import Metrics
 from hybrid_runtime.verifier.statistics import ALPHA
 from hybrid_runtime.verifier.trust import Blocker
 
-_CONFIDENCE = str(1 - Decimal(str(ALPHA)))
-
 
 class Finding(NamedTuple):
     """How a claim came out, and the words and figures that say why."""
@@ -23,6 +21,7 @@ class Finding(NamedTuple):
     detail: str
     reason: Reason | None = None
     measured: Measured | None = None
+    steps_needed: int | None = None
 
 
 def undecided(reason: Reason, detail: str) -> Finding:
@@ -32,7 +31,8 @@ def undecided(reason: Reason, detail: str) -> Finding:
 
 def found(decision: Decision, measured: Measured, detail: str) -> Finding:
     """A decision with its figures; its note joins the detail."""
-    return Finding(decision.outcome, sentences(detail, decision.note), decision.reason, measured)
+    detail = sentences(detail, decision.note)
+    return Finding(decision.outcome, detail, decision.reason, measured, decision.steps_needed)
 
 
 def blocked(decision: Decision, blocker: Blocker | None) -> Decision:
@@ -46,15 +46,21 @@ def sentences(*parts: str) -> str:
 
 
 def figures(
-    decision: Decision, metrics: Metrics, method: str, evidence: Evidence = "measured", scale: int = 100
+    decision: Decision,
+    metrics: Metrics,
+    method: str,
+    evidence: Evidence = "measured",
+    scale: int = 100,
+    *,
+    alpha: float = ALPHA,
 ) -> Measured:
-    """A decision's figures in the claim's unit, of which `scale` make 1."""
+    """A decision's figures in the claim's unit, of which `scale` make 1; `alpha` is the level of its bounds."""
     return Measured(
         point=decimal_text(decision.point * scale),
         exact=exact_text(decision.point * scale),
         lower=decimal_text(decision.lower * scale),
         upper=decimal_text(decision.upper * scale),
-        confidence="exact" if evidence == "deterministic" else _CONFIDENCE,
+        confidence="exact" if evidence == "deterministic" else f"{1 - alpha:.4g}",
         method=method,
         samples=decision.samples,
         hardware=metrics.hardware,
@@ -88,5 +94,6 @@ def claim(
         measured=finding.measured,
         outcome=finding.outcome,
         reason=finding.reason,
+        steps_needed=finding.steps_needed,
         detail=finding.detail,
     )

@@ -12,7 +12,7 @@ anyone who has the folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,60 +21,70 @@ from pydantic import ValidationError
 from hybrid_runtime.deployment import BaselineKind
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.exact import decimal_text
-from hybrid_runtime.plan import Plan
+from hybrid_runtime.records import SPEED
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.verdict import (
     SCHEMA_VERSION,
     Claim,
     Outcome,
     RawFile,
+    Sampling,
     StaticCheck,
     Verdict,
     count,
     overall,
 )
 from hybrid_runtime.verdict import Side as SideRow
+from hybrid_runtime.verifier.baselines import fairness_warnings, other_baselines, read_baseline
 from hybrid_runtime.verifier.claims import promises
-from hybrid_runtime.verifier.comparison import Baseline, comparisons
+from hybrid_runtime.verifier.comparison import comparisons
 from hybrid_runtime.verifier.driver import driver_blocker, driver_rows, driver_warnings, read_driver
 from hybrid_runtime.verifier.hardware import requirements
 from hybrid_runtime.verifier.metrics import Metrics, device_rows, measure
+from hybrid_runtime.verifier.numerics import numerics_check
+from hybrid_runtime.verifier.self_test import observer_warnings, self_tests
 from hybrid_runtime.verifier.side import load_side
 from hybrid_runtime.verifier.static import static_checks
+from hybrid_runtime.verifier.statistics import ALPHA
+from hybrid_runtime.verifier.terms import terms_of
 from hybrid_runtime.verifier.trust import contention_warnings
 
-_IS_KIND: dict[BaselineKind, Callable[[Plan], bool]] = {
-    "single": lambda plan: plan.mesh.world_size == 1,
-    "tp_only": lambda plan: plan.mesh.world_size == plan.tp_degree,
-    "pp_only": lambda plan: plan.mesh.world_size == plan.pp_degree,
-    "dp_only": lambda plan: plan.mesh.world_size == plan.dp_degree,
-    "naive_pipeline": lambda plan: plan.num_microbatches == 1,
-}
 
+def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
+    """Judges a run from its files.
 
-def judge(run_folder: Path) -> Verdict:
-    """Judges a finished run from its files.
+    Args:
+        finished: False for a look while sampling goes on: ranks have not come to their end yet.
 
     Raises:
         RecordsError: a file is missing, damaged or edited, a rank is missing, or the files do not belong together.
         PlanError: a plan.json is missing or not a plan.
     """
+    run = RunFolder(run_folder)
     raw = hash_raw(run_folder)  # before reading: a file that changes meanwhile is caught by the next recheck
-    side = load_side(run_folder, "candidate")
-    metrics = measure(side)
-    deployment = side.deployment
+    side = load_side(run_folder, "candidate", finished=finished)
+    deployment, metrics = side.deployment, measure(side)
+    sampling = read_sampling(run.sampling)
+    alpha = ALPHA / sampling.looks_allowed if sampling else ALPHA
+    bare = metrics.of(SPEED) if any(side.ranks[0].measured(SPEED)) else metrics
     kind = deployment.baseline.kind if deployment.baseline else None
-    baseline = _baseline(run_folder, kind)
-    sides = [metrics] + ([baseline.metrics] if baseline.metrics else [])
-    drivers = [read_driver(one) for one in sides]
-    blocker = driver_blocker(drivers)
-    claims = (
+    baseline = read_baseline(run.baseline, kind, finished=finished)
+    sides = [bare] + ([baseline.metrics] if baseline.metrics else [])
+    drivers = [read_driver(metrics), *map(read_driver, sides[1:])]
+    checks = [*self_tests(metrics, alpha)]
+    if baseline.metrics:
+        checks.append(numerics_check(bare, baseline.metrics))
+    terms = terms_of(alpha, driver_blocker(drivers), checks)
+    others = list(other_baselines(run, deployment, bare, terms)) if finished else []
+    claims: tuple[Claim, ...] = (
         *requirements(deployment, metrics, drivers[0]),
-        *promises(deployment, metrics, blocker),
-        *comparisons(deployment, metrics, baseline, blocker),
+        *promises(deployment, metrics, terms),
+        *comparisons(deployment, bare, baseline, terms),
     )
-    checks = _of_the_file(static_checks(deployment, side.plan.units), claims)
-    outcomes = [check.outcome for check in checks] + [claim.outcome for claim in claims]
+    static = _of_the_file(static_checks(deployment, side.plan.units), claims)
+    outcomes = [row.outcome for row in static] + [claim.outcome for claim in claims]
+    if sampling and sampling.stopped == "self-test only":
+        static, claims, outcomes = (), (), [check.outcome for check in checks]
     outcome, exit_code = overall(outcomes)
     return Verdict(
         tool_version=tool_version(),
@@ -83,12 +93,20 @@ def judge(run_folder: Path) -> Verdict:
         exit_code=exit_code,
         deployment_fingerprint=deployment.fingerprint,
         plan_fingerprint=side.ranks[0].header.plan_fingerprint,
-        static_checks=checks,
+        static_checks=static,
         claims=claims,
         counts=count(outcomes),
         devices=device_rows(metrics, driver_rows(drivers[0])),
         sides=tuple(_side_row(one, kind) for one in sides),
-        warnings=(*contention_warnings(sides), *driver_warnings(drivers[0])),
+        self_test=tuple(checks),
+        sampling=sampling,
+        other_baselines=tuple(row for row, _ in others),
+        warnings=(
+            *contention_warnings([metrics, *sides[1:]]),
+            *driver_warnings(drivers[0]),
+            *observer_warnings(checks),
+            *fairness_warnings(bare, kind, baseline, others),
+        ),
         raw=raw,
     )
 
@@ -141,13 +159,28 @@ def read_verdict(path: Path) -> Verdict:
     return verdict
 
 
+def read_sampling(path: Path) -> Sampling | None:
+    """Reads sampling.json; None where the run was not sampled look by look.
+
+    Raises:
+        RecordsError: it is damaged.
+    """
+    try:
+        return Sampling.model_validate_json(path.read_bytes()) if path.exists() else None
+    except (OSError, ValidationError) as problem:
+        what = problem.errors()[0]["msg"] if isinstance(problem, ValidationError) else problem
+        raise RecordsError(f"{path}: not a log of looks ({what}); the file was edited, make the run again") from None
+
+
 def hash_raw(run_folder: Path) -> tuple[RawFile, ...]:
     """SHA-256 of every file that a verdict rests on, candidate first; paths are relative to the run folder."""
-    sides = (RunFolder(run_folder), RunFolder(run_folder).baseline)
+    run = RunFolder(run_folder)
+    others = sorted(run.other_baselines.iterdir()) if run.other_baselines.is_dir() else []
+    sides = (run, run.baseline, *map(RunFolder, others))
     paths = [
         path
         for side in sides
-        for path in (side.deployment, side.plan, side.infeasible, *sorted(side.records.glob("*.jsonl")))
+        for path in (side.deployment, side.plan, side.infeasible, side.sampling, *sorted(side.records.glob("*.jsonl")))
         if path.is_file()
     ]
     return tuple(RawFile(path=path.relative_to(run_folder).as_posix(), sha256=_sha256(path)) for path in paths)
@@ -185,20 +218,11 @@ def _said(verdict: Verdict) -> set[tuple[str, str, str]]:
     rows = {
         (row.id, f"{row.outcome} {row.reason}", row.measured.point if row.measured else "") for row in verdict.claims
     }
+    rows |= {
+        (f"self-test {row.id}", f"{row.outcome} {row.reason}", row.measured.point if row.measured else "")
+        for row in verdict.self_test
+    }
     return rows | {(row.id, f"{row.outcome} {row.reason}", "") for row in verdict.static_checks}
-
-
-def _baseline(run_folder: Path, kind: BaselineKind | None) -> Baseline:
-    folder = RunFolder(run_folder).baseline
-    if folder.infeasible.is_file():
-        words = folder.infeasible.read_text(encoding="utf-8", errors="replace").strip()
-        return Baseline(infeasible=words or "the baseline could not be run, and no reason was written down")
-    if not folder.path.is_dir():
-        return Baseline()
-    side = load_side(folder.path, "baseline")
-    if kind and not _IS_KIND[kind](side.plan):
-        raise RecordsError(f"{folder.plan}: {side.plan.mesh} is not the {kind} baseline that the deployment names")
-    return Baseline(metrics=measure(side))
 
 
 def _of_the_file(checks: Iterable[StaticCheck], claims: Sequence[Claim]) -> tuple[StaticCheck, ...]:

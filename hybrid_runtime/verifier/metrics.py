@@ -12,17 +12,18 @@ the rest of the window of the step, which lasts from the first rank's start to t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from statistics import median
 from typing import Literal
 
 from hybrid_runtime.exact import decimal_text
-from hybrid_runtime.records import DATA, RankRecords, Span, StepRecord
+from hybrid_runtime.records import DATA, PLANTED, TRACE, RankRecords, Span, StepRecord
 from hybrid_runtime.verdict import DeviceRow
 from hybrid_runtime.verifier.side import Side, is_compute
+from hybrid_runtime.verifier.statistics import share_interval
 
 Clock = Literal["wall", "thread_cpu"]
 Hardware = Literal["cuda", "cpu", "cpu-oversubscribed"]
@@ -62,6 +63,14 @@ def exposed_wait_ns(step: StepRecord) -> int:
     )
 
 
+def host_ns(step: StepRecord) -> int:
+    """Time of the rank's own host: reading data, and between spans without waiting."""
+    reading = sum(span.end_ns - span.start_ns for span in step.spans if span.name == DATA)
+    waiting = sum(wait.end_ns - wait.start_ns for wait in step.waits) - sum(span.wait_ns for span in step.spans)
+    between = step.end_ns - step.start_ns - _covered_ns(step.spans)
+    return reading + max(0, between - max(0, waiting))
+
+
 def owns_device(rank: RankRecords, others: Sequence[RankRecords]) -> bool:
     """Whether a rank really has its device for itself: its own word, checked against the affinities read back."""
     header = rank.header
@@ -85,16 +94,27 @@ class Metrics:
     Attributes:
         devices: ids of the physical devices, ordered by their lowest rank; columns of all tables below.
         ranks_of: per device, the indexes of its ranks.
+        purpose: which measured steps these are (`records.TRACE`, SPEED, ...).
     """
 
     side: Side
     devices: tuple[str, ...]
     ranks_of: tuple[tuple[int, ...], ...]
     owned: tuple[bool, ...]
+    purpose: str = TRACE
 
-    @property
+    def of(self, purpose: str) -> Metrics:
+        """The same side's measured steps of another purpose."""
+        return replace(self, purpose=purpose)
+
+    @cached_property
     def steps(self) -> tuple[StepRecord, ...]:
-        return self.side.measured_steps
+        """Rank 0's measured steps of the purpose: which steps are judged, in which blocks."""
+        return tuple(self.measured(self.side.ranks[0]))
+
+    def measured(self, rank: RankRecords) -> Iterator[StepRecord]:
+        """A rank's measured steps of the purpose."""
+        return rank.measured(self.purpose)
 
     @property
     def oversubscribed(self) -> bool:
@@ -164,7 +184,11 @@ class Metrics:
         rows = []
         for row in zip(*(rank.steps for rank in self.side.ranks), strict=True):
             if self.kind == "cuda":
-                peaks = [step.memory.allocated_peak for step in row if step.phase == "measure"]
+                peaks = [
+                    step.memory.allocated_peak
+                    for step in row
+                    if step.phase == "measure" and step.purpose == self.purpose
+                ]
             else:
                 peaks = [step.memory.ledger_peak for step in row if step.ledger]
             known = [peak for peak in peaks if peak is not None]
@@ -183,14 +207,14 @@ class Metrics:
     def wait_ns(self, device: int) -> int:
         """All waits of a device's ranks in the measured steps."""
         ranks = [self.side.ranks[index] for index in self.ranks_of[device]]
-        return sum(wait.end_ns - wait.start_ns for rank in ranks for step in rank.measured() for wait in step.waits)
+        return sum(wait.end_ns - wait.start_ns for rank in ranks for step in self.measured(rank) for wait in step.waits)
 
     def shares_of_window(self, device: int) -> tuple[Fraction, Fraction]:
         """(exposed wait, bubble) of a device as shares of the measured windows, a mean over its ranks, wall clock."""
         ranks = [self.side.ranks[index] for index in self.ranks_of[device]]
         whole = sum(self.windows_ns) * len(ranks)
-        exposed = sum(exposed_wait_ns(step) for rank in ranks for step in rank.measured())
-        inside = sum(_covered_ns(step.spans) for rank in ranks for step in rank.measured())
+        exposed = sum(exposed_wait_ns(step) for rank in ranks for step in self.measured(rank))
+        inside = sum(_covered_ns(step.spans) for rank in ranks for step in self.measured(rank))
         return Fraction(exposed, whole), 1 - Fraction(inside, whole)
 
     def blocks(self) -> list[list[int]]:
@@ -201,9 +225,38 @@ class Metrics:
         return list(found.values())
 
     def losses(self) -> list[str | None]:
-        """The loss of every step, warm-up included, from the first rank that knows it."""
+        """The loss of every step of the model, warm-up included, from the first rank that knows it."""
+        return self._known_by_any("loss")
+
+    def gradient_norms(self) -> list[str | None]:
+        """The global gradient norm of every step of the model, warm-up included."""
+        return self._known_by_any("grad_norm")
+
+    def _known_by_any(self, name: str) -> list[str | None]:
         rows = zip(*(rank.steps for rank in self.side.ranks), strict=True)
-        return [next((step.loss for step in row if step.loss is not None), None) for row in rows]
+        return [
+            next((text for step in row if (text := getattr(step, name)) is not None), None)
+            for row in rows
+            if row[0].purpose != PLANTED
+        ]
+
+    def time_parts(self, device: int) -> dict[str, int]:
+        """Where the windows of a device's ranks went, ns of wall clock; the parts add up to the windows.
+
+        compute                  work of the device
+        exposed_communication    waits inside spans, and phases that only communicate
+        host                     reading data, and gaps between spans in which nobody was waited for
+        bubble                   the rest: waiting for messages, and for other ranks at either end
+        """
+        ranks = [self.side.ranks[index] for index in self.ranks_of[device]]
+        steps = [step for rank in ranks for step in self.measured(rank)]
+        parts = {
+            "compute": sum(map(wall_compute_ns, steps)),
+            "exposed_communication": sum(map(exposed_wait_ns, steps)),
+            "host": sum(map(host_ns, steps)),
+        }
+        whole = sum(self.windows_ns) * len(ranks)
+        return parts | {"bubble": max(0, whole - sum(parts.values()))}
 
     @property
     def median_step_ns(self) -> Fraction:
@@ -215,7 +268,7 @@ class Metrics:
 
     def rows(self) -> Iterable[list[tuple[RankRecords, StepRecord]]]:
         """Per measured step, every rank with its record of that step."""
-        columns = [[(rank, step) for step in rank.measured()] for rank in self.side.ranks]
+        columns = [[(rank, step) for step in self.measured(rank)] for rank in self.side.ranks]
         return map(list, zip(*columns, strict=True))
 
     def _per_device(self, of_ranks: Sequence[int]) -> list[int]:
@@ -229,6 +282,12 @@ def measure(side: Side) -> Metrics:
         groups.setdefault(rank.header.device.id, []).append(rank.header.rank)
     owned = tuple(owns_device(rank, side.ranks) for rank in side.ranks)
     return Metrics(side, tuple(groups), tuple(map(tuple, groups.values())), owned)
+
+
+def block_medians(metrics: Metrics) -> list[Fraction]:
+    """Median step window of every block, ns."""
+    windows = [Fraction(window) for window in metrics.windows_ns]
+    return [median(windows[index] for index in block) for block in metrics.blocks()]
 
 
 def percent(part: int | Fraction, whole: int, places: int = 2) -> str:
@@ -262,7 +321,9 @@ def device_rows(metrics: Metrics, nvml: Sequence[dict[str, str]]) -> tuple[Devic
             compute_ns=compute[index],
             window_ns=window,
             wait_ns=metrics.wait_ns(index),
+            time_parts=metrics.time_parts(index) if metrics.steps else {},
             time_share=percent(compute[index], sum(compute)),
+            time_share_bounds=_share_bounds(metrics, index),
             work_share=percent(metrics.work_flops[index], sum(metrics.work_flops)),
             busy=percent(compute[index], window),
             memory_bytes=peaks[index] if peaks else None,
@@ -272,6 +333,16 @@ def device_rows(metrics: Metrics, nvml: Sequence[dict[str, str]]) -> tuple[Devic
         )
         for index, device in enumerate(metrics.devices)
     )
+
+
+def _share_bounds(metrics: Metrics, device: int) -> tuple[str, str] | None:
+    """The interval of a device's share of compute, in percent."""
+    table = metrics.compute_ns
+    if not table or len(metrics.devices) < 2 or not all(map(sum, table)):
+        return None
+    batch_steps = metrics.side.deployment.measurement.batch_steps
+    _, lower, upper = share_interval(table, device, batch_steps)
+    return percent(lower, 1, 4), percent(upper, 1, 4)
 
 
 def _stages(metrics: Metrics, device: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from typing import Literal
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import RecordsError, UsageError
 from hybrid_runtime.plan import Plan, read_plan
-from hybrid_runtime.records import COMPUTE_PHASES, PHASES, RankRecords, StepRecord, read_side
+from hybrid_runtime.records import COMPUTE_PHASES, PHASES, PLANTED, RankRecords, StepRecord, read_side
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.schedule.actions import parse_action
 
@@ -36,14 +36,12 @@ class Side:
     plan: Plan
     ranks: tuple[RankRecords, ...]
 
-    @property
-    def measured_steps(self) -> tuple[StepRecord, ...]:
-        """Rank 0's measured steps: which steps are judged, in which blocks."""
-        return tuple(self.ranks[0].measured())
 
-
-def load_side(folder: Path, role: Role) -> Side:
+def load_side(folder: Path, role: Role, *, finished: bool = True) -> Side:
     """Reads and checks one side.
+
+    Args:
+        finished: whether every rank must have come to its end; False while sampling goes on.
 
     Raises:
         RecordsError: a file is missing, damaged or edited, a rank is missing, or the files do not belong together.
@@ -53,7 +51,7 @@ def load_side(folder: Path, role: Role) -> Side:
     plan = read_plan(files.plan)
     try:
         deployment = load_deployment(files.deployment)
-        ranks = tuple(read_side(folder))
+        ranks = tuple(read_side(folder, finished=finished))
     except RecordsError:
         raise
     except UsageError as problem:
@@ -116,7 +114,7 @@ def _check_steps(side: Side, rank: RankRecords) -> None:
                 "the ranks did not run the same steps"
             )
         _check_times(rank, step)
-    blocks = [step.block for step in first.measured()]
+    blocks = [step.block for step in first.steps]
     if blocks != sorted(blocks):
         raise RecordsError(f"{first.path}: blocks are out of order; the file was edited")
 
@@ -124,7 +122,7 @@ def _check_steps(side: Side, rank: RankRecords) -> None:
 def _check_times(rank: RankRecords, step: StepRecord) -> None:
     where = f"{rank.path}: step {step.step}"
     ordered = 0 <= step.start_ns < step.end_ns < _LATEST_NS
-    if not ordered or step.tokens < 1 or abs(rank.header.clock_offset_ns) >= _LATEST_NS:
+    if not ordered or step.tokens < (step.purpose != PLANTED) or abs(rank.header.clock_offset_ns) >= _LATEST_NS:
         raise RecordsError(f"{where} has an impossible time or token count; the file was edited")
     counts = [count for count in step.memory.model_dump().values() if count is not None]
     counters = (step.switches, step.cores_busy_ns, step.process_ns)

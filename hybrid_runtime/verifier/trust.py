@@ -67,7 +67,7 @@ def foreign_share(metrics: Metrics) -> Fraction:
     """
     if metrics.hardware != "cpu":
         return Fraction()
-    return max((_foreign_share(list(rank.measured())) for rank in metrics.side.ranks), default=Fraction())
+    return max((_foreign_share(list(metrics.measured(rank))) for rank in metrics.side.ranks), default=Fraction())
 
 
 def _foreign_share(steps: Sequence[StepRecord]) -> Fraction:

@@ -1,0 +1,92 @@
+"""Which steps a rank does: of a plain run all in a row, otherwise block by block as turns are given.
+
+turn    block 0, 20 steps, all unjudged    block 1, planted     block 2, 1 unjudged + 10     ...
+step    0  1  2 ... 19                     20 ... 139           140 ... 150
+trained 0  1  2 ... 19                     -                    20 ... 30                  what the model has seen
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, cast
+
+from hybrid_runtime.comm.groups import Groups
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.records import PLANTED, TRACE
+from hybrid_runtime.telemetry.recorder import NullRecorder, StepSummary
+from hybrid_runtime.turns import CANDIDATE, Turn, Turns
+
+LEDGER_STEPS = 3  # warm-up steps watched by the byte ledger; step 0 is not one: the optimizer has no state yet
+UNKNOWN_NS = -1.0
+
+
+class Order(NamedTuple):
+    """One step to do.
+
+    Attributes:
+        step: its number in the records.
+        trained: how many steps the model has done before: which batch and learning rate come next.
+        watch: the byte ledger watches it.
+    """
+
+    step: int
+    trained: int
+    block: int = 0
+    phase: Literal["warmup", "measure"] = "measure"
+    purpose: str = TRACE
+    watch: bool = False
+
+    def begin(self, recorder: NullRecorder) -> None:
+        """Opens the step; call it right after the barrier."""
+        recorder.begin_step(self.step, block=self.block, phase=self.phase, purpose=self.purpose, ledger=self.watch)
+
+
+def orders(deployment: Deployment, turns: Turns | None, groups: Groups) -> Iterator[Order]:
+    """All steps of a rank, waiting for this side's turn where there are any; every rank calls it."""
+    step = trained = 0
+    for turn in _given(turns, groups, deployment.measurement.timeout_s) if turns else plain_turns(deployment):
+        for k in range(turn.steps):
+            phase: Literal["warmup", "measure"] = "warmup" if k < turn.unjudged_steps else "measure"
+            watch = turn.block == 0 and 0 < step <= LEDGER_STEPS and phase == "warmup"
+            yield Order(step, trained, turn.block, phase, turn.purpose, watch)
+            step += 1
+            trained += turn.purpose != PLANTED
+        if turns is not None:
+            groups.barrier()
+            if groups.place.rank == 0:
+                turns.done(turn.block)
+
+
+def plain_turns(deployment: Deployment) -> Iterator[Turn]:
+    """A plain run: warm-up, then one long block."""
+    warmup = min(deployment.measurement.warmup_steps, deployment.workload.steps)
+    yield Turn(CANDIDATE, 0, TRACE, warmup, warmup)
+    if warmup < deployment.workload.steps:
+        yield Turn(CANDIDATE, 1, TRACE, 0, deployment.workload.steps - warmup)
+
+
+def _given(turns: Turns, groups: Groups, timeout_s: float) -> Iterator[Turn]:
+    """Rank 0 waits for each turn and tells the others."""
+    block = 0
+    while True:
+        mine = turns.wait_for(block, timeout_s) if groups.place.rank == 0 else None
+        turn = cast("Turn | None", groups.gather_objects(mine)[0])
+        if turn is None:
+            return
+        yield turn
+        block += 1
+
+
+def expected_steps(deployment: Deployment, side: str, *, alternating: bool) -> int:
+    """How many steps a side will do at least, for the progress bar: undecided claims may ask for more."""
+    if not alternating:
+        return sum(turn.steps for turn in plain_turns(deployment))
+    measurement = deployment.measurement
+    of_block = measurement.settle_steps + measurement.block_steps
+    per_round = 2 if side == CANDIDATE else 1
+    return measurement.warmup_steps + measurement.blocks * per_round * of_block
+
+
+def times_of(summary: StepSummary) -> list[float]:
+    """(busy, wait, window) in ns; UNKNOWN_NS where a bare step did not record them."""
+    return [UNKNOWN_NS if part is None else float(part) for part in summary]

@@ -1,0 +1,27 @@
+"""One step of the self-test: every rank does work of known size, one of them a little more (`planted` draws it)."""
+
+from __future__ import annotations
+
+from hybrid_runtime.comm.groups import Groups
+from hybrid_runtime.job_orders import Order, times_of
+from hybrid_runtime.planted import BASE_UNITS, part_name, part_units
+from hybrid_runtime.telemetry.known_work import KnownWork
+from hybrid_runtime.telemetry.recorder import NullRecorder
+
+
+def run_planted_step(
+    groups: Groups, recorder: NullRecorder, work: KnownWork, order: Order
+) -> tuple[None, list[list[float]]]:
+    """The planted counterpart of `job.run_step`: no loss, and the times of every rank."""
+    ranks = groups.mesh.world_size
+    groups.barrier()
+    order.begin(recorder)
+    with recorder.span(part_name(0)):
+        work.run(BASE_UNITS)
+    if order.step % ranks == groups.place.rank:  # another rank in every step
+        for part, units in enumerate(part_units(ranks), start=1):
+            with recorder.span(part_name(part)):
+                work.run(units)
+    everyone = groups.gather_numbers(times_of(recorder.close_window()))
+    recorder.end_step(tokens=0)
+    return None, everyone
