@@ -62,6 +62,8 @@ class RankProgress:
         """One finished step; `times_ns` holds (busy, wait, window) of every rank, -1 where not recorded."""
         if self._file is None:
             return
+        while self._steps <= step:  # undecided claims asked for more than was expected
+            self._steps *= 2
         window_ns = max(row[2] for row in times_ns)
         shares = [100 * row[0] / window_ns for row in times_ns]
         known = min(shares) >= 0  # bare steps record no spans
@@ -69,7 +71,7 @@ class RankProgress:
         idlest = min(range(len(shares)), key=shares.__getitem__)
         line = ProgressLine(
             step=step + 1,
-            steps=max(self._steps, step + 1),
+            steps=self._steps,
             side=self._side,
             phase=phase,
             loss=loss,

@@ -5,34 +5,49 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_runtime.turns import Turns, abba, give_turn, stop
+from hybrid_runtime.records import AGAINST, PLANTED, SPEED, TRACE
+from hybrid_runtime.turns import Turn, Turns, finish, give_turn, rounds, stop
 
 
-def test_blocks_alternate_so_that_a_drift_hits_both_sides() -> None:
-    order = [f"{side[0]}{block}" for side, block in abba(4)]
-    assert order == ["c1", "b1", "b2", "c2", "c3", "b3", "b4", "c4"]
+def turn(side: str, block: int, purpose: str = SPEED) -> Turn:
+    return Turn(side, block, purpose, 1, 11)
+
+
+def test_rounds_alternate_so_that_a_drift_hits_all_alike() -> None:
+    order = " ".join(f"{side[0]}.{purpose}" for side, purpose in rounds(1, 4, baseline=True))
+    assert order == ("c.trace c.speed b.speed b.speed c.speed c.trace c.trace c.speed b.speed b.speed c.speed c.trace")
+    assert [*rounds(3, 3, baseline=True)] == [*rounds(1, 1, baseline=True)]
+    assert [purpose for _, purpose in rounds(1, 2, baseline=False)] == [TRACE, SPEED, SPEED, TRACE]
 
 
 def test_a_side_runs_exactly_the_blocks_it_is_given(tmp_path: Path) -> None:
-    ran: list[str] = []
+    ran: list[Turn] = []
 
     def side(name: str) -> None:
         turns = Turns(tmp_path, name)
-        block = 1
-        while turns.wait_for(block, 10):
-            ran.append(f"{name} {block}")
+        block = 0
+        while (given := turns.wait_for(block, 10)) is not None:
+            ran.append(given)
             turns.done(block)
             block += 1
 
-    sides = [threading.Thread(target=side, args=(name,)) for name in ("candidate", "baseline")]
+    names = ("candidate", "baseline", "baseline-tp_only")
+    sides = [threading.Thread(target=side, args=(name,)) for name in names]
     for thread in sides:
         thread.start()
-    for name, block in abba(3):
-        give_turn(tmp_path, name, block, lambda: None)
+    order = [turn("candidate", 0, TRACE), turn("baseline", 0), turn("baseline", 1), turn("candidate", 1, PLANTED)]
+    for given in order:
+        give_turn(tmp_path, given, lambda: None)
+    finish(tmp_path, "baseline", 2)
+    sides[1].join(10)
+    assert not sides[1].is_alive()
+    assert sides[0].is_alive()
+    last = turn("candidate", 2, f"{AGAINST}tp_only")
+    give_turn(tmp_path, last, lambda: None)
     stop(tmp_path)
     for thread in sides:
         thread.join(10)
-    assert ran == [f"{name} {block}" for name, block in abba(3)]
+    assert ran == [*order, last]
 
 
 def test_waiting_ends(tmp_path: Path) -> None:
@@ -48,9 +63,9 @@ def test_a_side_that_died_ends_the_waiting_for_it(tmp_path: Path) -> None:
         raise Died
 
     with pytest.raises(Died):
-        give_turn(tmp_path, "candidate", 1, alive)
+        give_turn(tmp_path, turn("candidate", 1), alive)
 
 
 def test_nobody_waits_for_a_side_that_dropped_out(tmp_path: Path) -> None:
-    give_turn(tmp_path, "baseline", 1, lambda: None, wanted=lambda: False)
+    give_turn(tmp_path, turn("baseline", 1), lambda: None, wanted=lambda: False)
     assert not (tmp_path / "next").exists()

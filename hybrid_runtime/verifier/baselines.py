@@ -9,7 +9,7 @@ from hybrid_runtime.deployment import BaselineKind, Deployment
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.plan import Plan
-from hybrid_runtime.records import AGAINST, SPEED
+from hybrid_runtime.records import AGAINST
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.verdict import OtherBaseline
 from hybrid_runtime.verifier.comparison import Baseline, latency, throughput
@@ -28,7 +28,7 @@ _IS_KIND: dict[BaselineKind, Callable[[Plan], bool]] = {
 
 
 def read_baseline(folder: RunFolder, kind: BaselineKind | None, *, finished: bool = True) -> Baseline:
-    """What a baseline's folder holds: the metrics of its bare steps, the sentence why it could not run, or nothing.
+    """What a baseline's folder holds: metrics of what its speed is judged by, why it could not run, or nothing.
 
     Raises:
         RecordsError: its files are damaged, or are not of that kind of baseline.
@@ -41,7 +41,7 @@ def read_baseline(folder: RunFolder, kind: BaselineKind | None, *, finished: boo
     side = load_side(folder.path, "baseline", finished=finished)
     if kind and not _IS_KIND[kind](side.plan):
         raise RecordsError(f"{folder.plan}: {side.plan.mesh} is not the {kind} baseline that the deployment names")
-    return Baseline(metrics=measure(side).of(SPEED))
+    return Baseline(metrics=measure(side).bare)
 
 
 def other_baselines(

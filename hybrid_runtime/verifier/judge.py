@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from hybrid_runtime.deployment import BaselineKind
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.exact import decimal_text
-from hybrid_runtime.records import SPEED
+from hybrid_runtime.records import PLANTED
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.verdict import (
     SCHEMA_VERSION,
@@ -66,7 +66,7 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
     deployment, metrics = side.deployment, measure(side)
     sampling = read_sampling(run.sampling)
     alpha = ALPHA / sampling.looks_allowed if sampling else ALPHA
-    bare = metrics.of(SPEED) if any(side.ranks[0].measured(SPEED)) else metrics
+    bare = metrics.bare
     kind = deployment.baseline.kind if deployment.baseline else None
     baseline = read_baseline(run.baseline, kind, finished=finished)
     sides = [bare] + ([baseline.metrics] if baseline.metrics else [])
@@ -237,6 +237,7 @@ def _of_the_file(checks: Iterable[StaticCheck], claims: Sequence[Claim]) -> tupl
 def _side_row(metrics: Metrics, kind: BaselineKind | None) -> SideRow:
     side, plan, losses = metrics.side, metrics.side.plan, [loss for loss in metrics.losses() if loss is not None]
     measured = len(metrics.steps)
+    warmup = sum(step.phase == "warmup" and step.purpose != PLANTED for step in side.ranks[0].steps)
     return SideRow(
         role=side.role,
         kind=kind if side.role == "baseline" and kind else side.role,
@@ -245,7 +246,7 @@ def _side_row(metrics: Metrics, kind: BaselineKind | None) -> SideRow:
         num_microbatches=plan.num_microbatches,
         world_size=plan.mesh.world_size,
         hardware=metrics.hardware,
-        steps_warmup=len(side.ranks[0].steps) - measured,
+        steps_warmup=warmup,
         steps_measured=measured,
         step_time_s=decimal_text(metrics.median_step_ns / 10**9, 9) if measured else "n/a",
         tokens_per_s=decimal_text(metrics.tokens_per_s, 3) if measured else "n/a",

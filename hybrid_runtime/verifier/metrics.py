@@ -20,7 +20,7 @@ from statistics import median
 from typing import Literal
 
 from hybrid_runtime.exact import decimal_text
-from hybrid_runtime.records import DATA, PLANTED, TRACE, RankRecords, Span, StepRecord
+from hybrid_runtime.records import DATA, PLANTED, SPEED, TRACE, RankRecords, Span, StepRecord
 from hybrid_runtime.verdict import DeviceRow
 from hybrid_runtime.verifier.side import Side, is_compute
 from hybrid_runtime.verifier.statistics import share_interval
@@ -106,6 +106,12 @@ class Metrics:
     def of(self, purpose: str) -> Metrics:
         """The same side's measured steps of another purpose."""
         return replace(self, purpose=purpose)
+
+    @property
+    def bare(self) -> Metrics:
+        """The steps that speed is judged by: bare ones, or those of a plain run, which records spans throughout."""
+        bare = self.of(SPEED)
+        return bare if bare.steps else self
 
     @cached_property
     def steps(self) -> tuple[StepRecord, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from hybrid_runtime.exact import decimal_text
@@ -127,7 +128,7 @@ def observer_warnings(checks: Iterable[SelfCheck]) -> list[str]:
 
 def _of_ratio(name: str, text: str, metrics: Metrics, decision: Decision, alpha: float) -> SelfCheck:
     """A ratio of times as a difference in percent."""
-    shift = decision.shifted(Fraction(-1))
+    shift = replace(decision, point=decision.point - 1, lower=decision.lower - 1, upper=decision.upper - 1)
     method = f"t on {decision.samples} paired block log-ratios of median steps, wall"
     figure: Measured | None = figures(shift, metrics, method, alpha=alpha) if decision.samples else None
     why = "aa_failed" if name == "aa" and decision.outcome is Outcome.FAIL else decision.reason

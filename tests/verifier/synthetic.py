@@ -9,14 +9,16 @@ steps; with a baseline, blocks are laid out in time in the order A B B A ... (or
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, Prediction, StagePlan, UnitCost
+from hybrid_runtime.planted import BASE_UNITS, part_name, part_units
 from hybrid_runtime.records import (
     REDUCE_GRAD,
     Device,
@@ -30,7 +32,6 @@ from hybrid_runtime.records import (
     to_line,
 )
 from hybrid_runtime.run_folder import RunFolder
-from hybrid_runtime.turns import abba
 
 WARMUP = 4
 LEDGER_STEPS = (1, 2, 3)
@@ -59,6 +60,7 @@ class Synthetic:
     memory_bytes: Sequence[int] | Sequence[Sequence[int]] = ()
     flops: Sequence[int] = ()
     loss: float | None = 5.5
+    grad_norm: float | None = 1.5
     tokens: int = 1024
     foreign_percent: int = 0
     owned: bool = True
@@ -147,6 +149,13 @@ def plan_for(deployed: Deployment) -> Plan:
     )
 
 
+def abba(blocks: int) -> Iterator[tuple[str, int]]:
+    """(side, block) of the bare blocks, numbered from 1, in the order in which `turns.rounds` runs them."""
+    for block in range(1, blocks + 1):
+        pair = ("candidate", "baseline") if block % 2 else ("baseline", "candidate")
+        yield from ((side, block) for side in pair)
+
+
 def write_run(
     folder: Path,
     candidate: Synthetic,
@@ -165,6 +174,53 @@ def write_run(
         other = baseline_deployed or deployment(baseline.shape)
         _write_side(RunFolder(folder).baseline.path, baseline, other, starts["baseline"])
     return folder
+
+
+def append_steps(folder: Path, steps: Sequence[Sequence[StepRecord]], side: str = "candidate") -> Path:
+    """Adds steps (one record per rank each) behind those that are there; they get the next block and step numbers."""
+    files = RunFolder(folder) if side == "candidate" else RunFolder(folder).baseline
+    for rank in range(len(steps[0])):
+        path = files.records / f"rank{rank}.jsonl"
+        *lines, _ = path.read_text().splitlines(keepends=True)
+        last = StepRecord.model_validate_json(lines[-1])
+        shift = last.end_ns - steps[0][0].start_ns + 10 * MS
+        for k, row in enumerate(steps, start=1):
+            moved = {"step": last.step + k, "block": last.block + 1 + row[rank].block}
+            lines.append(to_line(_moved(row[rank], shift).model_copy(update=moved)))
+        lines.append(to_line(Footer(steps=last.step + 1 + len(steps), finished_utc="2026-01-01T00:00:00+00:00")))
+        path.write_text("".join(lines))
+    return folder
+
+
+def _moved(step: StepRecord, shift_ns: int) -> StepRecord:
+    spans = tuple(
+        span._replace(start_ns=span.start_ns + shift_ns, end_ns=span.end_ns + shift_ns) for span in step.spans
+    )
+    return step.model_copy(
+        update={"start_ns": step.start_ns + shift_ns, "end_ns": step.end_ns + shift_ns, "spans": spans}
+    )
+
+
+def bare_step(window_ns: int, start_ns: int, ranks: int, block: int, purpose: str = "speed") -> list[StepRecord]:
+    """One step of every rank without spans; the last rank knows the loss."""
+    side = steady([MS] * ranks, 1, window_ns=[window_ns])
+    rows = [_step(side, rank, 0, start_ns) for rank in range(ranks)]
+    return [row.model_copy(update={"spans": (), "waits": (), "purpose": purpose, "block": block}) for row in rows]
+
+
+def planted_step(unit_ns: Sequence[int], number: int, start_ns: int) -> list[StepRecord]:
+    """One planted step: rank `number` mod ranks does the extra work; a unit takes `unit_ns` of each rank."""
+    ranks, rows = len(unit_ns), []
+    for rank, unit in enumerate(unit_ns):
+        units = [BASE_UNITS, *(part_units(ranks) if rank == number % ranks else ())]
+        ends = list(accumulate((count * unit for count in units), initial=start_ns))
+        spans = tuple(
+            Span(part_name(part), start, end, end - start, 0) for part, (start, end) in enumerate(pairwise(ends))
+        )
+        record = _step(steady([MS] * ranks, 1), rank, 0, start_ns)
+        update = {"spans": spans, "waits": (), "purpose": "planted", "loss": None, "grad_norm": None, "tokens": 0}
+        rows.append(record.model_copy(update=update | {"block": 0, "end_ns": start_ns + 10**9}))
+    return rows
 
 
 def planted(extra_pp: float, cv: float = 0.0, seed: int = 0, steps: int = 120, **more: Any) -> Synthetic:
@@ -287,7 +343,7 @@ def _step(side: Synthetic, rank: int, step: int, start: int) -> StepRecord:
         start_ns=start,
         end_ns=start + window,
         loss=None if side.loss is None or stage + 1 < side.shape.pp_degree else repr(side.loss),
-        grad_norm=None,
+        grad_norm=None if side.grad_norm is None else repr(side.grad_norm),
         tokens=side.tokens,
         switches=0,
         cores_busy_ns=window + window * side.foreign_percent // 100,
