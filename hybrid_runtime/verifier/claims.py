@@ -13,12 +13,12 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.exact import decimal_text, parse_share
 from hybrid_runtime.verdict import Claim, Outcome
 from hybrid_runtime.verifier.decide import (
-    Decision,
     decide_exact_range,
     decide_floor,
     decide_range,
     decide_repeated_range,
 )
+from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, undecided
 from hybrid_runtime.verifier.metrics import Metrics, four_forms, percent
 from hybrid_runtime.verifier.statistics import Rows
@@ -74,7 +74,7 @@ def compute_balance(deployment: Deployment, metrics: Metrics, limit: Fraction, t
         return undecided("not_measured", f"no compute times ({metrics.clock}) were recorded")
     decision = _time_balance(deployment, metrics, table, limit / scale, terms)
     method = _method("pairwise t", decision, metrics)
-    measured = figures(decision, metrics, method, scale=100 * scale, alpha=terms.alpha)
+    measured = figures(decision, metrics, method, scale=100 * scale)
     return found(decision, measured, _pair_text(metrics, _totals(table), decision))
 
 
@@ -133,7 +133,7 @@ def utilisation(deployment: Deployment, metrics: Metrics, theta: Fraction, terms
     rows = [[*busy, window] for busy, window in zip(table, metrics.windows_ns, strict=True)]
     decision = decide_floor(rows, theta, deployment.measurement.batch_steps, alpha=terms.alpha)
     decision = blocked(decision, time_blocker(deployment, [metrics], terms.driver))
-    measured = figures(decision, metrics, _method("ratio of totals, t", decision, metrics), alpha=terms.alpha)
+    measured = figures(decision, metrics, _method("ratio of totals, t", decision, metrics))
     return found(decision, measured, _busy_text(metrics, decision.worst[0]))
 
 

@@ -10,6 +10,7 @@ Latency takes a block's median step window, throughput its tokens over its windo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, zip_longest
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.records import PLANTED, StepRecord
 from hybrid_runtime.verdict import Claim
-from hybrid_runtime.verifier.decide import Decision, decide_ratio
+from hybrid_runtime.verifier.decide_ratio import decide_ratio
+from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, sentences, undecided
 from hybrid_runtime.verifier.metrics import Metrics, block_medians
 from hybrid_runtime.verifier.numerics import work_apart
@@ -61,7 +63,7 @@ def latency(
     shown = decision.mapped(lambda ratio: 1 - ratio)
     method = f"t on {shown.samples} paired block log-ratios of median steps, wall, one launch"
     sides = f"median step {_seconds(candidate)} s against {_seconds(other)} s"
-    return found(shown, figures(shown, candidate, method, alpha=terms.alpha), sides)
+    return found(shown, figures(shown, candidate, method), sides)
 
 
 def throughput(deployment: Deployment, candidate: Metrics, baseline: Baseline, gain: Fraction, terms: Terms) -> Finding:
@@ -74,7 +76,7 @@ def throughput(deployment: Deployment, candidate: Metrics, baseline: Baseline, g
     shown = decision.mapped(lambda ratio: 1 / ratio - 1)
     method = f"t on {shown.samples} paired block log-ratios of tokens/s, wall, one launch"
     rates = [decimal_text(side.tokens_per_s, 1) for side in (candidate, other)]
-    return found(shown, figures(shown, candidate, method, alpha=terms.alpha), f"{rates[0]} tokens/s against {rates[1]}")
+    return found(shown, figures(shown, candidate, method), f"{rates[0]} tokens/s against {rates[1]}")
 
 
 def _unmeasured(baseline: Baseline) -> Finding:
@@ -98,7 +100,10 @@ def _decide(
         or not_alternated(candidate, other)
         or terms.speed
     )
-    return blocked(decide_ratio(ratios, limit, alpha=terms.alpha), blocker)
+    decision = decide_ratio(ratios, limit, alpha=terms.alpha)
+    if decision.more_needed:  # in block pairs
+        decision = replace(decision, more_needed=decision.more_needed * deployment.measurement.block_steps)
+    return blocked(decision, blocker)
 
 
 def _block_costs(metrics: Metrics) -> list[Fraction]:

@@ -8,9 +8,8 @@ from typing import Literal, NamedTuple
 
 from hybrid_runtime.exact import decimal_text, exact_text
 from hybrid_runtime.verdict import Claim, Evidence, Measured, Outcome, Reason
-from hybrid_runtime.verifier.decide import Decision
+from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.metrics import Metrics
-from hybrid_runtime.verifier.statistics import ALPHA
 from hybrid_runtime.verifier.trust import Blocker
 
 
@@ -32,7 +31,7 @@ def undecided(reason: Reason, detail: str) -> Finding:
 def found(decision: Decision, measured: Measured, detail: str) -> Finding:
     """A decision with its figures; its note joins the detail."""
     detail = sentences(detail, decision.note)
-    return Finding(decision.outcome, detail, decision.reason, measured, decision.steps_needed)
+    return Finding(decision.outcome, detail, decision.reason, measured, decision.more_needed)
 
 
 def blocked(decision: Decision, blocker: Blocker | None) -> Decision:
@@ -51,16 +50,14 @@ def figures(
     method: str,
     evidence: Evidence = "measured",
     scale: int = 100,
-    *,
-    alpha: float = ALPHA,
 ) -> Measured:
-    """A decision's figures in the claim's unit, of which `scale` make 1; `alpha` is the level of its bounds."""
+    """A decision's figures in the claim's unit, of which `scale` make 1."""
     return Measured(
         point=decimal_text(decision.point * scale),
         exact=exact_text(decision.point * scale),
         lower=decimal_text(decision.lower * scale),
         upper=decimal_text(decision.upper * scale),
-        confidence="exact" if evidence == "deterministic" else f"{1 - alpha:.4g}",
+        confidence="exact" if evidence == "deterministic" else f"{1 - decision.alpha:.4g}",
         method=method,
         samples=decision.samples,
         hardware=metrics.hardware,

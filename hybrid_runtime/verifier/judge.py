@@ -18,10 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hybrid_runtime.deployment import BaselineKind
 from hybrid_runtime.errors import RecordsError
-from hybrid_runtime.exact import decimal_text
-from hybrid_runtime.records import PLANTED
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.verdict import (
     SCHEMA_VERSION,
@@ -34,16 +31,16 @@ from hybrid_runtime.verdict import (
     count,
     overall,
 )
-from hybrid_runtime.verdict import Side as SideRow
 from hybrid_runtime.verifier.baselines import fairness_warnings, other_baselines, read_baseline
 from hybrid_runtime.verifier.claims import promises
 from hybrid_runtime.verifier.comparison import comparisons
 from hybrid_runtime.verifier.driver import driver_blocker, driver_rows, driver_warnings, read_driver
 from hybrid_runtime.verifier.hardware import requirements
-from hybrid_runtime.verifier.metrics import Metrics, device_rows, measure
+from hybrid_runtime.verifier.metrics import device_rows, measure
 from hybrid_runtime.verifier.numerics import numerics_check
 from hybrid_runtime.verifier.self_test import observer_warnings, self_tests
 from hybrid_runtime.verifier.side import load_side
+from hybrid_runtime.verifier.side_rows import outlier_row, side_row
 from hybrid_runtime.verifier.static import static_checks
 from hybrid_runtime.verifier.statistics import ALPHA
 from hybrid_runtime.verifier.terms import terms_of
@@ -97,7 +94,8 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
         claims=claims,
         counts=count(outcomes),
         devices=device_rows(metrics, driver_rows(drivers[0])),
-        sides=tuple(_side_row(one, kind) for one in sides),
+        sides=tuple(side_row(one, kind) for one in sides),
+        outliers=tuple(outlier_row(one) for one in sides if one.steps),
         self_test=tuple(checks),
         sampling=sampling,
         other_baselines=tuple(row for row, _ in others),
@@ -232,24 +230,3 @@ def _of_the_file(checks: Iterable[StaticCheck], claims: Sequence[Claim]) -> tupl
     """
     judged = {name for claim in claims for name in (claim.id, claim.metric)}
     return tuple(row for row in checks if row.outcome is Outcome.FAIL or row.id not in judged)
-
-
-def _side_row(metrics: Metrics, kind: BaselineKind | None) -> SideRow:
-    side, plan, losses = metrics.side, metrics.side.plan, [loss for loss in metrics.losses() if loss is not None]
-    measured = len(metrics.steps)
-    warmup = sum(step.phase == "warmup" and step.purpose != PLANTED for step in side.ranks[0].steps)
-    return SideRow(
-        role=side.role,
-        kind=kind if side.role == "baseline" and kind else side.role,
-        mesh=str(plan.mesh),
-        schedule=plan.schedule,
-        num_microbatches=plan.num_microbatches,
-        world_size=plan.mesh.world_size,
-        hardware=metrics.hardware,
-        steps_warmup=warmup,
-        steps_measured=measured,
-        step_time_s=decimal_text(metrics.median_step_ns / 10**9, 9) if measured else "n/a",
-        tokens_per_s=decimal_text(metrics.tokens_per_s, 3) if measured else "n/a",
-        first_loss=losses[0] if losses else None,
-        last_loss=losses[-1] if losses else None,
-    )

@@ -347,7 +347,10 @@ def _share_bounds(metrics: Metrics, device: int) -> tuple[str, str] | None:
     if not table or len(metrics.devices) < 2 or not all(map(sum, table)):
         return None
     batch_steps = metrics.side.deployment.measurement.batch_steps
-    _, lower, upper = share_interval(table, device, batch_steps)
+    interval = share_interval(table, device, batch_steps)
+    if interval is None:
+        return None
+    _, lower, upper = interval
     return percent(lower, 1, 4), percent(upper, 1, 4)
 
 

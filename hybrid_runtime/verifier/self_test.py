@@ -19,7 +19,9 @@ from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.planted import LEVELS, LIMIT, extra_units, part_name, planted_gap
 from hybrid_runtime.records import PLANTED, SPEED, StepRecord
 from hybrid_runtime.verdict import Measured, Outcome, SelfCheck
-from hybrid_runtime.verifier.decide import Decision, decide_equivalence, decide_range, decide_ratio
+from hybrid_runtime.verifier.decide import decide_range
+from hybrid_runtime.verifier.decide_ratio import decide_equivalence, decide_ratio
+from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.finding import figures
 from hybrid_runtime.verifier.metrics import Clock, Metrics, block_medians, measure, percent
 from hybrid_runtime.verifier.side import Side
@@ -70,7 +72,7 @@ def _planted(side: Side, rows: Sequence[Sequence[StepRecord]], level: int, clock
         unit="pp",
         outcome=outcome,
         reason="planted_failed" if outcome is Outcome.FAIL else decision.reason,
-        measured=figures(decision, measure(side), method, alpha=alpha),
+        measured=figures(decision, measure(side), method),
         detail=f"came out {found.value}" + (f"; {decision.note}" if decision.note else ""),
     )
 
@@ -94,7 +96,7 @@ def _aa(bare: Metrics, alpha: float) -> SelfCheck:
     ratios = [first / second if number % 2 == 0 else second / first for number, (first, second) in enumerate(pairs)]
     margin = aa_margin(bare)
     text = f"the candidate against itself: no speed-up beyond {percent(margin, 1)} %, a third of the smallest promise"
-    return _of_ratio("aa", text, bare, decide_equivalence(ratios, margin, alpha=alpha), alpha)
+    return _of_ratio("aa", text, bare, decide_equivalence(ratios, margin, alpha=alpha))
 
 
 def aa_margin(metrics: Metrics) -> Fraction:
@@ -112,7 +114,7 @@ def aa_margin(metrics: Metrics) -> Fraction:
 def _observer(traced: Metrics, bare: Metrics, alpha: float) -> SelfCheck:
     ratios = [with_spans / without for with_spans, without in zip(block_medians(traced), block_medians(bare))]
     text = "recording spans and waits makes a step at most 1 % longer; speed is judged from bare steps all the same"
-    return _of_ratio("observer", text, bare, decide_ratio(ratios, OBSERVER_LIMIT, alpha=alpha), alpha)
+    return _of_ratio("observer", text, bare, decide_ratio(ratios, OBSERVER_LIMIT, alpha=alpha))
 
 
 def observer_warnings(checks: Iterable[SelfCheck]) -> list[str]:
@@ -126,11 +128,11 @@ def observer_warnings(checks: Iterable[SelfCheck]) -> list[str]:
     ]
 
 
-def _of_ratio(name: str, text: str, metrics: Metrics, decision: Decision, alpha: float) -> SelfCheck:
+def _of_ratio(name: str, text: str, metrics: Metrics, decision: Decision) -> SelfCheck:
     """A ratio of times as a difference in percent."""
     shift = replace(decision, point=decision.point - 1, lower=decision.lower - 1, upper=decision.upper - 1)
     method = f"t on {decision.samples} paired block log-ratios of median steps, wall"
-    figure: Measured | None = figures(shift, metrics, method, alpha=alpha) if decision.samples else None
+    figure: Measured | None = figures(shift, metrics, method) if decision.samples else None
     why = "aa_failed" if name == "aa" and decision.outcome is Outcome.FAIL else decision.reason
     return SelfCheck(
         id=name, text=text, unit="%", outcome=decision.outcome, reason=why, measured=figure,

@@ -110,7 +110,7 @@ def test_equal_blocks_pass_a_against_a(tmp_path: Path) -> None:
 
 
 def test_a_drift_is_not_taken_for_a_difference(tmp_path: Path) -> None:
-    windows = [round(20 * MS * (1 + 0.01 * block)) for block in range(12)]
+    windows = [round(20 * MS * (1 + 0.003 * block)) for block in range(12)]
     checks = checks_of(verdict_of(tmp_path, steady([10 * MS] * 3), bare(windows), throughput_gain_percent=5))
     assert checks["aa"].outcome is PASS
 

@@ -1,0 +1,51 @@
+"""What ran, in plain figures, one row per side; nothing here is judged."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from hybrid_runtime.deployment import BaselineKind
+from hybrid_runtime.exact import decimal_text
+from hybrid_runtime.records import PLANTED
+from hybrid_runtime.verdict import Outliers
+from hybrid_runtime.verdict import Side as SideRow
+from hybrid_runtime.verifier.metrics import Metrics
+from hybrid_runtime.verifier.outliers import flag_outliers
+
+
+def side_row(metrics: Metrics, kind: BaselineKind | None) -> SideRow:
+    """Mesh, schedule, steps and median figures of a side."""
+    side, plan, losses = metrics.side, metrics.side.plan, [loss for loss in metrics.losses() if loss is not None]
+    measured = len(metrics.steps)
+    warmup = sum(step.phase == "warmup" and step.purpose != PLANTED for step in side.ranks[0].steps)
+    return SideRow(
+        role=side.role,
+        kind=kind if side.role == "baseline" and kind else side.role,
+        mesh=str(plan.mesh),
+        schedule=plan.schedule,
+        num_microbatches=plan.num_microbatches,
+        world_size=plan.mesh.world_size,
+        hardware=metrics.hardware,
+        steps_warmup=warmup,
+        steps_measured=measured,
+        step_time_s=decimal_text(metrics.median_step_ns / 10**9, 9) if measured else "n/a",
+        tokens_per_s=decimal_text(metrics.tokens_per_s, 3) if measured else "n/a",
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+    )
+
+
+def outlier_row(metrics: Metrics) -> Outliers:
+    """Which measured steps lie far from the others, and what leaving them out would change. There must be steps."""
+    flagged = flag_outliers(metrics.windows_ns)
+    return Outliers(
+        role=metrics.side.role,
+        steps=tuple(metrics.steps[index].step for index in flagged.indexes),
+        median_step_s=_seconds(flagged.median),
+        mean_step_s=_seconds(flagged.mean),
+        mean_without_s=_seconds(flagged.mean_without),
+    )
+
+
+def _seconds(time_ns: Fraction) -> str:
+    return decimal_text(time_ns / 10**9, 9)
