@@ -13,12 +13,12 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.exact import decimal_text, parse_share
 from hybrid_runtime.verdict import Claim, Outcome
 from hybrid_runtime.verifier.decide import (
-    Decision,
     decide_exact_range,
     decide_floor,
     decide_range,
     decide_repeated_range,
 )
+from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, undecided
 from hybrid_runtime.verifier.metrics import Metrics, four_forms, percent
 from hybrid_runtime.verifier.statistics import Rows

@@ -19,7 +19,8 @@ from typing import NamedTuple
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.verdict import Claim
-from hybrid_runtime.verifier.decide import Decision, decide_ratio
+from hybrid_runtime.verifier.decide_ratio import decide_ratio
+from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, sentences, undecided
 from hybrid_runtime.verifier.metrics import Metrics
 from hybrid_runtime.verifier.trust import Blocker, time_blocker

@@ -8,12 +8,9 @@ from typing import Literal, NamedTuple
 
 from hybrid_runtime.exact import decimal_text, exact_text
 from hybrid_runtime.verdict import Claim, Evidence, Measured, Outcome, Reason
-from hybrid_runtime.verifier.decide import Decision
+from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.metrics import Metrics
-from hybrid_runtime.verifier.statistics import ALPHA
 from hybrid_runtime.verifier.trust import Blocker
-
-_CONFIDENCE = str(1 - Decimal(str(ALPHA)))
 
 
 class Finding(NamedTuple):
@@ -54,7 +51,7 @@ def figures(
         exact=exact_text(decision.point * scale),
         lower=decimal_text(decision.lower * scale),
         upper=decimal_text(decision.upper * scale),
-        confidence="exact" if evidence == "deterministic" else _CONFIDENCE,
+        confidence="exact" if evidence == "deterministic" else f"{1 - decision.alpha:.4g}",
         method=method,
         samples=decision.samples,
         hardware=metrics.hardware,

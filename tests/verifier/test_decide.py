@@ -16,9 +16,9 @@ from hybrid_runtime.verifier.decide import (
     decide_exact_range,
     decide_floor,
     decide_range,
-    decide_ratio,
     decide_repeated_range,
 )
+from hybrid_runtime.verifier.decide_ratio import decide_ratio
 
 ONE_PP = Fraction(1, 100)
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE

@@ -53,4 +53,5 @@ def test_batches_grow_until_neighbours_are_uncorrelated() -> None:
     batches = independent_batches(slow_wave, 10, residuals)
     assert batches.steps_per_batch == 20  # a a b b a a b b: every other neighbour agrees
     assert batches.enough
-    assert not independent_batches(slow_wave[:120], 10, residuals).enough
+    assert independent_batches(slow_wave[:120], 10, residuals).steps_per_batch == 10  # too few for longer ones
+    assert not independent_batches(slow_wave[:90], 10, residuals).enough
