@@ -41,6 +41,7 @@ class Cell:
         looks: rows (steps, or block pairs) at each look; rows longer than a batch give fewer batches.
         batch_steps: what the rule is told to average at least.
         drift: the truth moves by this much, in its unit, from the first row to the last.
+        times: so many times the usual number of runs: where a rate lies near its goal, or runs are quick.
     """
 
     rule: Rule
@@ -52,6 +53,7 @@ class Cell:
     batch_steps: int = 1
     between_pairs: bool = False
     drift: float = 0.0
+    times: int = 1
 
     def decide(self, sample: Sequence[Sequence[int]], alpha: float) -> Decision:
         """The rule under test on the rows of one look."""
@@ -115,6 +117,12 @@ def outcomes(cell: Cell, runs: int, seed: Sequence[int]) -> Counter[str]:
     for sample in cell.samples(chance, runs):
         found[_ending(cell, sample)] += 1
     return found
+
+
+def named_outcomes(task: tuple[str, Cell, int, Sequence[int]]) -> tuple[str, Counter[str]]:
+    """`outcomes` of (name, cell, runs, seed), with the name, for a pool of processes."""
+    name, cell, runs, seed = task
+    return name, outcomes(cell, runs, seed)
 
 
 def _ending(cell: Cell, sample: Sequence[Sequence[int]]) -> str:

@@ -22,12 +22,10 @@ from hybrid_runtime.verifier.decision import NO_SPREAD, Decision, more_for, shri
 from hybrid_runtime.verifier.statistics import (
     ALPHA,
     Batches,
-    Error,
     Rows,
     column_residuals,
     corrected_error,
     independent_batches,
-    ratio_of_totals,
     residuals_over_last,
     standard_error,
 )
@@ -88,7 +86,7 @@ def decide_range(
 
 def _range_of_batches(batches: Batches, delta: Fraction, alpha: float) -> Decision:
     """The bounds over all ordered pairs of devices, each with the error of its own difference of shares."""
-    rows, residuals = batches.rows, column_residuals(batches.rows)
+    rows, residuals = batches.rows, batches.residuals
     devices, total = len(residuals), sum(map(sum, rows))
     amounts = [sum(column) for column in zip(*rows, strict=True)]
     bounds: list[tuple[Fraction, Fraction, Fraction]] = []  # |gap|, reach of the upper bound, reach of the lower one
@@ -201,16 +199,16 @@ def decide_floor(steps: Rows, theta: Fraction, batch_steps: int, *, alpha: float
 
 def _floor_of_batches(batches: Batches, theta: Fraction, alpha: float) -> Decision:
     *busy, window = map(list, zip(*batches.rows, strict=True))
-    ratios = [ratio_of_totals(column, window) for column in busy]
-    errors: list[Error] = [corrected_error(ratio.error, ratio.residuals) for ratio in ratios]
-    lower = min(ratio.point - error.reach(alpha) for ratio, error in zip(ratios, errors, strict=True))
-    upper = min(ratio.point + error.reach(alpha / len(busy)) for ratio, error in zip(ratios, errors, strict=True))
+    points = [Fraction(sum(column), sum(window)) for column in busy]
+    errors = [corrected_error(standard_error(series, sum(window)), series) for series in batches.residuals]
+    lower = min(point - error.reach(alpha) for point, error in zip(points, errors, strict=True))
+    upper = min(point + error.reach(alpha / len(busy)) for point, error in zip(points, errors, strict=True))
     outcome = Outcome.PASS if lower >= theta else Outcome.FAIL if upper < theta else Outcome.INCONCLUSIVE
-    worst = min(range(len(busy)), key=lambda device: ratios[device].point)
+    worst = points.index(min(points))
     return Decision(
         outcome,
         _straddles(outcome),
-        ratios[worst].point,
+        points[worst],
         lower,
         upper,
         (worst,),

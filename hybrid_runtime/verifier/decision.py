@@ -64,8 +64,12 @@ def shrink_to_exclude(limit: Fraction, point: Fraction, lower: Fraction, upper: 
 
 
 def more_for(shrink: Fraction, samples: int) -> int | None:
-    """How many samples beside `samples` shrink the error to `shrink` of itself, at least 1; None where none can."""
-    return max(1, math.ceil(samples / shrink**2) - samples) if shrink > 0 else None
+    """How many samples beside `samples` shrink the error to `shrink` of itself, at least 1; None where none can.
+
+    None, too, beyond 10^12 times as many: the point then lies on the limit as far as anybody can tell.
+    """
+    part = float(shrink)
+    return max(1, math.ceil(samples / part**2) - samples) if part > 1e-6 else None
 
 
 def more_text(more: int, unit: str) -> str:

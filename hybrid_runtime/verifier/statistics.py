@@ -37,6 +37,8 @@ def student_quantile(probability: float, freedom: float) -> float:
 
 def batch_sums(rows: Rows, length: int) -> list[tuple[int, ...]]:
     """Sums of consecutive rows, `length` or a little more in each batch; every row enters exactly one batch."""
+    if length == 1:
+        return [tuple(row) for row in rows]
     count = max(1, len(rows) // length)
     edges = [index * len(rows) // count for index in range(count + 1)]
     return [tuple(map(sum, zip(*rows[start:stop], strict=True))) for start, stop in pairwise(edges)]
@@ -118,10 +120,12 @@ class Batches:
 
     Attributes:
         steps_per_batch: length that was needed.
+        residuals: the residual series of the claim's ratios over these batches.
     """
 
     rows: list[tuple[int, ...]]
     steps_per_batch: int
+    residuals: list[list[int]]
 
     @property
     def enough(self) -> bool:
@@ -148,8 +152,9 @@ def independent_batches(
     """
     while True:
         rows = batch_sums(steps, length)
-        if len(steps) // (2 * length) < MIN_BATCHES or correlation(residuals(rows)) < MAX_AUTOCORRELATION:
-            return Batches(rows, length)
+        series = residuals(rows)
+        if len(steps) // (2 * length) < MIN_BATCHES or correlation(series) < MAX_AUTOCORRELATION:
+            return Batches(rows, length, series)
         length *= 2
 
 
@@ -175,6 +180,7 @@ def share_interval(
     batches = independent_batches(steps, batch_steps, column_residuals)
     if not batches.enough:
         return None
-    ratio = ratio_of_totals([row[device] for row in batches.rows], [sum(row) for row in batches.rows])
-    reach = corrected_error(ratio.error, ratio.residuals).reach(alpha / 2)
-    return ratio.point, ratio.point - reach, ratio.point + reach
+    total, residuals = sum(map(sum, batches.rows)), batches.residuals[device]
+    point = Fraction(sum(row[device] for row in batches.rows), total)
+    reach = corrected_error(standard_error(residuals, total), residuals).reach(alpha / 2)
+    return point, point - reach, point + reach

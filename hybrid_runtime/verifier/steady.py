@@ -13,8 +13,8 @@ none of them.
 
 The slope is tested twice, each at half the level, because either noise estimate is blind for one kind of drift: what is
 left beside the line (good for lines; a sudden step leaves a wobble there), and the differences of neighbours without
-the largest (good for steps). Both are batched and corrected for autocorrelation as in `statistics`, so that a correlated
-wobble is not called a drift. Integers in; exact up to the tests' last quotient.
+the largest (good for steps). Both are batched and corrected for autocorrelation as in `statistics`, so that a
+correlated wobble is not called a drift. Integers in; exact up to the tests' last quotient.
 
 Sources: MSER-5: White 1997 and White, Cobb and Spratt 2000, with the search limited to the first half as in Hoad,
 Robinson and Davies 2008. Slope test: any text on linear regression; noise from differences: von Neumann 1941.
@@ -119,7 +119,7 @@ def _drifts(steps: Rows, length: int, residuals: Callable[[Rows], list[list[int]
     changes: list[list[Fraction]] = []
     for noise_of, correlation in ((beside_line, _beside_line_correlation), (of_neighbours, neighbour_correlation)):
         batches = independent_batches(steps, length, residuals, correlation)
-        series = residuals(batches.rows) if batches.enough else []
+        series = batches.residuals if batches.enough else []
         lines = [fit_line(one) for one in series]
         level = alpha / 2 / max(1, len(lines))
         changes.append(
