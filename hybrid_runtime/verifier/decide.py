@@ -12,61 +12,24 @@ without spread has bounds equal to the point, and every rule becomes an exact co
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
-from itertools import permutations
+from itertools import combinations
 
 from hybrid_runtime.verdict import Outcome, Reason
+from hybrid_runtime.verifier.decision import NO_SPREAD, Decision, more_for, shrink_to_exclude
 from hybrid_runtime.verifier.statistics import (
     ALPHA,
-    Ratio,
+    Batches,
     Rows,
+    column_residuals,
+    corrected_error,
     independent_batches,
-    ratio_of_totals,
-    student_quantile,
+    residuals_over_last,
+    standard_error,
 )
-
-MIN_BLOCK_PAIRS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a rule found.
-
-    Attributes:
-        point, lower, upper: the figure as a fraction of 1; PASS looks at one bound and FAIL at the other.
-        worst: columns that set the figure: (largest, smallest) for a range, (least busy,) for a utilisation.
-        samples: batches or block pairs.
-        steps_per_batch: consecutive steps in one batch; 0 where the data is not batched.
-        half_width: what the resolution gate looks at; 0 for exact data.
-        note: a sentence that explains an INCONCLUSIVE, or warns; may be empty.
-    """
-
-    outcome: Outcome
-    reason: Reason | None
-    point: Fraction
-    lower: Fraction
-    upper: Fraction
-    worst: tuple[int, ...] = ()
-    samples: int = 1
-    steps_per_batch: int = 0
-    half_width: Fraction = Fraction()
-    note: str = ""
-
-    def because(self, reason: Reason, note: str) -> Decision:
-        """The same figures, decided by nothing."""
-        return replace(self, outcome=Outcome.INCONCLUSIVE, reason=reason, note=note)
-
-    def mapped(self, decreasing: Callable[[Fraction], Fraction]) -> Decision:
-        """The same decision, its figures put through a decreasing function, so that the bounds change places."""
-        lower, upper = decreasing(self.upper), decreasing(self.lower)
-        return replace(self, point=decreasing(self.point), lower=lower, upper=upper)
-
-
-NO_SPREAD = "no spread at all between noisy samples: suspicious"
+from hybrid_runtime.verifier.steady import busy_drifts, share_drifts
 
 
 def decide_exact_range(amounts: Sequence[int], delta: Fraction) -> Decision:
@@ -97,13 +60,9 @@ def decide_repeated_range(repeats: Rows, delta: Fraction) -> Decision:
     return replace(shown, note="the observations differ between repeats, all on the same side of the limit")
 
 
-def range_residuals(rows: Rows) -> list[list[int]]:
-    """Residuals of every column's share of the total."""
-    totals = [sum(row) for row in rows]
-    return [ratio_of_totals(column, totals).residuals for column in zip(*rows, strict=True)]
-
-
-def decide_range(steps: Rows, delta: Fraction, batch_steps: int, *, trusted_to: Fraction = Fraction()) -> Decision:
+def decide_range(
+    steps: Rows, delta: Fraction, batch_steps: int, *, trusted_to: Fraction = Fraction(), alpha: float = ALPHA
+) -> Decision:
     """Whether no two devices' shares differ by more than `delta`, from noisy integers steps[step][device].
 
     Args:
@@ -111,122 +70,158 @@ def decide_range(steps: Rows, delta: Fraction, batch_steps: int, *, trusted_to: 
         batch_steps: smallest number of consecutive steps averaged into a sample.
         trusted_to: systematic error of the instrument as a share. A smaller limit can only fail, and only by a gap
             larger than this error.
+        alpha: how often, at most, a truth at the limit may pass, and may fail; what a look may spend of the budget.
     """
-    batches = independent_batches(steps, batch_steps, range_residuals)
-    decision = _range_of_batches(batches.rows, delta)
-    decision = replace(decision, steps_per_batch=batches.steps_per_batch)
+    batches = independent_batches(steps, batch_steps, column_residuals)
+    decision = _range_of_batches(batches, delta, alpha)
+    drifts = share_drifts(steps, batch_steps)
+    if any(drifts) and _range_may_turn(steps, drifts, delta):
+        note = f"a device's share changed by {_pp(max(map(abs, drifts)))} between the halves of the measured steps"
+        return decision.because("no_steady_state", note)
+    shrink = _range_shrink(decision, delta, trusted_to)
     if not batches.enough:
-        note = (
-            f"{len(batches.rows)} independent batches of {batches.steps_per_batch} steps; at least "
-            f"{batches.steps_needed} measured steps are needed, {len(steps)} were made"
-        )
-        return decision.because("too_few_batches", note)
-    return _gated(decision, delta, trusted_to, len(steps))
+        return _too_few(decision, batches, len(steps), shrink)
+    return _gated(decision, delta, trusted_to, more_for(shrink, len(steps)))
 
 
-def _range_of_batches(rows: Rows, delta: Fraction) -> Decision:
-    count, devices = len(rows), len(rows[0])
-    for_pass = student_quantile(1 - ALPHA, count - 1) if count > 1 else 0.0
-    for_fail = student_quantile(1 - ALPHA / (devices * (devices - 1)), count - 1) if count > 1 else 0.0
-    totals = [sum(row) for row in rows]
-    gaps: dict[tuple[int, int], Ratio] = {
-        (i, j): ratio_of_totals([row[i] - row[j] for row in rows], totals) for i, j in permutations(range(devices), 2)
-    }
-    worst = max(gaps, key=lambda pair: gaps[pair].point)
-    upper = max(gap.point + Fraction(for_pass * gap.error) for gap in gaps.values())
-    lower = max(gap.point - Fraction(for_fail * gap.error) for gap in gaps.values())
-    half_width = max(Fraction(for_pass * gap.error) for gap in gaps.values())
+def _range_of_batches(batches: Batches, delta: Fraction, alpha: float) -> Decision:
+    """The bounds over all ordered pairs of devices, each with the error of its own difference of shares."""
+    rows, residuals = batches.rows, batches.residuals
+    devices, total = len(residuals), sum(map(sum, rows))
+    amounts = [sum(column) for column in zip(*rows, strict=True)]
+    bounds: list[tuple[Fraction, Fraction, Fraction]] = []  # |gap|, reach of the upper bound, reach of the lower one
+    for i, j in combinations(range(devices), 2):
+        between = [a - b for a, b in zip(residuals[i], residuals[j], strict=True)]
+        error = corrected_error(standard_error(between, total), between)
+        fail = error.reach(alpha / (devices * (devices - 1)))
+        bounds.append((Fraction(abs(amounts[i] - amounts[j]), total), error.reach(alpha), fail))
+    upper = max(gap + reach for gap, reach, _ in bounds)
+    lower = max(gap - reach for gap, _, reach in bounds)
+    largest, smallest = max(amounts), min(amounts)
+    half_width = max(reach for _, reach, _ in bounds)
     outcome = Outcome.PASS if upper <= delta else Outcome.FAIL if lower > delta else Outcome.INCONCLUSIVE
     return Decision(
         outcome,
-        "interval_straddles_threshold" if outcome is Outcome.INCONCLUSIVE else None,
-        gaps[worst].point,
+        _straddles(outcome),
+        Fraction(largest - smallest, total),
         lower,
         upper,
-        worst,
-        count,
-        half_width=half_width,
-        note="" if half_width else NO_SPREAD,
+        (amounts.index(largest), amounts.index(smallest)),
+        len(rows),
+        batches.steps_per_batch,
+        half_width,
+        "" if half_width else NO_SPREAD,
+        alpha=alpha,
     )
 
 
-def _gated(decision: Decision, delta: Fraction, trusted_to: Fraction, steps: int) -> Decision:
-    """The resolution gate: half-width at most delta / 4. A gap beyond doubt needs no fine resolution to fail."""
-    if decision.lower > max(2 * delta, trusted_to):
-        return decision
-    if delta < trusted_to:
+def _straddles(outcome: Outcome) -> Reason | None:
+    return "interval_straddles_threshold" if outcome is Outcome.INCONCLUSIVE else None
+
+
+def _too_few(decision: Decision, batches: Batches, steps: int, shrink: Fraction) -> Decision:
+    """INCONCLUSIVE for want of batches; the interval's own need of steps is not forgotten."""
+    wanted = batches.steps_needed
+    note = (
+        f"{len(batches.rows)} independent batches of {batches.steps_per_batch} steps; at least {wanted} measured steps "
+        f"are needed, {steps} were made"
+    )
+    more = more_for(shrink, steps)
+    return decision.because("too_few_batches", note, more and max(wanted - steps, more))
+
+
+def _range_may_turn(steps: Rows, drifts: Sequence[Fraction], delta: Fraction) -> bool:
+    """Whether the range is on different sides of `delta` now, and with the drifting shares moved onward or back."""
+    amounts = [sum(column) for column in zip(*steps, strict=True)]
+    shares = [Fraction(amount, sum(amounts)) for amount in amounts]
+    moved = [[share + way * drift for share, drift in zip(shares, drifts, strict=True)] for way in (-1, 0, 1)]
+    return len({max(row) - min(row) <= delta for row in moved}) > 1
+
+
+def _gated(decision: Decision, delta: Fraction, trusted_to: Fraction, more: int | None) -> Decision:
+    """The resolution gate: half-width at most a quarter of the limit.
+
+    A failure is resolved if it would also fail at some looser limit that the gate lets through: so no figure that fails
+    at one limit is undecided at a stricter one. A gap beyond twice the limit needs no fine resolution.
+    """
+    if decision.lower > max(delta, trusted_to):
+        if decision.lower > 2 * delta or 4 * decision.half_width < decision.lower:
+            return decision
+    elif delta < trusted_to:
         note = f"this clock is trusted to {_pp(trusted_to)} only, the limit is {_pp(delta)}"
-        return decision.because("resolution", note)
+        return decision.because("resolution", note, more)
     if decision.half_width > delta / 4:
         note = f"half-width {_pp(decision.half_width)} is above a quarter of the limit"
-        if delta:
-            note += f"; about {math.ceil(steps * (4 * decision.half_width / delta) ** 2)} measured steps are needed"
-        return decision.because("resolution", note)
+        return decision.because("resolution", note, more)
+    if decision.outcome is Outcome.INCONCLUSIVE:
+        return decision.because("interval_straddles_threshold", decision.note, more)
     return decision
+
+
+def _range_shrink(decision: Decision, delta: Fraction, trusted_to: Fraction) -> Fraction:
+    """To which part of themselves the errors must shrink before `_gated` decides: 0 if they cannot."""
+    point, down, width = decision.point, decision.point - decision.lower, 4 * decision.half_width
+    if not width:
+        return Fraction(delta >= trusted_to or point > max(delta, trusted_to))
+    ways = [Fraction()]
+    if point < delta and delta >= trusted_to:
+        ways.append(min((delta - point) / (decision.upper - point), delta / width))
+    if point > max(2 * delta, trusted_to):
+        ways.append((point - max(2 * delta, trusted_to)) / down)
+    if point > max(delta, trusted_to):
+        ways.append(min((point - max(delta, trusted_to)) / down, point / (width + down)))
+    return max(ways)
 
 
 def _pp(share: Fraction) -> str:
     return f"{float(share * 100):.3g} pp"
 
 
-def decide_floor(steps: Rows, theta: Fraction, batch_steps: int) -> Decision:
+def decide_floor(steps: Rows, theta: Fraction, batch_steps: int, *, alpha: float = ALPHA) -> Decision:
     """Whether every device is busy at least `theta` of the window; steps[step] = (busy of each device..., window).
 
     PASS iff every device's lower bound (at level alpha) reaches theta; FAIL iff some device's upper bound (at alpha/N)
     stays below. The figure shown is the least busy device's.
     """
-    batches = independent_batches(steps, batch_steps, _floor_residuals)
-    rows, devices = batches.rows, len(batches.rows[0]) - 1
-    freedom = len(rows) - 1
-    for_pass = student_quantile(1 - ALPHA, freedom) if freedom else 0.0
-    for_fail = student_quantile(1 - ALPHA / devices, freedom) if freedom else 0.0
-    *busy, window = map(list, zip(*rows, strict=True))
-    ratios = [ratio_of_totals(column, window) for column in busy]
-    lower = min(ratio.point - Fraction(for_pass * ratio.error) for ratio in ratios)
-    upper = min(ratio.point + Fraction(for_fail * ratio.error) for ratio in ratios)
+    batches = independent_batches(steps, batch_steps, residuals_over_last)
+    decision = _floor_of_batches(batches, theta, alpha)
+    drifts = busy_drifts(steps, batch_steps)
+    if any(drifts) and _floor_may_turn(steps, drifts, theta):
+        note = f"a device's busy share changed by {_pp(max(map(abs, drifts)))} between the halves of the measured steps"
+        return decision.because("no_steady_state", note)
+    shrink = shrink_to_exclude(theta, decision.point, decision.lower, decision.upper)
+    if not batches.enough:
+        return _too_few(decision, batches, len(steps), shrink)
+    if decision.outcome is Outcome.INCONCLUSIVE:
+        return decision.because("interval_straddles_threshold", decision.note, more_for(shrink, len(steps)))
+    return decision
+
+
+def _floor_of_batches(batches: Batches, theta: Fraction, alpha: float) -> Decision:
+    *busy, window = map(list, zip(*batches.rows, strict=True))
+    points = [Fraction(sum(column), sum(window)) for column in busy]
+    errors = [corrected_error(standard_error(series, sum(window)), series) for series in batches.residuals]
+    lower = min(point - error.reach(alpha) for point, error in zip(points, errors, strict=True))
+    upper = min(point + error.reach(alpha / len(busy)) for point, error in zip(points, errors, strict=True))
     outcome = Outcome.PASS if lower >= theta else Outcome.FAIL if upper < theta else Outcome.INCONCLUSIVE
-    worst = min(range(devices), key=lambda device: ratios[device].point)
-    decision = Decision(
+    worst = points.index(min(points))
+    return Decision(
         outcome,
-        "interval_straddles_threshold" if outcome is Outcome.INCONCLUSIVE else None,
-        ratios[worst].point,
+        _straddles(outcome),
+        points[worst],
         lower,
         upper,
         (worst,),
-        len(rows),
+        len(batches.rows),
         batches.steps_per_batch,
-        note="" if any(ratio.error for ratio in ratios) else NO_SPREAD,
+        note="" if any(error.value for error in errors) else NO_SPREAD,
+        alpha=alpha,
     )
-    if not batches.enough:
-        note = f"at least {batches.steps_needed} measured steps are needed, {len(steps)} were made"
-        return decision.because("too_few_batches", note)
-    return decision
 
 
-def _floor_residuals(rows: Rows) -> list[list[int]]:
-    *busy, window = zip(*rows, strict=True)
-    return [ratio_of_totals(column, window).residuals for column in busy]
-
-
-def decide_ratio(ratios: Sequence[Fraction], limit: Fraction) -> Decision:
-    """Whether candidate / baseline (of times, paired by block) is at most `limit`, by Student's t on the log-ratios.
-
-    The figure is the geometric mean of the ratios. Equal ratios are compared exactly.
-    """
-    pairs = len(ratios)
-    if all(ratio == ratios[0] for ratio in ratios):
-        point = lower = upper = ratios[0]
-        note = NO_SPREAD
-    else:
-        logs = [math.log(ratio) for ratio in ratios]
-        mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(pairs)
-        reach = student_quantile(1 - ALPHA, pairs - 1) * error
-        point, lower, upper = (Fraction(math.exp(value)) for value in (mean, mean - reach, mean + reach))
-        note = ""
-    outcome = Outcome.PASS if upper <= limit else Outcome.FAIL if lower > limit else Outcome.INCONCLUSIVE
-    reason: Reason | None = "interval_straddles_threshold" if outcome is Outcome.INCONCLUSIVE else None
-    decision = Decision(outcome, reason, point, lower, upper, samples=pairs, note=note)
-    if pairs < MIN_BLOCK_PAIRS:
-        note = f"{pairs} block pairs, at least {MIN_BLOCK_PAIRS} are needed"
-        return decision.because("too_few_batches", note)
-    return decision
+def _floor_may_turn(steps: Rows, drifts: Sequence[Fraction], theta: Fraction) -> bool:
+    """Whether the least busy device is on different sides of `theta` now, and with the drifts moved onward or back."""
+    *busy, window = (sum(column) for column in zip(*steps, strict=True))
+    shares = [Fraction(amount, window) for amount in busy]
+    moved = [[share + way * drift for share, drift in zip(shares, drifts, strict=True)] for way in (-1, 0, 1)]
+    return len({min(row) >= theta for row in moved}) > 1

@@ -16,9 +16,9 @@ from hybrid_runtime.verifier.decide import (
     decide_exact_range,
     decide_floor,
     decide_range,
-    decide_ratio,
     decide_repeated_range,
 )
+from hybrid_runtime.verifier.decide_ratio import decide_ratio
 
 ONE_PP = Fraction(1, 100)
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
@@ -70,6 +70,57 @@ def test_a_clock_trusted_to_10_pp_passes_loose_limits_and_fails_gross_gaps_only(
     for gap, delta_pp, outcome in ((0, 1, INCONCLUSIVE), (30, 1, INCONCLUSIVE), (90, 1, FAIL), (0, 10, PASS)):
         decision = decide_range([[100, 100, 100 + gap]] * 100, Fraction(delta_pp, 100), 10, trusted_to=trusted)
         assert decision.outcome is outcome, (gap, delta_pp)
+
+
+def test_a_resolved_failure_stands_at_every_stricter_limit() -> None:
+    steps = _steps(np.random.default_rng(5), [98.5, 100, 101.7], 0.01, 200)
+    decision = decide_range(steps, ONE_PP, 2)
+    assert decision.outcome is FAIL
+    assert decision.half_width < decision.lower / 4
+    for stricter in (Fraction(6, 1000), Fraction(5, 1000), Fraction(1, 1000), Fraction()):  # some with half-width > /4
+        assert decide_range(steps, stricter, 2).outcome is FAIL
+
+
+@pytest.mark.parametrize(("gap_pp", "outcome"), [(0.8, PASS), (1.2, FAIL)])
+def test_as_many_more_steps_as_asked_for_are_about_enough(gap_pp: float, outcome: Outcome) -> None:
+    extra = round(gap_pp * 1.5 * 10**6)
+    wobble = [(1, 1), (-1, 1), (-1, -1), (1, -1)]  # uncorrelated, of 2 %
+    steps = [
+        [10**8 - extra + 2 * 10**6 * first, 10**8, 10**8 + extra + 2 * 10**6 * last] for first, last in wobble * 400
+    ]
+    first = decide_range(steps[:40], ONE_PP, 1)
+    assert first.outcome is INCONCLUSIVE
+    assert first.more_needed is not None
+    assert "more steps needed" in first.note
+    quarters = -(-first.more_needed // 4)  # only whole patterns have their mean
+    enough, half = (decide_range(steps[: 40 + 4 * more], ONE_PP, 1) for more in (quarters, quarters // 3))
+    assert (enough.outcome, half.outcome) == (outcome, INCONCLUSIVE)
+
+
+def test_more_steps_are_not_asked_for_where_they_cannot_help() -> None:
+    noisy = _steps(np.random.default_rng(4), [97, 100, 103], 0.01, 100)
+    untrusted = decide_range(noisy, ONE_PP, 2, trusted_to=Fraction(10, 100))
+    assert (untrusted.reason, untrusted.more_needed) == ("resolution", None)
+    exact = decide_range([[33, 33, 34]] * 100, ONE_PP, 2, trusted_to=Fraction(10, 100))
+    assert (exact.reason, exact.more_needed) == ("resolution", None)
+    on_the_limit = [[99, 101 + wobble, 1000] for wobble in (-1, 1, 1, -1) * 20]
+    assert decide_floor(on_the_limit, Fraction(99, 1000), 1).outcome is PASS  # exact; the other device is well above
+    on_the_limit = [[99 + wobble, 200, 1000] for wobble in (-1, 1, 1, -1) * 20]
+    decision = decide_floor(on_the_limit, Fraction(99, 1000), 1)
+    assert (decision.reason, decision.more_needed) == ("interval_straddles_threshold", None)
+    assert decision.because("contended", "somebody else computes").more_needed is None
+    assert decide_range(noisy[:12], ONE_PP, 2).more_needed is not None
+    assert decide_range(noisy, ONE_PP, 2).more_needed is None  # decided
+
+
+def test_a_smaller_error_budget_widens_the_bounds() -> None:
+    steps = _steps(np.random.default_rng(6), [98.5, 100, 101.5], 0.01, 100)
+    wide, narrow = (decide_range(steps, ONE_PP, 2, alpha=alpha) for alpha in (0.01, 0.05))
+    assert wide.lower < narrow.lower < narrow.upper < wide.upper
+    rows = [[*row, 105 * 10**6] for row in steps]
+    wide, narrow = (decide_floor(rows, Fraction(9, 10), 2, alpha=alpha) for alpha in (0.01, 0.05))
+    assert wide.lower < narrow.lower < narrow.upper < wide.upper
+    assert (wide.alpha, narrow.alpha) == (0.01, 0.05)
 
 
 def test_utilisation_is_the_least_busy_devices() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from hybrid_runtime.verifier.statistics import (
     Rows,
     batch_sums,
+    cautious_correlation,
+    corrected_error,
     independent_batches,
     lag1_autocorrelation,
     ratio_of_totals,
+    share_interval,
     student_quantile,
 )
 
@@ -53,4 +57,33 @@ def test_batches_grow_until_neighbours_are_uncorrelated() -> None:
     batches = independent_batches(slow_wave, 10, residuals)
     assert batches.steps_per_batch == 20  # a a b b a a b b: every other neighbour agrees
     assert batches.enough
-    assert not independent_batches(slow_wave[:120], 10, residuals).enough
+    assert independent_batches(slow_wave[:120], 10, residuals).steps_per_batch == 10  # too few for longer ones
+    assert not independent_batches(slow_wave[:90], 10, residuals).enough
+
+
+def test_an_error_is_widened_by_the_correlation_that_batches_may_have() -> None:
+    wobble = [-1, 1, 1, -1] * 25  # lag-1 autocorrelation 0
+    slow = [-1] * 5 + ([1] * 10 + [-1] * 10) * 4 + [1] * 10 + [-1] * 5  # 0.8
+    assert cautious_correlation(wobble) == pytest.approx(0.05 + 1 / 96, abs=0.02)
+    assert cautious_correlation(slow) > 0.8
+    assert cautious_correlation([0] * 100) == 0
+    plain, wide = corrected_error(1.0, wobble), corrected_error(1.0, slow)
+    assert 1 < plain.value < 1.1
+    assert wide.value > 3
+    assert plain.freedom > 80
+    assert wide.freedom < 12
+    assert corrected_error(0.0, [0] * 100).reach(0.05) == 0
+
+
+def test_share_intervals_hold_the_true_share_about_as_often_as_they_say() -> None:
+    chance, held, runs = np.random.default_rng(8), 0, 300
+    for _ in range(runs):
+        steps = (10**6 * np.array([1, 1, 2]) * (1 + 0.02 * chance.standard_normal((60, 3)))).astype(int).tolist()
+        interval = share_interval(steps, 2, 2, alpha=0.1)
+        assert interval is not None
+        point, lower, upper = interval
+        assert lower < point < upper
+        held += lower <= Fraction(1, 2) <= upper
+    assert held / runs > 0.87
+    assert share_interval([[1, 1]] * 9, 0, 1) is None
+    assert share_interval([[1, 3]] * 20, 0, 1) == (Fraction(1, 4),) * 3
