@@ -40,7 +40,7 @@ app.add_typer(schedule_app, name="schedule")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from hybrid_runtime.verifier.judge import tool_version
+        from hybrid_runtime.verifier.tool import tool_version
 
         print(tool_version())
         raise typer.Exit

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -39,8 +38,10 @@ from hybrid_runtime.verifier.comparison import Baseline, comparisons
 from hybrid_runtime.verifier.driver import driver_blocker, driver_rows, driver_warnings, read_driver
 from hybrid_runtime.verifier.hardware import requirements
 from hybrid_runtime.verifier.metrics import Metrics, device_rows, measure
+from hybrid_runtime.verifier.provenance import launch_warnings, provenance
 from hybrid_runtime.verifier.side import load_side
 from hybrid_runtime.verifier.static import static_checks
+from hybrid_runtime.verifier.tool import tool_version
 from hybrid_runtime.verifier.trust import contention_warnings
 
 _IS_KIND: dict[BaselineKind, Callable[[Plan], bool]] = {
@@ -88,7 +89,8 @@ def judge(run_folder: Path) -> Verdict:
         counts=count(outcomes),
         devices=device_rows(metrics, driver_rows(drivers[0])),
         sides=tuple(_side_row(one, kind) for one in sides),
-        warnings=(*contention_warnings(sides), *driver_warnings(drivers[0])),
+        provenance=provenance(drivers),
+        warnings=(*contention_warnings(sides), *driver_warnings(drivers[0]), *launch_warnings(side)),
         raw=raw,
     )
 
@@ -143,22 +145,8 @@ def read_verdict(path: Path) -> Verdict:
 
 def hash_raw(run_folder: Path) -> tuple[RawFile, ...]:
     """SHA-256 of every file that a verdict rests on, candidate first; paths are relative to the run folder."""
-    sides = (RunFolder(run_folder), RunFolder(run_folder).baseline)
-    paths = [
-        path
-        for side in sides
-        for path in (side.deployment, side.plan, side.infeasible, *sorted(side.records.glob("*.jsonl")))
-        if path.is_file()
-    ]
+    paths = [path for side in RunFolder(run_folder).sides() for path in side.raw_files()]
     return tuple(RawFile(path=path.relative_to(run_folder).as_posix(), sha256=_sha256(path)) for path in paths)
-
-
-def tool_version() -> str:
-    """Version of the installed package."""
-    try:
-        return version("hybrid-runtime")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _sha256(path: Path) -> str:
