@@ -32,6 +32,10 @@ CLOCK_EVENTS = {
 }
 THROTTLING_MASK = 0x004 | 0x008 | 0x020 | 0x040 | 0x080  # the device ran slower than it was set to
 
+# Names in `NvmlDevice.violations` that count nanoseconds for the same reasons.
+THROTTLING_COUNTERS = ("power", "thermal", "board_limit", "reliability", "software_thermal", "hardware_thermal",
+                       "hardware_power_brake")  # fmt: skip
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

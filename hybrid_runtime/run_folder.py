@@ -85,13 +85,9 @@ class RunFolder:
         return self.path / "sampling.json"
 
     def sides(self) -> list[RunFolder]:
-        """This side first, then those in folders of their own (`baseline/`, ...), by name."""
-        if not self.path.is_dir():
-            return [self]
-        own = {self.records, self.status, self.failures, self.turns}
-        folders = sorted(path for path in self.path.iterdir() if path.is_dir() and path not in own)
-        inside = [RunFolder(path) for path in folders]
-        return [self, *(side for side in inside if side.raw_files())]
+        """This side first, then those in folders of their own below it (`baseline/`, `baselines/KIND/`), by name."""
+        below = sorted(path for pattern in ("*", "*/*") for path in self.path.glob(pattern) if path.is_dir())
+        return [self, *(side for side in map(RunFolder, below) if side.raw_files())]
 
     def raw_files(self) -> list[Path]:
         """The files of this side that a verdict rests on; whatever the judge reads must be among them."""

@@ -108,6 +108,7 @@ def deployment(mesh: Mesh = Mesh(pp_degree=3), **tables: Any) -> Deployment:  # 
         "model": {"preset": "tiny"},
         "parallel": {name: getattr(mesh, name) for name in ("tp_degree", "pp_degree", "dp_degree")},
         "batch": {"global_batch_size": 8, "microbatch_size": 2, "sequence_length": 128},
+        "measurement": {"warmup_steps": WARMUP} | tables.pop("measurement", {}),
     }
     return parse_deployment(values | tables, source="synthetic")
 
@@ -266,7 +267,7 @@ def _memory(side: Synthetic, rank: int, ledger_step: int | None) -> Memory:
 def _warmup(side: Synthetic, rank: int, step: int) -> StepRecord:
     """Three times slower than measured steps, so that a judge who lets warm-up in is found out."""
     slow = replace(side, compute_ns=[[3 * time for time in side.compute_ns[0]]], cpu_ns=None, window_ns=None)
-    record = _step(slow, rank, 0, MS + step * 100 * slow.window(0))
+    record = _step(slow, rank, 0, MS + step * 2 * slow.window(0))
     watched = step in LEDGER_STEPS
     memory = _memory(side, rank, LEDGER_STEPS.index(step) if watched else None)
     return record.model_copy(update={"step": step, "block": 0, "phase": "warmup", "ledger": watched, "memory": memory})
