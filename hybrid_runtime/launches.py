@@ -37,10 +37,10 @@ class Launches(NamedTuple):
 def note_launch(folder: RunFolder, name: str, fingerprint: str) -> Launches:
     """Adds this launch to the list beside its run folder, and says which were there before.
 
-    A side of a run (`RUN/baseline`) is no launch of its own.
+    A side of a run (`RUN/baseline`, `RUN/baselines/KIND`) is no launch of its own.
     """
     path = folder.path.resolve()
-    if RunFolder(path.parent).records.is_dir():
+    if any(RunFolder(above).records.is_dir() for above in list(path.parents)[:2]):
         return Launches(unknown="a side of another run folder")
     file = path.parent / LIST
     line = {

@@ -31,12 +31,17 @@ def differences(before: Verdict, now: Verdict) -> list[str]:
 
 def outcomes_changed(before: Verdict, now: Verdict) -> list[str]:
     """Rows that another version of the rules judges otherwise, in words."""
-    then, again = ({row.id: row.outcome for row in (*one.static_checks, *one.claims)} for one in (before, now))
+    then, again = _outcomes(before), _outcomes(now)
     return [
         f"{name}: {then.get(name, 'no row')} then, {again.get(name, 'no row')} now"
         for name in dict.fromkeys([*then, *again])
         if then.get(name) != again.get(name)
     ]
+
+
+def _outcomes(verdict: Verdict) -> dict[str, str]:
+    checks = {check.id: check.outcome.value for check in verdict.static_checks}
+    return checks | {claim.id: claim.outcome.value for claim in verdict.claims}
 
 
 def _places(before: Any, now: Any, place: str) -> Iterator[str]:
