@@ -12,7 +12,7 @@ import pytest
 import hybrid_runtime
 from tests.commands import command
 from tests.report import examples
-from tests.verifier.test_recheck import whole
+from tests.verifier.runs import whole
 
 COPY = Path(hybrid_runtime.__file__).parent / "verdict.schema.json"
 

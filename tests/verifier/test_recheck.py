@@ -17,35 +17,14 @@ import pytest
 from pydantic import ValidationError
 
 from hybrid_runtime.errors import RecordsError
-from hybrid_runtime.run_folder import RunFolder
-from hybrid_runtime.verdict import Outcome, Sampling, Verdict, overridden
+from hybrid_runtime.verdict import Outcome, Verdict, overridden
 from hybrid_runtime.verifier.differences import differences
 from hybrid_runtime.verifier.judge import judge, read_verdict, recheck, write_verdict
 from tests.commands import command
-from tests.verifier.nvml_examples import write_nvml
-from tests.verifier.synthetic import MS, deployment, noisy, rewrite, write_run
+from tests.verifier.runs import whole
+from tests.verifier.synthetic import rewrite
 
-TARGETS = {"compute_balance_pp": 1, "memory_balance_pp": 1, "latency_reduction_percent": 30}
 ERROR = 4
-
-
-def whole(folder: Path) -> Path:
-    """A judged run with every kind of raw file."""
-    deployed = deployment(targets=TARGETS, baseline={"kind": "pp_only"})
-    sides = [
-        noisy([mean] * 3, 0.002, seed, steps=20, block_steps=2, kind="cuda")
-        for seed, mean in enumerate((10 * MS, 20 * MS))
-    ]
-    write_run(folder, sides[0], deployed, baseline=sides[1])
-    write_nvml(folder)
-    write_nvml(folder / "baseline")
-    sampling = Sampling(looks_allowed=1, alpha_per_look="0.05", budget_s=9, looks=(), stopped="single look")
-    RunFolder(folder).sampling.write_text(sampling.model_dump_json())
-    other = folder / "baselines/dp_only"
-    other.mkdir(parents=True)
-    (other / "infeasible.txt").write_text("no room\n")
-    write_verdict(judge(folder), folder / "verdict.json")
-    return folder
 
 
 @pytest.fixture(scope="module")
