@@ -89,10 +89,19 @@ def damaged_values(values: Any, chance: random.Random) -> tuple[Any, str]:
 
 def _places(values: Any, place: Place = ()) -> Iterator[Place]:
     yield place
-    for key, inside in (
-        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    ):
+    for key, inside in _items(values):
         yield from _places(inside, (*place, key))
+
+
+def _all(values: Any) -> Iterator[Any]:
+    """Every value in there, itself included."""
+    yield values
+    for _, inside in _items(values):
+        yield from _all(inside)
+
+
+def _items(values: Any) -> list[tuple[Any, Any]]:
+    return list(values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ())
 
 
 def damage_folder(folder: Path, chance: random.Random) -> str:
