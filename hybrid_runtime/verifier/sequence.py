@@ -19,7 +19,8 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.records import PLANTED, RankRecords, StepRecord
 
-SLACK_NS = 1_000_000  # clocks of devices are tied to their host's to a few microseconds; a foreign run is seconds away
+SLACK_NS = 1_000_000  # ranks of one host read one clock
+HOSTS_SLACK_NS = 1_000_000_000  # clocks of hosts are compared once and may drift apart; another run is seconds away
 
 
 def check_sequence(ranks: Sequence[RankRecords], deployment: Deployment) -> None:
@@ -34,20 +35,25 @@ def check_sequence(ranks: Sequence[RankRecords], deployment: Deployment) -> None
 
 
 def _check_time(ranks: Sequence[RankRecords]) -> None:
-    slack_ns = SLACK_NS + 2 * max(0, *(rank.header.clock_uncertainty_ns for rank in ranks))
-    ends = [(-(2**64), ranks[0].path.name)]
+    """Host by host closely, over all hosts with room for clocks that drift apart after they were compared."""
+    hosts = {rank.header.host.name for rank in ranks}
+    for host in hosts:
+        _check_order([rank for rank in ranks if rank.header.host.name == host], SLACK_NS)
+    if len(hosts) > 1:
+        _check_order(ranks, HOSTS_SLACK_NS)
+
+
+def _check_order(ranks: Sequence[RankRecords], slack_ns: int) -> None:
+    ends: list[tuple[int, str]] = []
     for row in zip(*(rank.steps for rank in ranks), strict=True):
-        spans = [
-            (step.start_ns + rank.header.clock_offset_ns, step.end_ns + rank.header.clock_offset_ns, rank.path.name)
-            for step, rank in zip(row, ranks, strict=True)
-        ]
-        first, last = min(spans), max(ends)
-        if first[0] + slack_ns < last[0]:
+        steps = [(step, rank.header.clock_offset_ns, rank.path.name) for step, rank in zip(row, ranks, strict=True)]
+        start_ns, starting = min((step.start_ns + offset_ns, name) for step, offset_ns, name in steps)
+        if ends and start_ns + slack_ns < max(ends)[0]:
             raise RecordsError(
-                f"{ranks[0].path.parent}: step {row[0].step} begins in {first[2]} before step {row[0].step - 1} ends "
-                f"in {last[1]}; the files are of different runs, or were edited"
+                f"{ranks[0].path.parent}: step {row[0].step} begins in {starting} before step {row[0].step - 1} ends "
+                f"in {max(ends)[1]}; the files are of different runs, or were edited"
             )
-        ends = [(end, name) for _, end, name in spans]
+        ends = [(step.end_ns + offset_ns, name) for step, offset_ns, name in steps]
 
 
 def _check_window(rank: RankRecords, deployment: Deployment) -> None:
@@ -60,7 +66,9 @@ def _check_window(rank: RankRecords, deployment: Deployment) -> None:
             f"{path}: {unjudged} steps of warm-up, but the deployment says {asked}; warm-up must not be judged, "
             "the file was edited"
         )
-    blocks = [list(block) for _, block in groupby(steps[unjudged:], key=lambda step: step.block)]
+    first_judged = steps[unjudged].block if unjudged < len(steps) else None
+    grouped = groupby(steps, key=lambda step: step.block)
+    blocks = [list(block) for number, block in grouped if first_judged is not None and number >= first_judged]
     for block in blocks:
         _check_block(str(path), block, measurement.settle_steps)
     for purpose in {step.purpose for step in steps}:

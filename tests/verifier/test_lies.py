@@ -251,8 +251,9 @@ def test_warm_up_is_counted(tmp_path: Path) -> None:
         (lambda step: step in (27, 28), "block 3 leaves out steps that must be judged"),
         (lambda step: 24 <= step < 34, "block 3 leaves out steps that must be judged"),
         (lambda step: 24 <= step < 27, "block 3 leaves out steps that must be judged"),
+        (lambda step: step < 8, "block 1 leaves out steps that must be judged"),
     ],
-    ids=["slow steps", "a slow block", "a slow start"],
+    ids=["slow steps", "a slow block", "a slow start", "a longer warm-up"],
 )
 def test_the_window_is_cherry_picked(tmp_path: Path, left_out: Any, says: str) -> None:
     """Steps that spoil the figure are called warm-up afterwards, on all ranks alike."""
@@ -385,6 +386,14 @@ def test_clock_skew_invents_bubbles(tmp_path: Path) -> None:
     rewrite(run, skew)
     with pytest.raises(RecordsError, match=r"step 5 begins in rank0.jsonl before step 4 ends in rank2.jsonl"):
         judge(run)
+
+    def on_another_host(rank: int, record: dict[str, Any]) -> dict[str, Any]:
+        if (rank, record["type"]) == (2, "header"):
+            record["host"]["name"] = "other"
+        return record
+
+    rewrite(run, on_another_host)
+    assert judge(run).sides[0].step_time_s == "0.040076", "hosts' clocks may drift: the window is longer, never shorter"
     loose = planted(0.5, header={"clock_uncertainty_ns": 100_000})
     (warning,) = judge(write_run(tmp_path / "loose", loose, deployment(**BALANCE))).warnings
     assert "the hosts' clocks agree to 200 µs only, 2 % of a step" in warning

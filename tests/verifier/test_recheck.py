@@ -212,10 +212,13 @@ def _forged(run: Path) -> Verdict:
     return judge(run)
 
 
-def test_a_rank_of_another_run_is_out_of_time(run: Path) -> None:
-    """Same deployment, same plan, same hardware, ten seconds later."""
+@pytest.mark.parametrize("host", ["host", "other"])
+def test_a_rank_of_another_run_is_out_of_time(run: Path, host: str) -> None:
+    """Same deployment, same plan, same hardware, ten seconds later, on the same host or on another."""
 
     def later(rank: int, record: dict[str, Any]) -> dict[str, Any]:
+        if rank == 2 and record["type"] == "header":
+            record["host"]["name"] = host
         if rank == 2 and record["type"] == "step":
             shift = 10**10
             record["start_ns"] += shift
