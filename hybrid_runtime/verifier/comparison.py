@@ -140,7 +140,7 @@ def different_load(candidate: Metrics, other: Metrics) -> Blocker | None:
         differing.append("the plan's units")
     if differing:
         return Blocker("loads_differ", f"candidate and baseline differ in {', '.join(differing)}")
-    if fewer := fewer_flops(ours.ranks, ours.plan, theirs.ranks):
+    if fewer := fewer_flops(ours.ranks, ours.plan) or fewer_flops(theirs.ranks, theirs.plan):
         return Blocker("loads_differ", fewer)
     for number, (step, reference) in enumerate(zip(ours.ranks[0].steps, theirs.ranks[0].steps, strict=False)):
         if step.tokens != reference.tokens:
