@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -18,7 +18,7 @@ from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.sampling import Conductor
 from hybrid_runtime.sides import Sides, empty
 from hybrid_runtime.turns import CANDIDATE, stop
-from hybrid_runtime.verdict import Verdict
+from hybrid_runtime.verdict import Verdict, overridden
 from hybrid_runtime.verifier.judge import judge, write_verdict
 
 
@@ -40,7 +40,14 @@ def run_alone(
     return judge_and_report(folder) if rendezvous.is_first else None
 
 
-def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Console, *, quiet: bool) -> Verdict:
+def run_against_baseline(
+    deployment: Deployment,
+    folder: RunFolder,
+    console: Console,
+    *,
+    quiet: bool,
+    overrides: Mapping[str, str] | None = None,
+) -> Verdict:
     """Runs candidate and baseline on the same devices in alternating blocks until the claims are decided, then judges.
 
     Both sides' processes live throughout; one works while the other sleeps. Other baselines are run one after another
@@ -71,10 +78,17 @@ def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Con
                 conductor.compare(kind, other)
         stop(folder.turns)
         sides.wait()
-    return judge_and_report(folder)
+    return judge_and_report(folder, overrides)
 
 
-def run_self_test(deployment: Deployment, folder: RunFolder, console: Console, *, quiet: bool) -> Verdict:
+def run_self_test(
+    deployment: Deployment,
+    folder: RunFolder,
+    console: Console,
+    *,
+    quiet: bool,
+    overrides: Mapping[str, str] | None = None,
+) -> Verdict:
     """Runs the candidate's ranks only to test the instrument: planted imbalances, A/A, the cost of telemetry.
 
     Raises:
@@ -92,12 +106,12 @@ def run_self_test(deployment: Deployment, folder: RunFolder, console: Console, *
         conductor.test_only()
         stop(folder.turns)
         sides.wait()
-    return judge_and_report(folder)
+    return judge_and_report(folder, overrides)
 
 
-def judge_and_report(folder: RunFolder) -> Verdict:
+def judge_and_report(folder: RunFolder, overrides: Mapping[str, str] | None = None) -> Verdict:
     """Judges the files of a run folder and writes verdict.json, report.md and trace.json beside them."""
-    verdict = judge(folder.path)
+    verdict = overridden(judge(folder.path), overrides or {})
     write_verdict(verdict, folder.verdict)
     write_whole(folder.report, markdown(verdict))
     write_trace(read_side(folder.path), read_plan(folder.plan), folder.trace)

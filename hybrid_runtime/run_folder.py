@@ -1,5 +1,6 @@
 """Where a run keeps its files. Every arrow of the project's flow is one of these.
 
+runs/launches.jsonl   every launch into this folder (launches.py)
 runs/demo-20260101-120000/
   deployment.json     the deployment as used, defaults filled in
   plan.json           written before the run, never edited
@@ -85,12 +86,23 @@ class RunFolder:
         return self.path / "baselines"
 
     @property
+    def infeasible(self) -> Path:
+        return self.path / "infeasible.txt"
+
+    @property
     def sampling(self) -> Path:
         return self.path / "sampling.json"
 
-    @property
-    def infeasible(self) -> Path:
-        return self.path / "infeasible.txt"
+    def sides(self) -> list[RunFolder]:
+        """This side first, then those in folders of their own below it (`baseline/`, `baselines/KIND/`), by name."""
+        below = sorted(path for pattern in ("*", "*/*") for path in self.path.glob(pattern) if path.is_dir())
+        return [self, *(side for side in map(RunFolder, below) if side.raw_files())]
+
+    def raw_files(self) -> list[Path]:
+        """The files of this side that a verdict rests on; whatever the judge reads must be among them."""
+        single = (self.deployment, self.plan, self.infeasible, self.sampling)
+        several = (*self.records.glob("*.jsonl"), *self.turns.glob("*.jsonl"))
+        return [path for path in (*single, *sorted(several)) if path.is_file()]
 
     @property
     def verdict(self) -> Path:

@@ -14,7 +14,8 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from hybrid_runtime.run_folder import RunFolder
-from hybrid_runtime.verifier.judge import judge, tool_version, write_verdict
+from hybrid_runtime.verifier.judge import judge, write_verdict
+from hybrid_runtime.verifier.tool import tool_version
 from tests.commands import ROOT, command, environment, small, write_json
 from tests.verifier.synthetic import deployment, steady, write_run
 
@@ -117,6 +118,25 @@ def test_a_recheck_gives_the_same_verdict_each_time_and_refuses_edited_files(tmp
     assert tampered.code == 4
     assert f"{path}: was changed since it was judged; make the run again" in tampered.err
     assert tampered.out == ""
+
+
+@pytest.mark.ranks
+def test_an_inconclusive_verdict_can_pass_a_ci_job_and_says_so_everywhere(tmp_path: Path) -> None:
+    values = small(baseline={"kind": "single"}, targets={"throughput_gain_percent": 5}, parallel={"dp_degree": 2})
+    run = RunFolder(tmp_path / "run")
+    file = write_json(tmp_path / "file.json", values)
+    done = command("verify", file, "--run-folder", run.path, "--inconclusive", "pass", "--quiet")
+    assert done.code == 0, done
+    verdict = json.loads(run.verdict.read_text())
+    assert (verdict["verdict"], verdict["exit_code"]) == ("INCONCLUSIVE", 0)
+    assert verdict["overrides"] == {"inconclusive": "pass"}
+    for said in (done.out, run.report.read_text()):
+        assert "inconclusive counts as pass in the exit code" in said
+    assert command("verify", "--recheck", run.path).code == 3
+    assert command("verify", "--recheck", run.path, "--inconclusive", "fail").code == 1
+    assert verdict["provenance"]["run"]["candidate: command"].endswith("--side candidate")
+    launches = [json.loads(line) for line in (tmp_path / "launches.jsonl").read_text().splitlines()]
+    assert [launch["run_folder"] for launch in launches] == ["run"]
 
 
 def test_help_names_the_exit_codes_and_goes_to_stdout() -> None:

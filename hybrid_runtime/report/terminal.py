@@ -75,6 +75,7 @@ def verdict_tables(verdict: Verdict) -> RenderableType:
         parts.append(sides_table(verdict.sides))
     parts += [Text()] if verdict.warnings else []
     parts += [Text(f"warning: {cells.printable(warning)}", style="yellow") for warning in verdict.warnings]
+    parts += [Text(f"override: {line}", style="yellow") for line in cells.override_lines(verdict.overrides)]
     parts.append(_overall(verdict.verdict, verdict.name, verdict.counts, verdict.exit_code))
     return Group(*parts)
 

@@ -27,6 +27,7 @@ from hybrid_runtime.verifier.numerics import work_apart
 from hybrid_runtime.verifier.side import Side
 from hybrid_runtime.verifier.terms import Terms
 from hybrid_runtime.verifier.trust import Blocker, time_blocker
+from hybrid_runtime.verifier.work_done import fewer_flops
 
 
 class Baseline(NamedTuple):
@@ -132,6 +133,8 @@ def different_load(candidate: Metrics, other: Metrics) -> Blocker | None:
         differing.append("the plan's units")
     if differing:
         return Blocker("loads_differ", f"candidate and baseline differ in {', '.join(differing)}")
+    if fewer := fewer_flops(ours.ranks, ours.plan) or fewer_flops(theirs.ranks, theirs.plan):
+        return Blocker("loads_differ", fewer)
     steps = zip(_of_the_model(ours), _of_the_model(theirs), strict=False)
     for number, (step, reference) in enumerate(steps):
         if step.tokens != reference.tokens:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hybrid_runtime.errors import HybridRuntimeError, PlanError, RecordsError
+from hybrid_runtime.errors import PlanError, RecordsError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.verdict import Outcome
 from hybrid_runtime.verifier.judge import judge, read_verdict, recheck, write_verdict
@@ -113,30 +112,6 @@ def test_damage_is_one_sentence(run: Path, damage: Callable[[Path], None], error
         judge(run)
 
 
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (_edit("records/rank1.jsonl", '"loss":null', '"loss": null'), "rank1.jsonl: was changed since it was judged"),
-        (_edit("baseline/deployment.json", '"pp_degree": 3', '"pp_degree":3'), "baseline/deployment.json: was changed"),
-        (lambda run: (run / "records/rank2.jsonl").unlink(), "rank2.jsonl: is missing"),
-        (lambda run: (run / "records/nvml-a.jsonl").write_text(""), "nvml-a.jsonl: was added"),
-        (_edit("verdict.json", '"raw": [', '"warnings": ["x"], "raw2": ['), "not a verdict"),
-        (_edit("verdict.json", '"outcome": "PASS"', '"outcome": "FAIL"'), "it was edited"),
-    ],
-)
-def test_recheck_notices_every_change(run: Path, damage: Callable[[Path], None], says: str) -> None:
-    write_verdict(judge(run), run / "verdict.json")
-    damage(run)
-    with pytest.raises(RecordsError, match=says):
-        recheck(run)
-
-
-def test_figures_without_raw_files_are_no_verdict(run: Path) -> None:
-    write_verdict(judge(run).model_copy(update={"raw": ()}), run / "verdict.json")
-    with pytest.raises(RecordsError, match="names no raw files"):
-        recheck(run)
-
-
 def test_a_baseline_of_another_kind_is_refused(tmp_path: Path) -> None:
     side = steady([MS] * 3)
     deployed = deployment(baseline={"kind": "tp_only"}, targets=TARGETS)
@@ -163,41 +138,3 @@ def test_ranks_of_one_stage_are_devices_of_their_own(tmp_path: Path) -> None:
     assert [row.device for row in verdict.devices] == [f"host:{rank}" for rank in range(6)]
     assert [row.stages for row in verdict.devices] == [(0,), (0,), (1,), (1,), (2,), (2,)]
     assert verdict.claims[0].outcome is Outcome.PASS
-
-
-def test_mutated_folders_give_verdicts_or_sentences_only(run: Path) -> None:
-    """300 folders, each with a few bytes, numbers or lines changed."""
-    chance = random.Random(11)
-    files = [path for path in sorted(run.rglob("*")) if path.suffix in (".json", ".jsonl")]
-    whole = {path: path.read_bytes() for path in files}
-    sentences = []
-    for _ in range(300):
-        path = chance.choice(files)
-        path.write_bytes(_mutated(whole[path], chance))
-        try:
-            judge(run)
-        except HybridRuntimeError as problem:
-            sentences.append(str(problem))
-        path.write_bytes(whole[path])
-    assert len(sentences) > 150
-    assert all(sentences)
-
-
-def _mutated(content: bytes, chance: random.Random) -> bytes:
-    match chance.randrange(5):
-        case 0:
-            where = chance.randrange(len(content))
-            return content[:where] + bytes([chance.randrange(256)]) + content[where + 1 :]
-        case 1:
-            return content[: chance.randrange(len(content))]
-        case 2:
-            lines = content.splitlines(keepends=True)
-            chance.shuffle(lines)
-            return b"".join(lines)
-        case 3:
-            digit = chance.choice([index for index, byte in enumerate(content) if 48 <= byte <= 57])
-            number = chance.choice([b"-1", b"0", b"99999999999999999999999", b"1e400", b"null", b"[]", b'"x"'])
-            return content[:digit] + number + content[digit + 1 :]
-        case _:
-            lines = content.splitlines(keepends=True)
-            return b"".join(lines[:1] + lines)
