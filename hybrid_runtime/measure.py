@@ -16,8 +16,9 @@ from hybrid_runtime.plan import read_plan
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import baseline_deployment, make_plan
 from hybrid_runtime.records import read_side
+from hybrid_runtime.report.exports import Exports
 from hybrid_runtime.report.markdown import markdown
-from hybrid_runtime.report.progress import ProgressFollower
+from hybrid_runtime.report.progress_view import ProgressFollower
 from hybrid_runtime.report.trace import write_trace
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.turns import BASELINE, CANDIDATE, abba, give_turn, stop
@@ -28,7 +29,13 @@ _TICK_S = 0.1
 
 
 def run_alone(
-    deployment: Deployment, folder: RunFolder, rendezvous: Rendezvous, console: Console, *, quiet: bool
+    deployment: Deployment,
+    folder: RunFolder,
+    rendezvous: Rendezvous,
+    console: Console,
+    *,
+    quiet: bool,
+    exports: Exports | None = None,
 ) -> Verdict | None:
     """Runs the candidate only; claims that need a baseline stay INCONCLUSIVE(not_measured).
 
@@ -38,14 +45,16 @@ def run_alone(
         RunError: a rank failed; names rank, stage, step and action.
     """
     _prepare(folder, deployment, rendezvous)
-    progress = [folder.progress] if rendezvous.is_first else []
-    with _sides() as sides, ProgressFollower(progress, console, quiet=quiet) as view:
+    shown_on = console if rendezvous.is_first else None
+    with _sides() as sides, ProgressFollower([folder], shown_on, quiet=quiet, exports=exports) as view:
         sides[CANDIDATE] = start(folder, deployment, rendezvous)
         _wait(sides, _Watch(deployment, folder, sides, view.update))
     return judge_and_report(folder) if rendezvous.is_first else None
 
 
-def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Console, *, quiet: bool) -> Verdict:
+def run_against_baseline(
+    deployment: Deployment, folder: RunFolder, console: Console, *, quiet: bool, exports: Exports | None = None
+) -> Verdict:
     """Runs candidate and baseline on the same devices in blocks A B B A, then judges.
 
     Both sides' processes live throughout; one works while the other sleeps. A baseline that cannot run leaves a
@@ -56,8 +65,8 @@ def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Con
     """
     _prepare(folder, deployment, Rendezvous())
     _empty(folder.turns)
-    progress = [folder.progress, folder.baseline.progress]
-    with _sides() as sides, ProgressFollower(progress, console, quiet=quiet) as view:
+    followed = [folder, folder.baseline]
+    with _sides() as sides, ProgressFollower(followed, console, quiet=quiet, exports=exports) as view:
         sides[CANDIDATE] = start(folder, deployment, Rendezvous(), _turn_arguments(folder, CANDIDATE))
         baseline = _start_baseline(deployment, folder)
         if baseline is not None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hybrid_runtime.report.progress import ProgressFollower, ProgressLine, ProgressTail, ProgressView
+from hybrid_runtime.report.progress import ProgressLine, ProgressTail
+from hybrid_runtime.report.progress_view import ProgressFollower, ProgressView
 
 
 def line(step: int, **changes: object) -> ProgressLine:
