@@ -37,7 +37,7 @@ class _Side:
     roster: Roster | None
     task: TaskID
     known: dict[int, RankLoad] = field(default_factory=dict)
-    drawn: list[Text] = field(default_factory=list)
+    doing: dict[int, str] = field(default_factory=dict)  # as it was last drawn while at work
 
     def loads(self) -> list[RankLoad]:
         """The ranks of the newest line, with what was measured of them last."""
@@ -113,16 +113,22 @@ class LivePicture:
                 yield Text(side.line.figures())
                 continue
             yield Text(side.line.overall(), no_wrap=True, overflow="ellipsis")
-            if name == self._active or not side.drawn:
-                side.drawn = self._rows(side, options.max_width, rooms[name])
-            yield from _resting(side.drawn) if name != self._active else side.drawn
+            rows = self._rows(name, side, options.max_width, rooms[name])
+            yield from rows if name == self._active else _resting(rows)
 
     def _bar(self, side: _Side) -> RenderableType:
         return self._bars.make_tasks_table([task for task in self._bars.tasks if task.id == side.task])
 
-    def _rows(self, side: _Side, width: int, room: int) -> list[Text]:
-        assert side.roster is not None
-        return rank_table(side.loads(), side.line.left_out, side.roster, width=width, room=room)
+    def _rows(self, name: str, side: _Side, width: int, room: int) -> list[Text]:
+        roster = side.roster
+        assert roster is not None
+
+        def doing(rank: int) -> str:
+            if name == self._active or rank not in side.doing:
+                side.doing[rank] = roster.doing(rank)
+            return side.doing[rank]
+
+        return rank_table(side.loads(), side.line.left_out, roster.member, doing, width=width, room=room)
 
     def _rooms(self, height: int) -> dict[str, int]:
         """Rows for each side's ranks; a side is missing where it has no ranks to show, or too little room is left."""

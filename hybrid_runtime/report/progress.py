@@ -42,7 +42,11 @@ class RankLoad(NamedTuple):
         """This step's figures, and the ones from before where this step has none."""
         if before is None:
             return self
-        return RankLoad(*(old if new is None else new for new, old in zip(self, before, strict=True)))
+        return self._replace(
+            busy_percent=before.busy_percent if self.busy_percent is None else self.busy_percent,
+            wait_percent=before.wait_percent if self.wait_percent is None else self.wait_percent,
+            memory_bytes=before.memory_bytes if self.memory_bytes is None else self.memory_bytes,
+        )
 
 
 def loads_to_tell(busy: Sequence[float], step: int) -> list[int]:

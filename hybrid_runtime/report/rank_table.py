@@ -10,8 +10,7 @@ from rich.text import Text
 
 from hybrid_runtime.report.cells import UNKNOWN, bytes_text, printable, rate_text
 from hybrid_runtime.report.progress import EXTREMES, RankLoad
-from hybrid_runtime.report.roster import Member, Roster
-from hybrid_runtime.telemetry.status import read_status
+from hybrid_runtime.report.roster import Member
 
 _GAP = " "
 _NOW_CELLS = 11  # room for what a rank is doing: "REDUCE_GRAD"
@@ -55,15 +54,24 @@ _COLUMNS = (
 )
 
 
-def rank_table(loads: Sequence[RankLoad], left_out: int, roster: Roster, *, width: int, room: int) -> list[Text]:
+def rank_table(
+    loads: Sequence[RankLoad],
+    left_out: int,
+    member: Callable[[int], Member | None],
+    doing: Callable[[int], str],
+    *,
+    width: int,
+    room: int,
+) -> list[Text]:
     """Headings and at most `room` rows, each one line of at most `width` cells.
 
     Args:
         loads: the ranks that are known of, by rank.
         left_out: how many more there are.
+        member, doing: who a rank is, and what it is doing; asked for the rows that are shown only.
     """
     top, bottom = chosen(loads, left_out, room)
-    rows = [_row(load, roster, width) for load in (*top, *bottom)]
+    rows = [_row(load, member(load.rank), doing(load.rank), width) for load in (*top, *bottom)]
     lines = _lines(rows, width)
     hidden = len(loads) + left_out - len(rows)
     if hidden:
@@ -82,11 +90,9 @@ def chosen(loads: Sequence[RankLoad], left_out: int, room: int) -> tuple[list[Ra
     return order[: max(0, shown - busiest)], order[len(order) - busiest :]
 
 
-def _row(load: RankLoad, roster: Roster, width: int) -> _Row:
-    status = read_status(roster.folder.status / f"rank{load.rank}")
-    member = roster.member(load.rank)
+def _row(load: RankLoad, member: Member | None, doing: str, width: int) -> _Row:
     device = "-" if member is None else _shortened(member.device, max(_DEVICE_CELLS, width - _OTHER_CELLS))
-    return _Row(load, member, device, "-" if status is None else status.action)
+    return _Row(load, member, device, doing)
 
 
 def _lines(rows: Sequence[_Row], width: int) -> list[Text]:

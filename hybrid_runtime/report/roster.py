@@ -1,4 +1,4 @@
-"""Who the ranks of a running side are: their place, stages, device and host, from the first line of their records."""
+"""Who the ranks of a running side are, from the first line of their records, and what they do, from their status."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from hybrid_runtime.records import Header
 from hybrid_runtime.run_folder import RunFolder
+from hybrid_runtime.telemetry.status import read_status
 
 
 class Member(NamedTuple):
@@ -45,6 +46,11 @@ class Roster:
                 header.dp, header.pp, header.tp, stages, header.device.id, header.host.name
             )  # fmt: skip
         return self._members[rank]
+
+    def doing(self, rank: int) -> str:
+        """What the rank says it is doing right now: an action or phase; "-" where it has not said anything."""
+        status = read_status(self.folder.status / f"rank{rank}")
+        return "-" if status is None else status.action
 
 
 def _read_header(path: Path) -> Header | None:
