@@ -175,6 +175,8 @@ def _with_telemetry(deployment: Deployment, tensorboard: Path | None, prometheus
 def _exports(deployment: Deployment, folder: RunFolder, console: Console, *, first: bool) -> Exports:
     from hybrid_runtime.report.exports import open_exports
 
+    folder.refuse_used()  # before an earlier run's exports are written over
+
     def warn(sentence: str) -> None:
         console.print(f"hybrid-runtime: {sentence}", markup=False, highlight=False, soft_wrap=True)
 

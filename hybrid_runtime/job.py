@@ -115,12 +115,13 @@ def run_step(parts: Parts, step: int, block: int, phase: Phase, watch: bool) -> 
             update.apply(step, norm)
     summary = recorder.close_window()
     loss_here = [0.0, 0.0] if loss_sum is None else [1.0, loss_sum.item()]
-    mine = rank_numbers(summary, recorder.memory_bytes, None if norm is None else norm.item())
+    grad_norm = None if norm is None else norm.item()
+    mine = rank_numbers(summary, recorder.memory_bytes, grad_norm)
     everyone = groups.gather_numbers([*loss_here, *mine])
     loss = _mean_loss(everyone, parts.plan)
     recorder.end_step(
         loss=loss if loss_sum is not None else None,
-        grad_norm=None if norm is None else norm.item(),
+        grad_norm=grad_norm,
         tokens=parts.plan.tokens_per_step,
     )
     return loss, [RankNumbers(*row[2:]) for row in everyone]

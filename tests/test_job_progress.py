@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,21 @@ def test_of_many_ranks_the_rest_is_counted(tmp_path: Path) -> None:
 def test_an_estimate_that_was_too_low_grows(tmp_path: Path) -> None:
     (line,) = told(tmp_path, [rank_numbers(StepSummary(1, 0, SECOND), 1, 1.0)], step=9)
     assert (line.step, line.steps) == (10, 10)
+
+
+def test_telling_costs_little(tmp_path: Path) -> None:
+    """Rank 0 does it between steps, while all others wait: some 0.2 ms with 64 ranks on two old cores."""
+    numbers = [rank_numbers(StepSummary(1000 + k, 0, SECOND), 1, 1.0) for k in range(64)]
+    settings: dict[str, Any] = {"side": "candidate", "tokens_per_step": 1, "terminal": False, "quiet": True}
+    costs_s = []
+    with RankProgress(
+        RunFolder(tmp_path).create(), rank=0, replicas=1, exports=Exports(), steps=200, **settings
+    ) as progress:
+        for step in range(200):
+            before_s = time.thread_time()
+            progress.show(step, "measure", 2.5, numbers)
+            costs_s.append(time.thread_time() - before_s)
+    assert sorted(costs_s)[100] < 0.002
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def test_unusable_folders_are_said_in_one_sentence_before_anything_runs(tmp_path
             assert not (tmp_path / "run/records").exists()
 
 
+def test_a_used_run_folder_is_refused_before_its_exports_are_written_over(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").create()
+    (folder.records / "rank0.jsonl").write_text("{}")
+    done = command(
+        "run", write_json(tmp_path / "file.json", small()), "--run-folder", folder.path, "--prometheus", tmp_path
+    )
+    assert done.code == 2
+    assert "already holds the records of a run" in done.err
+    assert list(tmp_path.glob("*.prom")) == []
+
+
 def test_a_recheck_exports_nothing(tmp_path: Path) -> None:
     done = command("verify", "--recheck", tmp_path, "--prometheus", tmp_path)
     assert done.code == 2
