@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from pathlib import Path
@@ -65,15 +66,32 @@ def test_telling_costs_little(tmp_path: Path) -> None:
     """Rank 0 does it between steps, while all others wait: some 0.2 ms with 64 ranks on two old cores."""
     numbers = [rank_numbers(StepSummary(1000 + k, 0, SECOND), 1, 1.0) for k in range(64)]
     settings: dict[str, Any] = {"side": "candidate", "tokens_per_step": 1, "terminal": False, "quiet": True}
+    seconds = itertools.count()
     costs_s = []
     with RankProgress(
-        RunFolder(tmp_path).create(), rank=0, replicas=1, exports=Exports(), steps=200, **settings
-    ) as progress:
+        RunFolder(tmp_path).create(), rank=0, replicas=1, exports=Exports(), steps=200,
+        clock=lambda: float(next(seconds)), **settings,
+    ) as progress:  # fmt: skip
         for step in range(200):
             before_s = time.thread_time()
             progress.show(step, "measure", 2.5, numbers)
             costs_s.append(time.thread_time() - before_s)
     assert sorted(costs_s)[100] < 0.002
+
+
+def test_short_steps_of_many_ranks_are_not_all_told_rank_by_rank(tmp_path: Path) -> None:
+    numbers = [rank_numbers(StepSummary(1000 + k, 0, SECOND), 1, 1.0) for k in range(64)]
+    settings: dict[str, Any] = {"side": "candidate", "tokens_per_step": 1, "terminal": False, "quiet": True}
+    run, now_s = RunFolder(tmp_path).create(), [0.0]
+    with RankProgress(
+        run, rank=0, replicas=1, exports=Exports(), steps=9, clock=lambda: now_s[0], **settings
+    ) as progress:  # fmt: skip
+        for step, now_s[0] in enumerate((0.0, 0.03, 0.063, 0.064, 0.1)):
+            progress.show(step, "measure", 2.5, numbers)
+    lines = ProgressTail(run.progress).read_new()
+    assert [len(line.ranks) for line in lines] == [64, 0, 0, 64, 0]
+    assert [line.left_out for line in lines] == [0, 64, 64, 0, 64]
+    assert [line.busiest for line in lines] == [lines[0].busiest] * 5
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

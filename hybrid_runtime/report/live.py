@@ -2,9 +2,10 @@
 
     candidate ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━╸━━━━━━━ 96/152 measure 0:00:13 left
     loss 2.513  3 693 tokens/s  306 ms/step
-    rank dp/pp/tp  stage device    busy   wait     memory   tokens/s now
-    0    0/0/0     0     vm:rank0  25.3 %  52.4 %  3.4 MiB     3 701 0F12
-    ... 3 more ranks, busy between 25.4 and 28.1 %
+    rank dp/pp/tp stage device   busy % wait %     memory tokens/s now
+    0    0/0/0    0     vm:rank0   25.3   52.4    3.4 MiB    3 701 0F12
+    ... 4 more ranks, busy between 25.3 and 28.1 %
+    5    0/2/1    2     vm:rank5   28.1   50.3    2.5 MiB    3 698 2B11
 
 Drawn by whoever calls `refresh`, at most twice a second and without a thread of its own: on a CPU run its ranks need
 the cores. The side that finished a step last is the one at work; the other's rows rest until its turn.
@@ -34,14 +35,15 @@ _FEWEST_ROWS = 1
 @dataclass
 class _Side:
     line: ProgressLine
+    told: ProgressLine  # the newest line that names ranks; not every line does
     roster: Roster | None
     task: TaskID
     known: dict[int, RankLoad] = field(default_factory=dict)
     doing: dict[int, str] = field(default_factory=dict)  # as it was last drawn while at work
 
     def loads(self) -> list[RankLoad]:
-        """The ranks of the newest line, with what was measured of them last."""
-        return [self.known[load.rank] for load in self.line.ranks]
+        """The ranks that were named last, with what was measured of them last."""
+        return [self.known[load.rank] for load in self.told.ranks]
 
 
 class LivePicture:
@@ -53,7 +55,6 @@ class LivePicture:
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console
         self._clock = clock
         self._sides: dict[str, _Side] = {}
         self._active = ""
@@ -89,8 +90,9 @@ class LivePicture:
         side = self._sides.get(line.side)
         if side is None:
             task = self._bars.add_task(line.side, total=line.steps, phase=phase)
-            side = self._sides[line.side] = _Side(line, roster, task)
+            side = self._sides[line.side] = _Side(line, line, roster, task)
         side.line, side.roster, self._active = line, roster, line.side
+        side.told = line if line.ranks else side.told
         for load in line.ranks:
             side.known[load.rank] = load.known_since(side.known.get(load.rank))
         self._bars.update(side.task, completed=line.step, total=line.steps, phase=phase)
@@ -128,16 +130,16 @@ class LivePicture:
                 side.doing[rank] = roster.doing(rank)
             return side.doing[rank]
 
-        return rank_table(side.loads(), side.line.left_out, roster.member, doing, width=width, room=room)
+        return rank_table(side.loads(), side.told.left_out, roster.member, doing, width=width, room=room)
 
     def _rooms(self, height: int) -> dict[str, int]:
         """Rows for each side's ranks; a side is missing where it has no ranks to show, or too little room is left."""
         if not self._is_running:
             return {}
         needs = {
-            name: len(side.line.ranks) + side.line.left_out
+            name: len(side.told.ranks) + side.told.left_out
             for name, side in self._sides.items()
-            if side.roster is not None and side.line.ranks
+            if side.roster is not None and side.told.ranks
         }
         lines_left = height - 1 - _LINES_PER_SIDE * len(self._sides)
         rooms = share_rows(lines_left, needs)

@@ -49,18 +49,19 @@ class RankLoad(NamedTuple):
         )
 
 
-def loads_to_tell(busy: Sequence[float], step: int) -> list[int]:
+def loads_to_tell(busy: Sequence[float], turn: int) -> list[int]:
     """The ranks that one line names: all up to MAX_LOADS, else the idlest, the busiest, and others in turn.
 
     Args:
         busy: of every rank, any figure that grows with its load.
+        turn: how many lines named ranks before this one.
     """
     ranks = range(len(busy))
     if len(busy) <= MAX_LOADS:
         return list(ranks)
     order = sorted(ranks, key=busy.__getitem__)
-    turn = ((step * ROTATING + k) % len(busy) for k in range(ROTATING))
-    return sorted({*order[:EXTREMES], *order[-EXTREMES:], *turn})
+    others = ((turn * ROTATING + k) % len(busy) for k in range(ROTATING))
+    return sorted({*order[:EXTREMES], *order[-EXTREMES:], *others})
 
 
 class ProgressLine(BaseModel):
@@ -72,7 +73,7 @@ class ProgressLine(BaseModel):
         loss: mean loss of the step; None where it is not known (forward only, or another host holds the head).
         grad_norm: global gradient norm before clipping; None for forward only.
         busiest, idlest: (rank, compute-busy percent of the step); None where busy shares were not exchanged.
-        ranks: the ranks that `loads_to_tell` chose.
+        ranks: the ranks that `loads_to_tell` chose; none where the last line that named some is only moments old.
         left_out: how many ranks this line does not name.
     """
 

@@ -12,7 +12,6 @@ same deployment begins; one that a killed command left behind still says `run_ac
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -219,4 +218,5 @@ def _number(value: float) -> str:
 
 
 def _for_a_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100] or str(os.getpid())
+    """The end of a run's name is its time, so the end is what stays of a long one."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[-150:]

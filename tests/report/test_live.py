@@ -120,6 +120,15 @@ def test_bare_steps_keep_the_figures_of_the_last_measured_one(six: Roster) -> No
     assert terminal.drawn()[3].split()[4:8] == ["50.0", "20.0", "1.0", "KiB"]
 
 
+def test_a_line_that_names_no_rank_leaves_the_rows_as_they_were(six: Roster) -> None:
+    terminal = Terminal(80, 24)
+    terminal.picture.show(line(3, **loads(6)), six)
+    before = terminal.drawn()
+    terminal.picture.show(line(4, left_out=6), six)
+    assert terminal.drawn()[2:] == before[2:]
+    assert "4/40" in terminal.drawn()[0]
+
+
 def test_it_is_drawn_at_most_twice_a_second_and_the_last_picture_has_no_rows(six: Roster) -> None:
     terminal = Terminal(80, 24)
     written = terminal.console.file

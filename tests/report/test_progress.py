@@ -49,12 +49,12 @@ def test_ranks_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_few_ranks_are_all_told_and_many_by_their_extremes_and_in_turn() -> None:
-    assert loads_to_tell([3.0, 1.0, 2.0], step=5) == [0, 1, 2]
-    assert loads_to_tell([0.0] * MAX_LOADS, step=5) == list(range(MAX_LOADS))
+    assert loads_to_tell([3.0, 1.0, 2.0], turn=5) == [0, 1, 2]
+    assert loads_to_tell([0.0] * MAX_LOADS, turn=5) == list(range(MAX_LOADS))
     busy = [float((rank * 617) % 1000) for rank in range(1000)]
     heard_of: set[int] = set()
-    for step in range(-(-1000 // ROTATING)):
-        told = loads_to_tell(busy, step)
+    for turn in range(-(-1000 // ROTATING)):
+        told = loads_to_tell(busy, turn)
         assert len(told) <= MAX_LOADS
         assert told == sorted(set(told))
         order = sorted(range(1000), key=busy.__getitem__)
