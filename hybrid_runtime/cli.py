@@ -27,6 +27,7 @@ from hybrid_runtime.run_folder import RunFolder, new_run_folder
 
 if TYPE_CHECKING:  # every command loads what it needs: `check` answers at once
     from hybrid_runtime.deployment import Deployment
+    from hybrid_runtime.report.exports import Exports
     from hybrid_runtime.verdict import StaticCheck, Verdict
 
 app = typer.Typer(
@@ -59,6 +60,16 @@ def _root(
 File = Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Folder = Annotated[Path | None, typer.Option("--run-folder", help="where to write; default runs/<name>-<time>")]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option("--tensorboard", metavar="FOLDER", help="scalars for TensorBoard, in a sub-folder per run"),
+]
+Prometheus = Annotated[
+    Path | None,
+    typer.Option(
+        "--prometheus", metavar="FOLDER", help="figures for node_exporter's textfile collector, which reads it"
+    ),
+]
 
 
 @app.command()
@@ -78,6 +89,8 @@ def run(
     json_file: Json = None,
     quiet: Quiet = False,
     run_folder: Folder = None,
+    tensorboard: TensorBoard = None,
+    prometheus: Prometheus = None,
     nodes: Annotated[int, typer.Option(help="machines that take part")] = 1,
     node_rank: Annotated[int | None, typer.Option(help="this machine's number; 0 is the one of the endpoint")] = None,
     rdzv_endpoint: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="where the machines meet")] = None,
@@ -104,7 +117,11 @@ def run(
 
     if nodes > 1 and run_folder is None:
         raise UsageError(f"--nodes {nodes} needs --run-folder, the same folder on a disk that all machines share")
-    verdict = run_alone(deployment, folder, rendezvous, _progress_console(), quiet=quiet)
+    deployment = _with_telemetry(deployment, tensorboard, prometheus)
+    console = _progress_console()
+    with _exports(deployment, folder, console, first=rendezvous.is_first) as exports:
+        verdict = run_alone(deployment, folder, rendezvous, console, quiet=quiet, exports=exports)
+        exports.judged(verdict)
     if verdict is None:
         print(f"hybrid-runtime: this machine's ranks are done; the first machine judges the records in {folder.path}")
         return
@@ -137,6 +154,8 @@ def verify(
     json_file: Json = None,
     quiet: Quiet = False,
     run_folder: Folder = None,
+    tensorboard: TensorBoard = None,
+    prometheus: Prometheus = None,
 ) -> None:
     """Check the file, run candidate and baseline in alternating blocks on the same devices, and judge every claim."""
     if (file is None) == (recheck is None):
@@ -144,6 +163,10 @@ def verify(
     _refuse_unwritable(json_file)
     overrides = {} if inconclusive is None else {"inconclusive": inconclusive.value}
     if recheck is not None:
+        if tensorboard or prometheus:
+            raise UsageError(
+                "--recheck runs nothing, so --tensorboard and --prometheus have nothing to show; drop them"
+            )
         _show(_judged_again(RunFolder(recheck), overrides), RunFolder(recheck), json_file)
     assert file is not None
     from hybrid_runtime.deployment import load_deployment
@@ -155,9 +178,31 @@ def verify(
     from hybrid_runtime.measure import run_against_baseline, run_self_test
 
     folder = _folder(run_folder, deployment.name)
+    deployment = _with_telemetry(deployment, tensorboard, prometheus)
+    console = _progress_console()
     measure = run_self_test if self_test else run_against_baseline
-    verdict = measure(deployment, folder, _progress_console(), quiet=quiet, overrides=overrides)
+    with _exports(deployment, folder, console, first=True) as exports:
+        verdict = measure(deployment, folder, console, quiet=quiet, exports=exports, overrides=overrides)
+        exports.judged(verdict)
     _show(verdict, folder, json_file)
+
+
+def _with_telemetry(deployment: Deployment, tensorboard: Path | None, prometheus: Path | None) -> Deployment:
+    """What the command line asks for outdoes the file's [telemetry]."""
+    given = {"tensorboard": tensorboard, "prometheus_textfile": prometheus}
+    wanted = {name: str(folder) for name, folder in given.items() if folder is not None}
+    return deployment.model_copy(update={"telemetry": deployment.telemetry.model_copy(update=wanted)})
+
+
+def _exports(deployment: Deployment, folder: RunFolder, console: Console, *, first: bool) -> Exports:
+    from hybrid_runtime.report.exports import open_exports
+
+    folder.refuse_used()  # before an earlier run's exports are written over
+
+    def warn(sentence: str) -> None:
+        console.print(f"hybrid-runtime: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+    return open_exports(deployment.telemetry, deployment.name, folder, first=first, warn=warn)
 
 
 def _judged_again(folder: RunFolder, overrides: Mapping[str, str]) -> Verdict:

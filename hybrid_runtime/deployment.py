@@ -44,6 +44,7 @@ from hybrid_runtime.deployment_fields import (
     given_keys,
     refuse,
 )
+from hybrid_runtime.deployment_telemetry import Telemetry
 from hybrid_runtime.deployment_text import read_values
 from hybrid_runtime.errors import DeploymentError, Problem
 from hybrid_runtime.mesh import Mesh
@@ -312,6 +313,7 @@ class Deployment(Table):
     targets: Targets = Targets()
     declared: Declared = Declared()
     measurement: Measurement = Measurement()
+    telemetry: Telemetry = Telemetry()
 
     @property
     def mesh(self) -> Mesh:
@@ -345,8 +347,9 @@ class Deployment(Table):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical form."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+        """SHA-256 of the canonical form without [telemetry]: where figures are shown is no part of what runs."""
+        values = self.model_dump(mode="json", exclude={"telemetry"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def load_deployment(path: Path) -> Deployment:

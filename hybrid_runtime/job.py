@@ -30,14 +30,15 @@ from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
-from hybrid_runtime.job_orders import Order, expected_steps, orders, times_of
+from hybrid_runtime.job_orders import Order, expected_steps, orders
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_planted import run_planted_step
-from hybrid_runtime.job_progress import RankProgress
+from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.records import DATA, OPTIMIZER, PLANTED, REDUCE_GRAD
+from hybrid_runtime.report.exports import Exports, open_exports
 from hybrid_runtime.run_folder import RunFolder, new_run_folder, write_whole
 from hybrid_runtime.telemetry.host import settle
 from hybrid_runtime.telemetry.known_work import KnownWork
@@ -74,8 +75,8 @@ def run_rank(
         work = KnownWork(device)
         for order in orders(deployment, turns, groups):
             planted = order.purpose == PLANTED
-            loss, times_ns = run_planted_step(groups, recorder, work, order) if planted else run_step(parts, order)
-            progress.show(order.step, order.phase, loss, times_ns)
+            loss, numbers = run_planted_step(groups, recorder, work, order) if planted else run_step(parts, order)
+            progress.show(order.step, order.phase, loss, numbers)
         recorder.finish()
         groups.barrier()
 
@@ -91,11 +92,11 @@ def _demand_one_plan(plan: Plan, groups: Groups) -> None:
         )
 
 
-def run_step(parts: Parts, order: Order) -> tuple[float | None, list[list[float]]]:
+def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers]]:
     """One step: forward and backward of every microbatch, gradients summed, parameters updated, times written down.
 
     Returns:
-        The mean loss over the global batch, and (busy, wait, window) nanoseconds of every rank; -1 where not recorded.
+        The mean loss over the global batch, and every rank's numbers (`job_progress.RankNumbers`).
     """
     groups, recorder, update = parts.groups, parts.recorder, parts.update
     groups.barrier()
@@ -113,16 +114,18 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[list[float]
         with recorder.span(OPTIMIZER):
             norm = update.gradient_norm()
             update.apply(order.trained, norm)
-    times_ns = times_of(recorder.close_window())
+    summary = recorder.close_window()
     loss_here = [0.0, 0.0] if loss_sum is None else [1.0, loss_sum.item()]
-    everyone = groups.gather_numbers(times_ns + loss_here)
+    grad_norm = None if norm is None else norm.item()
+    mine = rank_numbers(summary, recorder.memory_bytes, grad_norm)
+    everyone = groups.gather_numbers([*loss_here, *mine])
     loss = _mean_loss(everyone, parts.plan)
     recorder.end_step(
         loss=loss if loss_sum is not None else None,
-        grad_norm=None if norm is None else norm.item(),
+        grad_norm=grad_norm,
         tokens=parts.plan.tokens_per_step,
     )
-    return loss, [row[:3] for row in everyone]
+    return loss, [RankNumbers(*row[2:]) for row in everyone]
 
 
 def _open_source(deployment: Deployment, plan: Plan) -> TokenSource:
@@ -134,8 +137,8 @@ def _mean_loss(everyone: list[list[float]], plan: Plan) -> float | None:
     """The mean over the global batch: the replicas' sums, each taken from the first rank of its last stage."""
     mesh, last = plan.mesh, plan.stage_to_rank[-1]
     rows = [everyone[mesh.rank(dp=dp, pp=last, tp=0)] for dp in range(mesh.dp_degree)]
-    known = all(row[3] == 1.0 for row in rows)
-    return sum(row[4] for row in rows) / plan.tokens_per_step if known else None
+    known = all(row[0] == 1.0 for row in rows)
+    return sum(row[1] for row in rows) / plan.tokens_per_step if known else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -190,12 +193,21 @@ def _progress(options: argparse.Namespace, deployment: Deployment, launch: Launc
     return RankProgress(
         folder,
         rank=launch.rank,
+        replicas=deployment.mesh.dp_degree,
+        exports=Exports() if options.launched else _exports(deployment, launch, folder),
         side="candidate" if options.side == CANDIDATE else "baseline",
         steps=expected_steps(deployment, options.side, alternating=options.turns is not None),
         tokens_per_step=deployment.batch.global_batch_size * deployment.batch.sequence_length,
         terminal=not options.launched,
         quiet=options.quiet,
     )
+
+
+def _exports(deployment: Deployment, launch: Launch, folder: RunFolder) -> Exports:
+    """Under plain torchrun every machine's first rank tells of its machine, and rank 0 of the whole run."""
+    if launch.local_rank != 0:
+        return Exports()
+    return open_exports(deployment.telemetry, deployment.name, folder, first=launch.rank == 0)
 
 
 def _run_folder(options: argparse.Namespace, deployment: Deployment, launch: Launch) -> RunFolder:

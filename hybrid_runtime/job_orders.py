@@ -13,11 +13,10 @@ from typing import Literal, NamedTuple, cast
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.records import PLANTED, TRACE
-from hybrid_runtime.telemetry.recorder import NullRecorder, StepSummary
+from hybrid_runtime.telemetry.recorder import NullRecorder
 from hybrid_runtime.turns import CANDIDATE, Turn, Turns
 
 LEDGER_STEPS = 3  # warm-up steps watched by the byte ledger; step 0 is not one: the optimizer has no state yet
-UNKNOWN_NS = -1.0
 
 
 class Order(NamedTuple):
@@ -85,8 +84,3 @@ def expected_steps(deployment: Deployment, side: str, *, alternating: bool) -> i
     of_block = measurement.settle_steps + measurement.block_steps
     per_round = 2 if side == CANDIDATE else 1
     return measurement.warmup_steps + measurement.blocks * per_round * of_block
-
-
-def times_of(summary: StepSummary) -> list[float]:
-    """(busy, wait, window) in ns; UNKNOWN_NS where a bare step did not record them."""
-    return [UNKNOWN_NS if part is None else float(part) for part in summary]

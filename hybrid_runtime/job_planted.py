@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hybrid_runtime.comm.groups import Groups
-from hybrid_runtime.job_orders import Order, times_of
+from hybrid_runtime.job_orders import Order
+from hybrid_runtime.job_progress import RankNumbers, rank_numbers
 from hybrid_runtime.planted import BASE_UNITS, part_name, part_units
 from hybrid_runtime.telemetry.known_work import KnownWork
 from hybrid_runtime.telemetry.recorder import NullRecorder
@@ -11,8 +12,8 @@ from hybrid_runtime.telemetry.recorder import NullRecorder
 
 def run_planted_step(
     groups: Groups, recorder: NullRecorder, work: KnownWork, order: Order
-) -> tuple[None, list[list[float]]]:
-    """The planted counterpart of `job.run_step`: no loss, and the times of every rank."""
+) -> tuple[None, list[RankNumbers]]:
+    """The planted counterpart of `job.run_step`: no loss, and every rank's numbers."""
     ranks = groups.mesh.world_size
     groups.barrier()
     order.begin(recorder)
@@ -22,6 +23,6 @@ def run_planted_step(
         for part, units in enumerate(part_units(ranks), start=1):
             with recorder.span(part_name(part)):
                 work.run(units)
-    everyone = groups.gather_numbers(times_of(recorder.close_window()))
+    everyone = groups.gather_numbers(rank_numbers(recorder.close_window(), recorder.memory_bytes, None))
     recorder.end_step(tokens=0)
-    return None, everyone
+    return None, [RankNumbers(*row) for row in everyone]

@@ -1,27 +1,62 @@
-"""Rank 0's word on how far the run is: a line per step in `progress.jsonl`, and a bar under plain torchrun."""
+"""Rank 0's word on how far the run is: a line per step in `progress.jsonl`; a bar and exports under plain torchrun.
+
+every rank's RankNumbers --gathered at the end of a step--> rank 0 --ProgressLine--> progress.jsonl
+"""
 
 from __future__ import annotations
 
+import math
 import sys
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Literal, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 from rich.console import Console
 
-from hybrid_runtime.report.progress import ProgressLine, ProgressView
+from hybrid_runtime.report.exports import Exports
+from hybrid_runtime.report.progress import ProgressLine, RankLoad, loads_to_tell
+from hybrid_runtime.report.progress_view import ProgressView
+from hybrid_runtime.report.roster import Roster
 from hybrid_runtime.run_folder import RunFolder
+from hybrid_runtime.telemetry.recorder import StepSummary
 
 _SECOND_NS = 1e9
+_SPARED_S = 0.001  # per rank that is named, until ranks are named again: naming one costs some 4 µs between steps
+_UNKNOWN = -1.0  # none of these numbers can be below 0, and a gathered row has only floats
+
+
+class RankNumbers(NamedTuple):
+    """What every rank tells all others of one step, as floats; below 0 what it does not know.
+
+    Attributes:
+        grad_norm: the global one, the same on every rank.
+    """
+
+    busy_ns: float
+    wait_ns: float
+    window_ns: float
+    memory_bytes: float
+    grad_norm: float
+
+
+def rank_numbers(summary: StepSummary, memory_bytes: int | None, grad_norm: float | None) -> RankNumbers:
+    """This rank's numbers of the step that `summary` is of."""
+    given = (summary.busy_ns, summary.wait_ns, summary.window_ns, memory_bytes, grad_norm)
+    return RankNumbers(*(_UNKNOWN if number is None else float(number) for number in given))
 
 
 class RankProgress:
-    """Every rank has one; only rank 0's does anything.
+    """Every rank has one; only rank 0's, and under plain torchrun those that export, do anything.
 
     Args:
+        replicas: data-parallel replicas, which share the tokens of a step.
+        exports: of this machine; empty when hybrid-runtime writes them.
         steps: how many steps this side will run.
         tokens_per_step: tokens of the global batch.
         terminal: show lines or a bar on standard error; False when hybrid-runtime shows the file.
+        clock: seconds; exchanged by tests.
     """
 
     def __init__(
@@ -29,25 +64,35 @@ class RankProgress:
         folder: RunFolder,
         *,
         rank: int,
+        replicas: int,
+        exports: Exports,
         side: Literal["candidate", "baseline"],
         steps: int,
         tokens_per_step: int,
         terminal: bool,
         quiet: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
-        self._active = rank == 0
+        self._is_first = rank == 0
+        self._replicas = replicas
+        self._exports = exports
+        self._roster = Roster(folder)
         self._side: Literal["candidate", "baseline"] = side
         self._steps = steps
         self._tokens = tokens_per_step
         self._terminal = terminal
         self._quiet = quiet
+        self._clock = clock
+        self._namings = 0
+        self._next_naming_s = float("-inf")
         self._stack = ExitStack()
         self._file: TextIO | None = None
         self._view: ProgressView | None = None
 
     def __enter__(self) -> RankProgress:
-        if self._active:
+        self._stack.enter_context(self._exports)
+        if self._is_first:
             self._file = self._stack.enter_context(self._folder.progress.open("w", encoding="utf-8"))
             if self._terminal:
                 self._view = self._stack.enter_context(ProgressView(Console(file=sys.stderr), self._quiet))
@@ -56,31 +101,65 @@ class RankProgress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, value, trace)
 
-    def show(self, step: int, phase: str, loss: float | None, times_ns: list[list[float]]) -> None:
-        """One finished step; `times_ns` holds (busy, wait, window) of every rank, -1 where not recorded."""
-        if self._file is None:
+    def show(self, step: int, phase: str, loss: float | None, numbers: Sequence[RankNumbers]) -> None:
+        """One finished step, by its number from 0; `numbers` are those of every rank."""
+        if self._file is None and not self._exports:
             return
+        line = self._line(step, phase, loss, numbers)
+        if self._file is not None:
+            self._file.write(line.to_line())
+            self._file.flush()
+        if self._view is not None:
+            self._view.show(line)  # without a table of ranks: drawing one would keep this rank from its work
+        self._exports.show(line, self._roster)
+        self._exports.flush()
+
+    def _line(self, step: int, phase: str, loss: float | None, numbers: Sequence[RankNumbers]) -> ProgressLine:
         while self._steps <= step:  # undecided claims asked for more than was expected
             self._steps *= 2
-        window_ns = max(row[2] for row in times_ns)
-        shares = [100 * row[0] / window_ns for row in times_ns]
-        known = min(shares) >= 0  # bare steps record no spans
-        busiest = max(range(len(shares)), key=shares.__getitem__)
-        idlest = min(range(len(shares)), key=shares.__getitem__)
-        line = ProgressLine(
+        window_ns = max(rank.window_ns for rank in numbers)
+        busy = [rank.busy_ns for rank in numbers]
+        told = self._named(busy)
+        known = min(busy) >= 0
+        busiest, idlest = busy.index(max(busy)), busy.index(min(busy))
+        return ProgressLine(
             step=step + 1,
             steps=self._steps,
             side=self._side,
             phase=phase,
             loss=loss,
+            grad_norm=_known(numbers[0].grad_norm),
             tokens_per_s=self._tokens / (window_ns / _SECOND_NS),
             step_time_s=window_ns / _SECOND_NS,
-            busiest=(busiest, shares[busiest]) if known else None,
-            idlest=(idlest, shares[idlest]) if known else None,
+            busiest=(busiest, 100 * busy[busiest] / window_ns) if known else None,
+            idlest=(idlest, 100 * busy[idlest] / window_ns) if known else None,
+            ranks=tuple(self._load(rank, numbers[rank], window_ns) for rank in told),
+            left_out=len(numbers) - len(told),
         )
-        self._file.write(line.to_line())
-        self._file.flush()
-        if self._view is not None:
-            self._view.show(line)
+
+    def _named(self, busy: Sequence[float]) -> list[int]:
+        """Short steps of many ranks are not all told rank by rank: nobody could see it, and all would wait for it."""
+        now_s = self._clock()
+        if now_s < self._next_naming_s:
+            return []
+        named = loads_to_tell(busy, self._namings)
+        self._namings += 1
+        self._next_naming_s = now_s + _SPARED_S * len(named)
+        return named
+
+    def _load(self, rank: int, numbers: RankNumbers, window_ns: float) -> RankLoad:
+        busy_ns, wait_ns, memory_bytes = map(_known, (numbers.busy_ns, numbers.wait_ns, numbers.memory_bytes))
+        return RankLoad(
+            rank=rank,
+            busy_percent=None if busy_ns is None else round(100 * busy_ns / window_ns, 2),
+            wait_percent=None if wait_ns is None else round(100 * wait_ns / window_ns, 2),
+            memory_bytes=None if memory_bytes is None else int(memory_bytes),
+            tokens_per_s=round(self._tokens / self._replicas / (numbers.window_ns / _SECOND_NS), 1),
+        )
+
+
+def _known(number: float) -> float | None:
+    """A diverged norm is NaN, which is known."""
+    return number if number >= 0 or math.isnan(number) else None

@@ -11,8 +11,9 @@ from hybrid_runtime.errors import UsageError
 from hybrid_runtime.launcher import Rendezvous
 from hybrid_runtime.plan import read_plan
 from hybrid_runtime.records import read_side
+from hybrid_runtime.report.exports import Exports
 from hybrid_runtime.report.markdown import markdown
-from hybrid_runtime.report.progress import ProgressFollower
+from hybrid_runtime.report.progress_view import ProgressFollower
 from hybrid_runtime.report.trace import write_trace
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.sampling import Conductor
@@ -23,7 +24,13 @@ from hybrid_runtime.verifier.judge import judge, write_verdict
 
 
 def run_alone(
-    deployment: Deployment, folder: RunFolder, rendezvous: Rendezvous, console: Console, *, quiet: bool
+    deployment: Deployment,
+    folder: RunFolder,
+    rendezvous: Rendezvous,
+    console: Console,
+    *,
+    quiet: bool,
+    exports: Exports | None = None,
 ) -> Verdict | None:
     """Runs the candidate only; claims that need a baseline stay INCONCLUSIVE(not_measured).
 
@@ -33,8 +40,11 @@ def run_alone(
         RunError: a rank failed; names rank, stage, step and action.
     """
     _prepare(folder, deployment, rendezvous)
-    progress = [folder.progress] if rendezvous.is_first else []
-    with ProgressFollower(progress, console, quiet=quiet) as view, Sides(deployment, folder, view.update) as sides:
+    shown_on = console if rendezvous.is_first else None
+    with (
+        ProgressFollower([folder], shown_on, quiet=quiet, exports=exports) as view,
+        Sides(deployment, folder, view.update) as sides,
+    ):
         sides.start_candidate(rendezvous, in_turns=False)
         sides.wait()
     return judge_and_report(folder) if rendezvous.is_first else None
@@ -46,6 +56,7 @@ def run_against_baseline(
     console: Console,
     *,
     quiet: bool,
+    exports: Exports | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Runs candidate and baseline on the same devices in alternating blocks until the claims are decided, then judges.
@@ -59,9 +70,11 @@ def run_against_baseline(
     """
     _prepare(folder, deployment, Rendezvous())
     empty(folder.turns)
-    others = [folder.other_baseline(kind) for kind in _others(deployment)]
-    progress = [side.progress for side in (folder, folder.baseline, *others)]
-    with ProgressFollower(progress, console, quiet=quiet) as view, Sides(deployment, folder, view.update) as sides:
+    followed = [folder, folder.baseline, *(folder.other_baseline(kind) for kind in _others(deployment))]
+    with (
+        ProgressFollower(followed, console, quiet=quiet, exports=exports) as view,
+        Sides(deployment, folder, view.update) as sides,
+    ):
         sides.start_candidate(Rendezvous(), in_turns=True)
         baseline = None if deployment.baseline is None else sides.start_baseline()
         conductor = Conductor(deployment, folder, sides)
@@ -87,6 +100,7 @@ def run_self_test(
     console: Console,
     *,
     quiet: bool,
+    exports: Exports | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Runs the candidate's ranks only to test the instrument: planted imbalances, A/A, the cost of telemetry.
@@ -97,7 +111,7 @@ def run_self_test(
     _prepare(folder, deployment, Rendezvous())
     empty(folder.turns)
     with (
-        ProgressFollower([folder.progress], console, quiet=quiet) as view,
+        ProgressFollower([folder], console, quiet=quiet, exports=exports) as view,
         Sides(deployment, folder, view.update) as sides,
     ):
         sides.start_candidate(Rendezvous(), in_turns=True)

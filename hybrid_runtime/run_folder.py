@@ -7,6 +7,7 @@ runs/demo-20260101-120000/
   records/            rank<R>.jsonl, nvml-<host>.jsonl: what happened
   progress.jsonl      a line per step, for the progress bar
   status/ failures/   what each rank is doing now; why a rank failed
+  tensorboard/        scalars per side, when asked for
   turns/              whose turn it is, while candidate and baseline alternate
   log.txt             everything torchrun and the ranks printed (log.node1.txt on a second machine)
   sampling.json       looks at the data while sampling went on, and why it stopped
@@ -48,6 +49,15 @@ class RunFolder:
     @property
     def progress(self) -> Path:
         return self.path / "progress.jsonl"
+
+    @property
+    def name(self) -> str:
+        """The run's name: that of its folder."""
+        return self.path.resolve().name
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def status(self) -> Path:

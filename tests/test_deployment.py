@@ -40,6 +40,17 @@ def test_equal_deployments_have_equal_fingerprints(tmp_path: Path) -> None:
     assert load_deployment(other).fingerprint != load_deployment(files[0]).fingerprint
 
 
+def test_where_figures_go_is_no_part_of_what_is_compared(tmp_path: Path) -> None:
+    """Neither the records' fingerprint nor the one that a second machine's must equal: its folder may be another."""
+    plain = load_deployment(write(tmp_path, 'name = "a"'))
+    for telemetry in ('tensorboard = true\nprometheus_textfile = "x"', 'tensorboard = "runs/all"'):
+        telling = load_deployment(write(tmp_path, f'name = "a"\n[telemetry]\n{telemetry}'))
+        assert telling.telemetry != plain.telemetry
+        assert telling.fingerprint == plain.fingerprint
+        again = load_deployment(write(tmp_path, telling.canonical_json(), "again.json"))
+        assert again.telemetry == telling.telemetry
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_configs_survive_the_canonical_form(path: Path, tmp_path: Path) -> None:
     deployment = load_deployment(path)

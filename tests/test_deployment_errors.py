@@ -91,6 +91,15 @@ from tests.deployment_files import problem, problems, refused
         ("declared.computation_distribution", {}, "sums to 0 %"),
         ("declared.memory_distribution", {"a": "50.0%", "b": "49.0%"}, "sums to 99 %"),
         ("declared.device_assignment", {}, "must be a table of at least 1 keys"),
+        # exports
+        (
+            "telemetry.tensorboard",
+            3,
+            "must be true or false or text in quotes, not a whole number; write for example `tensorboard = true`",
+        ),
+        ("telemetry.tensorboard", "", "is not a path"),
+        ("telemetry.prometheus_textfile", True, "must be text in quotes, not true or false; write for example `prom"),
+        ("telemetry.prometheus", "x", "did you mean 'prometheus_textfile'? The keys of [telemetry] are tensorboard, p"),
         # the model
         ("model.preset", "tinny", "did you mean 'tiny'? Known are tiny, small,"),
         ("model.units", "my_model", "is not 'module:function'"),

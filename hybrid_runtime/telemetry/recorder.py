@@ -71,6 +71,8 @@ class NullRecorder:
 
     Attributes:
         current: the action or phase that began last; what an error message names.
+        memory_bytes: newest known peak of the rank's memory: of the CUDA allocator in the step before, or of the byte
+            ledger; None before it was weighed.
     """
 
     def __init__(self, device: torch.device, status: StatusFile | None = None) -> None:
@@ -80,6 +82,7 @@ class NullRecorder:
         self._start_ns = 0
         self._summary: StepSummary | None = None
         self.current = ""
+        self.memory_bytes: int | None = None
 
     def span(self, name: str) -> _SpanContext:
         """Encloses an action or phase; after an exception the span stays open and `current` keeps its name."""
@@ -294,6 +297,7 @@ class Recorder(NullRecorder):
             reserved = torch.cuda.max_memory_reserved(self._device)
         if self._weighs or self._memory is None:  # what is weighed does not change from step to step
             self._memory = self._ledger.memory(watched=watched)
+        self.memory_bytes = allocated or _ledger_bytes(self._memory)
         observed = {} if watched else {"activations_peak": None, "buffers_peak": None, "ledger_peak": None}
         return self._memory.model_copy(update={"allocated_peak": allocated, "reserved_peak": reserved, **observed})
 
@@ -326,6 +330,11 @@ class _Step(NamedTuple):
     watched: bool
     core_time: CoreTime
     switches: int
+
+
+def _ledger_bytes(memory: Memory) -> int:
+    """Without a watched step: what does not depend on activations."""
+    return memory.ledger_peak or memory.parameters + memory.gradients + memory.optimizer
 
 
 def _difference(before: CoreTime, after: CoreTime) -> CoreTime:
