@@ -76,7 +76,7 @@ def run_rank(
         for order in orders(deployment, turns, groups):
             planted = order.purpose == PLANTED
             loss, numbers = run_planted_step(groups, recorder, work, order) if planted else run_step(parts, order)
-            progress.show(order.step, order.phase, loss, numbers)
+            progress.show(order.step, PLANTED if planted else order.phase, loss, numbers)
         recorder.finish()
         groups.barrier()
 

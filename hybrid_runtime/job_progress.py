@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TextIO
 
 from rich.console import Console
 
+from hybrid_runtime.records import PLANTED
 from hybrid_runtime.report.exports import Exports
 from hybrid_runtime.report.progress import ProgressLine, RankLoad, loads_to_tell
 from hybrid_runtime.report.progress_view import ProgressView
@@ -131,7 +132,7 @@ class RankProgress:
             phase=phase,
             loss=loss,
             grad_norm=_known(numbers[0].grad_norm),
-            tokens_per_s=self._tokens / (window_ns / _SECOND_NS),
+            tokens_per_s=(phase != PLANTED) * self._tokens / (window_ns / _SECOND_NS),
             step_time_s=window_ns / _SECOND_NS,
             busiest=(busiest, 100 * busy[busiest] / window_ns) if known else None,
             idlest=(idlest, 100 * busy[idlest] / window_ns) if known else None,

@@ -95,7 +95,15 @@ def small(**tables: Mapping[str, Any] | None) -> dict[str, Any]:
         "batch": {"global_batch_size": 4, "microbatch_size": 1, "sequence_length": 16},
         "workload": {"steps": 6},
         "hardware": {"device": "cpu", "oversubscribe": True},
-        "measurement": {"warmup_steps": 4, "batch_steps": 1, "block_steps": 2, "settle_steps": 0, "blocks": 2},
+        "measurement": {
+            "warmup_steps": 4,
+            "batch_steps": 1,
+            "block_steps": 2,
+            "settle_steps": 0,
+            "blocks": 2,
+            "looks": 1,
+            "self_test": False,
+        },
     }
     for name, table in tables.items():
         if table is None:

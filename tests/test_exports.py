@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_runtime.records import read_side
+from hybrid_runtime.records import PLANTED, read_side
 from hybrid_runtime.report.progress import ProgressTail
 from hybrid_runtime.run_folder import RunFolder
 from tests.commands import command, environment, run, small, write_json
@@ -25,6 +25,7 @@ def test_verify_exports_both_sides_and_the_verdict(tmp_path: Path) -> None:
         parallel={"tp_degree": 2},
         baseline={"kind": "single"},
         targets={"memory_balance_pp": 1},
+        measurement={"self_test": True},
         telemetry={"tensorboard": True, "prometheus_textfile": "overruled by the command line"},
     )
     done = run(
@@ -35,7 +36,7 @@ def test_verify_exports_both_sides_and_the_verdict(tmp_path: Path) -> None:
     candidate, baseline = (read_back(folder / "tensorboard" / side) for side in ("candidate", "baseline"))
     records = read_side(folder)
     for tags, side in ((candidate, records), (baseline, read_side(folder / "baseline"))):
-        steps = side[0].steps
+        steps = [step for step in side[0].steps if step.purpose != PLANTED]
         assert [step for step, _ in tags["run/loss"]] == [step.step + 1 for step in steps]
         norms = [float(step.grad_norm or "nan") for step in steps]
         assert [value for _, value in tags["run/grad_norm"]] == pytest.approx(norms)

@@ -109,7 +109,8 @@ class ProgressLine(BaseModel):
     def overall(self) -> str:
         """ "loss 2.513  5 343 tokens/s  383 ms/step": the figures that belong to no rank."""
         parts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
-        parts += [f"{rate_text(self.tokens_per_s)} tokens/s", f"{duration_text(self.step_time_s)}/step"]
+        parts += [f"{rate_text(self.tokens_per_s)} tokens/s"] if self.tokens_per_s else []
+        parts.append(f"{duration_text(self.step_time_s)}/step")
         return "  ".join(parts)
 
     def __str__(self) -> str:
