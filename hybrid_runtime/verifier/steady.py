@@ -53,7 +53,8 @@ def mser5(series: Sequence[int]) -> int:
     Searched in the first half, the smallest of equals; 0 for fewer than four batches of five. A result near the half
     means that the series did not settle.
     """
-    sums = [total for (total,) in batch_sums([[value] for value in series], MSER_BATCH)] if series else []
+    whole = len(series) - len(series) % MSER_BATCH  # the values after the last whole batch do not count
+    sums = [sum(series[start : start + MSER_BATCH]) for start in range(0, whole, MSER_BATCH)]
     if len(sums) < 4:
         return 0
     best: tuple[Fraction, int] | None = None
@@ -64,7 +65,7 @@ def mser5(series: Sequence[int]) -> int:
         error = Fraction(count * squares - total**2, count**3)
         if 2 * start <= len(sums) and (best is None or error <= best[0]):
             best = error, start
-    return best[1] * len(series) // len(sums) if best else 0
+    return best[1] * MSER_BATCH if best else 0
 
 
 def steady_from(series: Sequence[int]) -> int | None:

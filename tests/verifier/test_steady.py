@@ -52,6 +52,7 @@ def test_mser5_drops_the_warm_up_and_nothing_of_a_constant() -> None:
     warm_up = np.concatenate([np.linspace(3, 1.2, 20), np.ones(100)])[:, None]
     assert all(20 <= mser5(series(warm_up * noise(seed, 120))) <= 60 for seed in range(50))
     assert mser5(series(warm_up * noise(2, 120))) == 20
+    assert mser5(series(warm_up * noise(2, 120))[:118]) == 20
     assert mser5([7] * 100) == 0
     assert mser5([]) == mser5([1, 2, 3]) == 0
 
