@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Literal, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 from rich.console import Console
 
@@ -67,7 +67,7 @@ class RankProgress:
         rank: int,
         replicas: int,
         exports: Exports,
-        side: Literal["candidate", "baseline"],
+        side: str,
         steps: int,
         tokens_per_step: int,
         terminal: bool,
@@ -79,7 +79,7 @@ class RankProgress:
         self._replicas = replicas
         self._exports = exports
         self._roster = Roster(folder)
-        self._side: Literal["candidate", "baseline"] = side
+        self._side = side
         self._steps = steps
         self._tokens = tokens_per_step
         self._terminal = terminal

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hybrid_runtime.report.cells import duration_text, printable, rate_text
 
@@ -64,11 +64,15 @@ def loads_to_tell(busy: Sequence[float], turn: int) -> list[int]:
     return sorted({*order[:EXTREMES], *order[-EXTREMES:], *others})
 
 
+SideName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_ -]{0,39}$")]  # also names a folder, and a bar
+
+
 class ProgressLine(BaseModel):
     """One finished step of one side. Fields that a newer version adds are left aside by an older reader.
 
     Attributes:
         step: steps that this side has finished.
+        side: "candidate", "baseline", or the name of another one that runs beside them.
         steps: how many it will be; an estimate that may grow.
         loss: mean loss of the step; None where it is not known (forward only, or another host holds the head).
         grad_norm: global gradient norm before clipping; None for forward only.
@@ -83,7 +87,7 @@ class ProgressLine(BaseModel):
 
     step: int
     steps: int
-    side: Literal["candidate", "baseline"] = "candidate"
+    side: SideName = "candidate"
     phase: str
     loss: float | None = None
     grad_norm: float | None = None

@@ -40,6 +40,14 @@ def test_a_line_without_ranks_from_an_older_version_is_read_and_newer_fields_are
     assert ProgressTail(path).read_new() == [line(1), line(2)]
 
 
+@pytest.mark.parametrize("side", ["", "../x", "[red]", "A", "a" * 41, "a/b", "a\n"])
+def test_a_side_names_a_folder_and_a_bar_and_nothing_else(tmp_path: Path, side: str) -> None:
+    path = tmp_path / "progress.jsonl"
+    path.write_text(json.dumps(json.loads(line(1).to_line()) | {"side": side}) + "\n" + line(2).to_line())
+    assert ProgressTail(path).read_new() == [line(2)]
+    assert line(1, side="baseline tp_only").side == "baseline tp_only"
+
+
 def test_ranks_survive_the_file(tmp_path: Path) -> None:
     ranks = (load(0), load(1, busy_percent=None, wait_percent=None, memory_bytes=None))
     path = tmp_path / "progress.jsonl"
