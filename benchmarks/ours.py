@@ -47,14 +47,14 @@ def build_parts(deployment: Deployment, folder: Path, device: torch.device, *, t
     return assemble(deployment, plan, groups, built, open_source(deployment.data), recorder)
 
 
-def stepper(parts: Parts) -> Callable[[], float | None]:
-    """Runs one step more at every call; returns the mean loss."""
+def stepper(parts: Parts, *, warmup_steps: int = 0) -> Callable[[], float | None]:
+    """Runs one step more at every call; returns the mean loss. The first `warmup_steps` are recorded as warm-up."""
     step = -1
 
     def run() -> float | None:
         nonlocal step
         step += 1
-        loss, _ = job.run_step(parts, step, 1, "measure", False)
+        loss, _ = job.run_step(parts, step, 1, "warmup" if step < warmup_steps else "measure", False)
         return loss
 
     return run
