@@ -12,13 +12,10 @@ from rich.console import Console
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError, RunError, UsageError
 from hybrid_runtime.launcher import Launched, Rendezvous, start
-from hybrid_runtime.plan import read_plan
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import baseline_deployment, make_plan
-from hybrid_runtime.records import read_side
-from hybrid_runtime.report.markdown import markdown
 from hybrid_runtime.report.progress import ProgressFollower
-from hybrid_runtime.report.trace import write_trace
+from hybrid_runtime.report.write import write_reports
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.turns import BASELINE, CANDIDATE, abba, give_turn, stop
 from hybrid_runtime.verdict import Verdict
@@ -71,11 +68,10 @@ def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Con
 
 
 def judge_and_report(folder: RunFolder) -> Verdict:
-    """Judges the files of a run folder and writes verdict.json, report.md and trace.json beside them."""
+    """Judges the files of a run folder and writes verdict.json and the reports beside them."""
     verdict = judge(folder.path)
     write_verdict(verdict, folder.verdict)
-    write_whole(folder.report, markdown(verdict))
-    write_trace(read_side(folder.path), read_plan(folder.plan), folder.trace)
+    write_reports(folder, verdict)
     return verdict
 
 

@@ -9,7 +9,7 @@ runs/demo-20260101-120000/
   turns/              whose turn it is, while candidate and baseline alternate
   log.txt             everything torchrun and the ranks printed (log.node1.txt on a second machine)
   baseline/           the same files of the baseline, or infeasible.txt
-  verdict.json  report.md  trace.json
+  verdict.json  report.html  report.md  junit.xml  trace.json
 """
 
 from __future__ import annotations
@@ -85,6 +85,14 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.md"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def junit(self) -> Path:
+        return self.path / "junit.xml"
 
     @property
     def trace(self) -> Path:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hybrid_runtime.report.cells import bytes_text, duration_text, printable
-from hybrid_runtime.report.page.figure import Figure, Layout, Trace, View, device_label, number, plot_text, rows_layout
+from hybrid_runtime.report.page.figure import (
+    HATCHED,
+    Figure,
+    Layout,
+    Trace,
+    View,
+    device_label,
+    number,
+    plot_text,
+    rows_layout,
+)
 from hybrid_runtime.report.run_data import Run
 from hybrid_runtime.verdict import Claim, DeviceRow, Verdict
 
@@ -179,7 +189,7 @@ def _part_bars(part: str, rows: Sequence[DeviceRow]) -> Trace:
         "name": printable(words),
         "x": [time / 1e9 for time in times],
         "y": list(range(len(rows))),
-        "marker": {"color": colour} | ({"pattern": {"shape": "/"}} if part == "bubble" else {}),
+        "marker": {"color": colour} | (HATCHED if part == "bubble" else {}),
         "hovertext": [f"{plot_text(row.device)}<br>{words}" for row, words in zip(rows, shown)],
         "hoverinfo": "text",
     }

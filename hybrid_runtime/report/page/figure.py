@@ -18,6 +18,9 @@ from hybrid_runtime.verdict import DeviceRow
 Trace = dict[str, Any]
 Layout = dict[str, Any]
 
+# What is no work of a device: grey lines on the bare paper.
+HATCHED: Trace = {"pattern": {"shape": "/", "size": 6, "solidity": 0.3, "fillmode": "replace"}}
+
 _ROW_PX, _FRAME_PX, _MOST_ROWS_PX = 26, 76, 1800
 
 

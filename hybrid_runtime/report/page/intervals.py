@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hybrid_runtime.report.cells import measured_text
@@ -19,7 +19,7 @@ class Row(NamedTuple):
 
 
 def interval_figures(verdict: Verdict) -> list[Figure]:
-    """A/B beside A/A and the other baselines; planted imbalances beside the measured one. What is missing is left out."""
+    """A/B beside A/A and other baselines; planted imbalances beside the measured one. What is missing is left out."""
     found = [
         _figure("speed-intervals", "Step time against baselines, and against itself", *_speed(verdict)),
         _figure("planted-intervals", "Planted imbalances, found again", *_planted(verdict)),
@@ -32,7 +32,9 @@ def _speed(verdict: Verdict) -> tuple[list[Row], str, Claim | None]:
     unit = claim.unit if claim else "%"
     rows = [Row("declared baseline (A/B)", claim.measured, "candidate")] if claim and claim.measured else []
     rows += [
-        Row(f"{other.kind}, shown only", other.latency, "baseline") for other in verdict.other_baselines if other.latency
+        Row(f"{other.kind}, shown only", other.latency, "baseline")
+        for other in verdict.other_baselines
+        if other.latency
     ]
     rows += _checks(verdict, unit, lambda check: check.id == "aa", "the same plan twice (A/A)")
     return rows, unit, claim
@@ -46,7 +48,7 @@ def _planted(verdict: Verdict) -> tuple[list[Row], str, Claim | None]:
     return own + planted, unit, claim
 
 
-def _checks(verdict: Verdict, unit: str, wanted, label: str) -> list[Row]:  # type: ignore[no-untyped-def]
+def _checks(verdict: Verdict, unit: str, wanted: Callable[[SelfCheck], bool], label: str) -> list[Row]:
     return [
         Row(label or _words(check), check.measured, "muted")
         for check in verdict.self_test

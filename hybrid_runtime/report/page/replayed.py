@@ -30,15 +30,15 @@ def replayed_figure(run: Run) -> Figure | None:
     if replay is None or not replay.makespan:
         return None
     window = {one.step: one for one in windows(run.ranks)}[next(iter(steps))]
-    first_ns = _first_action_ns(ranks, window)
+    first_ns, last_ns = _actions_ns(ranks, window)
     return Figure(
         "replayed",
         "Measured against replayed",
         [_view(ranks, window, first_ns, replay)],
         [
-            f"Step {window.step} (median), from its first action: {duration_text((window.end_ns - first_ns) / 1e9)} to "
-            f"the end of the step. Paler, modelled: the plan's own lists replayed with the medians of the measured "
-            f"durations, {duration_text(float(replay.makespan) / 1e9)} to the end of the last action."
+            f"Step {window.step} (median), from its first action to the end of its last: "
+            f"{duration_text((last_ns - first_ns) / 1e9)}. Paler, modelled: the plan's own lists replayed with the "
+            f"medians of the measured durations: {duration_text(float(replay.makespan) / 1e9)}."
         ],
         zoom=True,
     )
@@ -55,14 +55,16 @@ def _replay(run: Run) -> Replay | None:
         return None
 
 
-def _first_action_ns(ranks: list[RankRecords], window: Window) -> int:
-    starts = [
-        span.start_ns + rank.header.clock_offset_ns
+def _actions_ns(ranks: list[RankRecords], window: Window) -> tuple[int, int]:
+    """Start of the first action of a step and end of the last."""
+    times = [
+        time + rank.header.clock_offset_ns
         for rank in ranks
         for span in rank.steps[window.step].spans
         if span.name not in PHASES
+        for time in (span.start_ns, span.end_ns)
     ]
-    return min(starts, default=window.start_ns)
+    return min(times, default=window.start_ns), max(times, default=window.end_ns)
 
 
 def _view(ranks: list[RankRecords], window: Window, first_ns: int, replay: Replay) -> View:
@@ -80,7 +82,12 @@ def _view(ranks: list[RankRecords], window: Window, first_ns: int, replay: Repla
 
 
 def _replayed_boxes(replay: Replay, pp_rank: int, row: int, first_ns: int) -> Iterator[Box]:
-    yield Box(BUBBLE, row, first_ns, first_ns + round(replay.makespan), "no work of this rank")
+    """The actions of a rank and the gaps between them."""
+    reached_ns = first_ns
     for timed in replay.ranks[pp_rank]:
         start_ns, end_ns = (first_ns + round(time) for time in (timed.start, timed.end))
+        if start_ns > reached_ns:
+            yield Box(BUBBLE, row, reached_ns, start_ns, "no work of this rank")
         yield Box(WORDS[timed.action.kind], row, start_ns, end_ns, f"{timed.action} (replayed)")
+        reached_ns = end_ns
+    yield Box(BUBBLE, row, reached_ns, first_ns + round(replay.makespan), "no work of this rank")

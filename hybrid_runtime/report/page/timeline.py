@@ -1,7 +1,7 @@
 """Chosen steps, rank by rank: a box per action, phase and wait; what is left of the step's window is bubble.
 
-    rank 0 | FFFFF FFFFF ////// BBBBB ~~~ //// opt |       ~ communication that nothing hides, / bubble
-    rank 1 | ///// FFFFF BBBBBB ~~~ FFFFF //// opt |
+rank 0 | FFFFF FFFFF ////// BBBBB ~~~ //// opt |       ~ communication that nothing hides, / bubble
+rank 1 | ///// FFFFF BBBBBB ~~~ FFFFF //// opt |
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD, RankRecords, StepRecord
 from hybrid_runtime.report.cells import duration_text, printable, ranges_text
-from hybrid_runtime.report.page.figure import Figure, Trace, View, plot_text, rows_layout
+from hybrid_runtime.report.page.figure import HATCHED, Figure, Trace, View, plot_text, rows_layout
 from hybrid_runtime.report.palette import WORDS
 from hybrid_runtime.report.run_data import Run, Window, chosen_steps, windows
 from hybrid_runtime.schedule.actions import Kind, parse_action
@@ -27,6 +27,7 @@ COLOUR_OF = {WORDS[kind]: WORDS[kind].replace(" ", "-") for kind in (Kind.F, Kin
     BUBBLE: "bubble",
 }
 _NARROW = (RECEIVE,)
+_OUTLINED = 300
 _OF_PHASE = {OPTIMIZER: "optimizer", REDUCE_GRAD: COMMUNICATION, DATA: HOST}
 
 
@@ -122,9 +123,11 @@ def box_traces(boxes: Sequence[Box], base_ns: int, pale: Sequence[int] = ()) -> 
 
 
 def _bars(kind: str, boxes: Sequence[Box], base_ns: int, pale: Sequence[int]) -> Trace:
-    marker: Trace = {"color": COLOUR_OF[kind], "line": {"width": 0.5, "color": "paper"}}
+    # Outlines part neighbours of one kind; around thousands of boxes they would be all that is seen.
+    outline = {"width": 0.5 if len(boxes) <= _OUTLINED else 0, "color": "paper"}
+    marker: Trace = {"color": COLOUR_OF[kind], "line": outline}
     if kind == BUBBLE:
-        marker["pattern"] = {"shape": "/", "size": 5, "solidity": 0.25}
+        marker |= HATCHED
     if pale:
         marker["opacity"] = [0.6 if box.row in pale else 1 for box in boxes]
     return {
@@ -136,14 +139,10 @@ def _bars(kind: str, boxes: Sequence[Box], base_ns: int, pale: Sequence[int]) ->
         "y": [box.row for box in boxes],
         "width": 0.28 if kind in _NARROW else 0.8,
         "marker": marker,
-        "hovertext": [_hover(box, base_ns) for box in boxes],
+        "hovertext": [plot_text(box.name) for box in boxes],
         "hoverinfo": "text",
+        "boxes": True,  # the page's script adds start and length to the hover texts: half the size of the file's data
     }
-
-
-def _hover(box: Box, base_ns: int) -> str:
-    length, start = _ms(box.end_ns - box.start_ns), _ms(box.start_ns - base_ns)
-    return f"{plot_text(box.name)}: {length:g} ms from {start:g}"
 
 
 def _ms(time_ns: int) -> float:
