@@ -78,7 +78,7 @@ def _judged_table(title: str, rows: Sequence[Judged], names: Sequence[str]) -> R
     drawn = plain_table(title, "", *names)
     for row in rows:
         both = [
-            Text.assemble((outcome or ABSENT, STYLES[outcome] if outcome else ""), f" {found}")
+            Text.assemble((outcome, STYLES[outcome]), f" {found}") if outcome else Text(ABSENT)
             for outcome, found in zip(row.outcomes, row.found)
         ]
         drawn.add_row(Text(row.text, overflow="fold"), *both)

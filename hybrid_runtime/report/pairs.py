@@ -127,8 +127,8 @@ def _side_pairs(role: str, first: Sequence[Side], second: Sequence[Side]) -> Ite
     rows = [cells.side_rows(some[:1]) for some in (ones, others)]
     for one, other in zip(*rows):
         values = tuple(row[1] if len(row) > 1 else ABSENT for row in (one, other))
-        if values != (ABSENT, ABSENT):
-            yield Pair(f"{role}: {one[0]}" if one[0] else role, (values[0], values[1]))
+        if not set(values) <= {ABSENT, role}:
+            yield Pair(f"{role}: {one[0] or 'kind'}", (values[0], values[1]))
 
 
 def provenance_pairs(first: Verdict, second: Verdict) -> list[Pair]:

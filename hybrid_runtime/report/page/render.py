@@ -11,11 +11,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hybrid_runtime.report import cells, method_cells
-from hybrid_runtime.report.page.devices import device_figures
 from hybrid_runtime.report.page.figure import Figure
 from hybrid_runtime.report.page.intervals import interval_figures
+from hybrid_runtime.report.page.memory import memory
 from hybrid_runtime.report.page.replayed import replayed_figure
+from hybrid_runtime.report.page.shares import compute_shares, memory_shares
 from hybrid_runtime.report.page.steps import step_series
+from hybrid_runtime.report.page.time_parts import time_parts
 from hybrid_runtime.report.page.timeline import timeline
 from hybrid_runtime.report.palette import COLOURS
 from hybrid_runtime.report.run_data import Run
@@ -44,8 +46,9 @@ class Figures(dict[str, Figure]):
 
 def report_page(run: Run) -> str:
     """The report of one run."""
+    of_devices = [compute_shares(run.verdict), memory_shares(run.verdict), time_parts(run.verdict), memory(run)]
     of_steps = [timeline(run), replayed_figure(run), step_series(run)]
-    found = [*device_figures(run), *of_steps, *interval_figures(run.verdict)]
+    found = [*of_devices, *of_steps, *interval_figures(run.verdict)]
     figures = [figure for figure in found if figure is not None]
     return page(
         "report.html.j2",
