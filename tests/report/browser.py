@@ -7,6 +7,7 @@ a zero byte go in through file descriptor 3 and come out of 4.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -123,19 +124,25 @@ class Tab:
 @contextmanager
 def browser(executable: str, profile: Path) -> Iterator[Tab]:
     """Starts a browser with an empty profile and gives one tab; ends it afterwards, its helper processes too."""
-    to_browser, browser_in = os.pipe()[::-1]
-    from_browser, browser_out = os.pipe()
-    # The shell puts the pipe's ends where the browser looks for them; `exec` keeps the process id.
-    command = ["/bin/sh", "-c", f'exec "$@" 3<&{browser_in} 4>&{browser_out}', "sh", executable, *FLAGS]
+    from_here, to_browser = os.pipe()
+    from_browser, to_here = os.pipe()
+    # Above 4, so that putting one end where the browser looks for it does not close the other.
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (from_here, to_here)]
+
+    def place() -> None:
+        os.dup2(ends[0], 3)
+        os.dup2(ends[1], 4)
+
     process = subprocess.Popen(
-        [*command, f"--user-data-dir={profile}", "about:blank"],
-        pass_fds=(browser_in, browser_out),
+        [executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+        preexec_fn=place,
+        pass_fds=(3, 4),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    os.close(browser_in)
-    os.close(browser_out)
+    for end in (from_here, to_here, *ends):
+        os.close(end)
     try:
         yield Tab(process, to_browser, from_browser)
     finally:

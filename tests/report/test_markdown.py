@@ -7,6 +7,7 @@ import re
 import pytest
 
 from hybrid_runtime.report.markdown import escaped, markdown
+from hybrid_runtime.verdict import RULESET
 from tests.report import examples
 
 
@@ -55,7 +56,7 @@ def test_it_begins_with_the_verdict_in_words_and_the_rows_that_decided_it() -> N
 
 def test_it_ends_with_what_it_rests_on() -> None:
     tail = markdown(examples.verdict()).partition("## What this rests on")[2]
-    for shown in ("0.1.0", "2026.1", "d" * 64, "p" * 64, "a" * 64, "records/rank0.jsonl", "2 raw record files"):
+    for shown in ("0.1.0", RULESET, "d" * 64, "p" * 64, "a" * 64, "records/rank0.jsonl", "2 raw record files"):
         assert shown in tail
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hybrid_runtime.records import RankRecords
-from hybrid_runtime.report.page.figure import Figure, Trace, View, rows_layout
+from hybrid_runtime.report.page.figure import Figure, Trace, View, rows_layout, thinned
 from hybrid_runtime.report.run_data import Run, windows
-
-MOST_POINTS = 4000  # of one box
 
 
 def distributions(first: Run, second: Run) -> Figure | None:
@@ -32,7 +30,7 @@ def _times_ms(ranks: Sequence[RankRecords]) -> Iterator[tuple[str, list[float]]]
     measured = [window for window in windows(ranks) if window.phase == "measure"]
     for purpose in dict.fromkeys(window.purpose for window in measured):
         times = [round(window.duration_ns / 1e6, 3) for window in measured if window.purpose == purpose]
-        yield purpose, times[:: -(-len(times) // MOST_POINTS)]
+        yield purpose, list(thinned(times))
 
 
 def _box(row: int, role: str, times_ms: Sequence[float]) -> Trace:

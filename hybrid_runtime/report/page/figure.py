@@ -10,17 +10,19 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hybrid_runtime.report.cells import printable, ranges_text
 from hybrid_runtime.verdict import DeviceRow
 
+T = TypeVar("T")
 Trace = dict[str, Any]
 Layout = dict[str, Any]
 
 # What is no work of a device: grey lines on the bare paper.
 HATCHED: Trace = {"pattern": {"shape": "/", "size": 6, "solidity": 0.3, "fillmode": "replace"}}
 
+MOST_POINTS = 4000  # of one trace of points
 _ROW_PX, _FRAME_PX, _MOST_ROWS_PX = 26, 76, 1800
 
 
@@ -60,6 +62,11 @@ class Figure:
 def plot_text(text: str) -> str:
     """Text that plotly shows as it is."""
     return html.escape(printable(text), quote=False)
+
+
+def thinned(items: Sequence[T]) -> Sequence[T]:
+    """At most MOST_POINTS of the items, evenly picked."""
+    return items[:: max(1, -(-len(items) // MOST_POINTS))]
 
 
 def number(text: str | None) -> float | None:

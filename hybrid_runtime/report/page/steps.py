@@ -7,10 +7,9 @@ from itertools import groupby
 
 from hybrid_runtime.records import SPEED, TRACE
 from hybrid_runtime.report.cells import duration_text, printable
-from hybrid_runtime.report.page.figure import Figure, Layout, Trace, View, plot_text
+from hybrid_runtime.report.page.figure import MOST_POINTS, Figure, Layout, Trace, View, plot_text, thinned
 from hybrid_runtime.report.run_data import Run, Window, windows
 
-MOST_POINTS = 4000  # of one trace
 _SYMBOLS = {TRACE: "circle", SPEED: "diamond"}
 _OTHER_SYMBOL = "cross"
 
@@ -46,7 +45,7 @@ def _side_traces(role: str, side: Sequence[Window], base_ns: int) -> Iterable[Tr
 def _marks(
     role: str, name: str, some: Sequence[Window], base_ns: int, symbol: str, opacity: float, colour: str = ""
 ) -> Trace:
-    shown = some[:: -(-len(some) // MOST_POINTS)]
+    shown = thinned(some)
     return {
         "type": "scatter",
         "mode": "markers",
