@@ -1,4 +1,4 @@
-"""One colour per thing, wherever it is drawn: terminal grids, SVG drawings and the HTML report.
+"""One colour per thing, in every picture of the HTML report.
 
 The hues are Okabe and Ito's ("Color Universal Design", 2008), which people with a colour vision deficiency tell apart;
 what is no work of a device is grey and hatched. A thing of light and dark pages has a colour for each.
@@ -7,8 +7,6 @@ what is no work of a device is grey and hatched. A thing of light and dark pages
 from __future__ import annotations
 
 from typing import NamedTuple
-
-from hybrid_runtime.schedule.actions import Kind
 
 
 class Colour(NamedTuple):
@@ -22,15 +20,12 @@ def _both(colour: str) -> Colour:
     return Colour(colour, colour)
 
 
-OF_KIND = {Kind.F: "#56b4e9", Kind.B: "#e69f00", Kind.I: "#f2d24b", Kind.W: "#009e73"}
-WORDS = {Kind.F: "forward", Kind.B: "backward", Kind.I: "input gradient", Kind.W: "weight gradient"}
-
 # Names are those of CSS variables: "forward" is var(--forward) in the page.
 COLOURS: dict[str, Colour] = {
-    "forward": _both(OF_KIND[Kind.F]),
-    "backward": _both(OF_KIND[Kind.B]),
-    "input-gradient": _both(OF_KIND[Kind.I]),
-    "weight-gradient": _both(OF_KIND[Kind.W]),
+    "forward": _both("#56b4e9"),
+    "backward": _both("#e69f00"),
+    "input-gradient": _both("#f2d24b"),
+    "weight-gradient": _both("#009e73"),
     "optimizer": _both("#cc79a7"),
     "compute": Colour("#0072b2", "#3d9fdb"),
     "communication": _both("#d55e00"),

@@ -19,10 +19,11 @@ from rich.text import Text
 
 from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.report.cells import printable
-from hybrid_runtime.report.palette import OF_KIND, WORDS
 from hybrid_runtime.schedule.actions import Action, Kind
 from hybrid_runtime.schedule.replayed import Replay, Timed
 
+WORDS = {Kind.F: "forward", Kind.B: "backward", Kind.I: "input gradient", Kind.W: "weight gradient"}
+COLOURS = {Kind.F: "#4c78a8", Kind.B: "#f58518", Kind.I: "#e4a72c", Kind.W: "#54a24b"}
 IDLE = "."
 MOST_COLUMNS_PER_TICK = 4
 _ROW_PX, _LEFT_PX, _TOP_PX, _WIDTH_PX = 22, 64, 44, 1100
@@ -63,7 +64,7 @@ def grid_text(step: Replay, width: int) -> Text:
             if timed is None:
                 grid.append(IDLE * count, style="dim")
             else:
-                grid.append(_cell(timed.action, count, first), style=f"black on {OF_KIND[timed.action.kind]}")
+                grid.append(_cell(timed.action, count, first), style=f"white on {COLOURS[timed.action.kind]}")
         grid.append("\n")
     grid.rstrip()
     return grid
@@ -73,7 +74,7 @@ def legend(step: Replay) -> Text:
     """What the letters mean, of the kinds that occur."""
     text = Text()
     for kind in _kinds(step):
-        text.append(f" {kind.value} ", style=f"black on {OF_KIND[kind]}").append(f" {WORDS[kind]}   ")
+        text.append(f" {kind.value} ", style=f"white on {COLOURS[kind]}").append(f" {WORDS[kind]}   ")
     text.append(f"{IDLE} idle", style="dim")
     if len(step.rows.stage_to_rank) > step.rows.num_ranks:
         text.append("   small letters: a rank's later stages")
@@ -143,14 +144,14 @@ def _svg_action(timed: Timed, scale: Fraction, top: int, first_stage: int) -> st
     opacity = 1 if timed.action.stage == first_stage else 0.7
     number = str(timed.action.microbatch)
     inside = (
-        f'<text x="{left + width / 2:.2f}" y="{top + 14}" fill="black" text-anchor="middle" font-size="10">'
+        f'<text x="{left + width / 2:.2f}" y="{top + 14}" fill="white" text-anchor="middle" font-size="10">'
         f"{number}</text>"
         if width >= 7 * len(number)
         else ""
     )
     return (
         f'<g><title>{timed.action}: {times}</title><rect x="{left:.2f}" y="{top}" width="{width:.2f}" '
-        f'height="{_ROW_PX - 2}" fill="{OF_KIND[timed.action.kind]}" fill-opacity="{opacity}" stroke="white" '
+        f'height="{_ROW_PX - 2}" fill="{COLOURS[timed.action.kind]}" fill-opacity="{opacity}" stroke="white" '
         f'stroke-width="0.5"/>{inside}</g>'
     )
 
@@ -158,7 +159,7 @@ def _svg_action(timed: Timed, scale: Fraction, top: int, first_stage: int) -> st
 def _svg_legend(step: Replay, top: int) -> Iterable[str]:
     for number, kind in enumerate(_kinds(step)):
         left = _LEFT_PX + 150 * number
-        yield f'<rect x="{left}" y="{top - 10}" width="12" height="12" fill="{OF_KIND[kind]}"/>'
+        yield f'<rect x="{left}" y="{top - 10}" width="12" height="12" fill="{COLOURS[kind]}"/>'
         yield f'<text x="{left + 18}" y="{top}">{kind.value} {WORDS[kind]}</text>'
 
 

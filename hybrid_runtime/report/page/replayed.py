@@ -13,8 +13,8 @@ from hybrid_runtime.records import PHASES, RankRecords
 from hybrid_runtime.report.cells import duration_text
 from hybrid_runtime.report.page.figure import Figure, View, rows_layout
 from hybrid_runtime.report.page.timeline import BUBBLE, MOST_BOXES, Box, box_traces, rank_boxes, rank_label
-from hybrid_runtime.report.palette import WORDS
 from hybrid_runtime.report.run_data import Run, Window, chosen_steps, windows
+from hybrid_runtime.report.schedule_grid import WORDS
 from hybrid_runtime.schedule.actions import parse_actions
 from hybrid_runtime.schedule.replayed import Replay
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD, RankRecords, StepRecord
 from hybrid_runtime.report.cells import duration_text, printable, ranges_text
 from hybrid_runtime.report.page.figure import HATCHED, Figure, Trace, View, plot_text, rows_layout
-from hybrid_runtime.report.palette import WORDS
 from hybrid_runtime.report.run_data import Run, Window, chosen_steps, windows
+from hybrid_runtime.report.schedule_grid import WORDS
 from hybrid_runtime.schedule.actions import Kind, parse_action
 
 MOST_BOXES = 4000  # of one view: a browser draws them at once
