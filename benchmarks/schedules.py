@@ -40,15 +40,22 @@ from hybrid_runtime.schedule.actions import parse_actions
 from hybrid_runtime.schedule.replay import replay, replay_step
 
 REPLAY_GOAL = 0.05
-CASES = tuple(
-    Case(name, 1, 2, goal=1.00, pipeline={"schedule": name}, torchs_schedule=torchs)
-    for name, torchs in (
-        ("1f1b", "1f1b"),
-        ("interleaved_1f1b", "interleaved_1f1b"),
-        ("zb_h1", "zb_h1"),
-        ("zb_v", "zb_v"),
-        ("auto", "zb_v"),
-    )
+NUM_LAYERS = 6
+# Rank 0 holds the first and the last stage of a V: equal sums of FLOPs on both ranks, and a small first stage.
+V_CUTS = ("embedding..0.mlp", "1.attn..2.mlp", "3.attn..4.attn", "4.mlp..head")
+
+
+def _case(name: str, torchs_schedule: str, cuts: Sequence[str] | str = "balanced") -> Case:
+    pipeline = {"schedule": name, "cuts": cuts if isinstance(cuts, str) else list(cuts)}
+    return Case(name, 1, 2, goal=1.00, pipeline=pipeline, torchs_schedule=torchs_schedule)
+
+
+CASES = (
+    _case("1f1b", "1f1b"),
+    _case("interleaved_1f1b", "interleaved_1f1b"),
+    _case("zb_h1", "zb_h1"),
+    _case("zb_v", "zb_v", V_CUTS),
+    _case("auto", "zb_v", V_CUTS),
 )
 
 
@@ -56,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the cases, prints the table, and with --save keeps the result. Returns 1 when a goal is missed."""
     options = parser_of("schedules", __doc__, blocks=4).parse_args(arguments)
     sizes, timing = sizes_and_timing(options)
-    sizes = replace(sizes, num_layers=max(4, sizes.num_layers))
+    sizes = replace(sizes, num_layers=NUM_LAYERS)
     result: dict[str, Any] = {"environment": environment(arguments_given(), "schedules"), "cases": {}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
