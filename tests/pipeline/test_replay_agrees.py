@@ -33,7 +33,7 @@ TIMES_NS = {Kind.F: 30_000_000, Kind.I: 34_500_000, Kind.W: 27_000_000}  # of a 
 # With eight ranks on two cores a message takes a third of a millisecond, so actions are longer.
 FACTORS = {2: 1.5, 3: 1.5, 8: 2}
 BAR = 0.05 if "CI" in os.environ else 0.03
-TRIES = 3
+TRIES = 5
 ALL = (*SCHEDULES, AUTO)
 Durations = Mapping[tuple[int, Kind], int]
 
