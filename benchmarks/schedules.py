@@ -34,7 +34,7 @@ from benchmarks.theirs import torch_stepper
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.plan import read_plan
 from hybrid_runtime.planner.measured_costs import measured_costs, pipeline_times_ns
-from hybrid_runtime.records import read_side
+from hybrid_runtime.records import RankRecords, read_side
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.schedule.actions import parse_actions
 from hybrid_runtime.schedule.replay import replay, replay_step
@@ -113,8 +113,16 @@ def _replayed(folder: Path) -> dict[str, float]:
         "replayed_s": replayed_s,
         "error": executed_s / replayed_s - 1,
         "ideal_busy": 1 - float(replay(lists, plan.stage_to_rank, costs.durations).bubble),
+        "company": _company(ranks),
         "message_s": max((float(hop.latency) / 1e9 for hop in costs.hops.values()), default=0.0),
     }
+
+
+def _company(ranks: Sequence[RankRecords]) -> float:
+    """What other programs used of the ranks' cores, as a share of the measured steps: beside much, nothing is judged."""
+    steps = [step for rank in ranks for step in rank.measured()]
+    foreign_ns = sum(max(0, step.cores_busy_ns - step.process_ns) for step in steps)
+    return foreign_ns / sum(step.end_ns - step.start_ns for step in steps)
 
 
 def _judge(case: Case, figures: dict[str, Any], replayed: dict[str, float]) -> dict[str, Any]:
@@ -162,7 +170,8 @@ def table_of(result: dict[str, Any]) -> str:
             ]
         )
         rows.append([f"  {case['torchs_schedule']}", "torch", *_figures(torchs), *[""] * 6])
-    return markdown_table(header, rows)
+    most = max(case["replay"]["company"] for case in result["cases"].values())
+    return f"{markdown_table(header, rows)}\n\nOther programs used up to {100 * most:.1f} % of the cores in our steps."
 
 
 def _figures(side: dict[str, Any]) -> list[str]:
