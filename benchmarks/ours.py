@@ -41,8 +41,8 @@ def build_parts(deployment: Deployment, folder: Path, device: torch.device, *, t
     if telemetry:
         rank = dist.get_rank()
         host = settle(rank, dist.get_world_size(), 1, pin=False)  # benchmarks.ranks has pinned this process
-        header = describe_rank(deployment, plan, built.units, groups, host)
-        records = RunFolder(folder).create().records / f"rank{rank}.jsonl"
+        header = describe_rank(deployment, plan, built.units, groups, host, RunFolder(folder).create())
+        records = RunFolder(folder).records / f"rank{rank}.jsonl"
         recorder = Recorder(header, records, device, groups.clocks, built.ledger)
     return assemble(deployment, plan, groups, built, open_source(deployment.data), recorder)
 

@@ -5,11 +5,12 @@ Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 
 
 from __future__ import annotations
 
+import enum
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -40,7 +41,7 @@ app.add_typer(schedule_app, name="schedule")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from hybrid_runtime.verifier.judge import tool_version
+        from hybrid_runtime.verifier.tool import tool_version
 
         print(tool_version())
         raise typer.Exit
@@ -110,11 +111,22 @@ def run(
     _show(verdict, folder, json_file)
 
 
+class Inconclusive(enum.StrEnum):
+    """What `--inconclusive` makes of an INCONCLUSIVE verdict's exit code."""
+
+    PASS = "pass"
+    FAIL = "fail"
+
+
 @app.command()
 def verify(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="deployment file, TOML or JSON")] = None,
     recheck: Annotated[
         Path | None, typer.Option("--recheck", metavar="RUN_FOLDER", help="judge an old run again from its raw records")
+    ] = None,
+    inconclusive: Annotated[
+        Inconclusive | None,
+        typer.Option(help="exit code of an INCONCLUSIVE verdict: as of a PASS or of a FAIL, for CI; it is noted down"),
     ] = None,
     json_file: Json = None,
     quiet: Quiet = False,
@@ -124,8 +136,9 @@ def verify(
     if (file is None) == (recheck is None):
         raise UsageError("verify needs a deployment FILE, or --recheck RUN_FOLDER, and not both")
     _refuse_unwritable(json_file)
+    overrides = {} if inconclusive is None else {"inconclusive": inconclusive.value}
     if recheck is not None:
-        _show(_judged_again(RunFolder(recheck)), RunFolder(recheck), json_file)
+        _show(_judged_again(RunFolder(recheck), overrides), RunFolder(recheck), json_file)
     assert file is not None
     from hybrid_runtime.deployment import load_deployment
 
@@ -134,27 +147,37 @@ def verify(
     from hybrid_runtime.measure import run_against_baseline
 
     folder = _folder(run_folder, deployment.name)
-    _show(run_against_baseline(deployment, folder, _progress_console(), quiet=quiet), folder, json_file)
+    verdict = run_against_baseline(deployment, folder, _progress_console(), quiet=quiet, overrides=overrides)
+    _show(verdict, folder, json_file)
 
 
-def _judged_again(folder: RunFolder) -> Verdict:
+def _judged_again(folder: RunFolder, overrides: Mapping[str, str]) -> Verdict:
     """A folder that plain torchrun left was never judged: it gets its verdict and reports now."""
     if not folder.verdict.exists():
         from hybrid_runtime.measure import judge_and_report
 
-        return judge_and_report(folder)
+        return judge_and_report(folder, overrides)
+    from hybrid_runtime.verdict import overridden
     from hybrid_runtime.verifier.judge import recheck
 
-    return recheck(folder.path)
+    return overridden(recheck(folder.path), overrides)
 
 
 @app.command()
-def schema(json_file: Json = None) -> None:
-    """Print the JSON Schema of the deployment file, so that editors complete and check it."""
+def schema(
+    json_file: Json = None,
+    verdict: Annotated[bool, typer.Option("--verdict", help="of verdict.json instead")] = False,
+    records: Annotated[bool, typer.Option("--records", help="of a line of the record files instead")] = False,
+) -> None:
+    """Print the JSON Schema (draft 2020-12) of the deployment file, so that editors complete and check it."""
     from hybrid_runtime.deployment import json_schema
+    from hybrid_runtime.schemas import records_schema, verdict_schema
 
+    if verdict and records:
+        raise UsageError("schema prints one schema: give --verdict or --records, not both")
     _refuse_unwritable(json_file)
-    write_json(json_file or "-", json_schema())
+    make = verdict_schema if verdict else records_schema if records else json_schema
+    write_json(json_file or "-", make())
 
 
 app.command()(simulate)

@@ -67,7 +67,7 @@ def run_rank(
         write_whole(folder.deployment, deployment.canonical_json())
     with ExitStack() as stack:
         built = build(deployment, plan, specs, groups)
-        header = describe_rank(deployment, plan, built.units, groups, host)
+        header = describe_rank(deployment, plan, built.units, groups, host, folder)
         stack.enter_context(start_sampler(folder.records, header, launch, groups))
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))

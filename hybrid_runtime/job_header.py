@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -14,24 +16,31 @@ from torch import nn
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.comm.start import Launch
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.git_state import git_state
+from hybrid_runtime.launches import Launches, note_launch
 from hybrid_runtime.models.flops import flops
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.records import Header, Host
+from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry import host as telemetry_host
 from hybrid_runtime.telemetry.clock_offset import measure_offset
 from hybrid_runtime.telemetry.host import Found, devices_of, find_gpu
+from hybrid_runtime.telemetry.machine import machine
 from hybrid_runtime.telemetry.nvml_sampler import sampling
+from hybrid_runtime.telemetry.secrets import hidden_words
 
 
 def describe_rank(
-    deployment: Deployment, plan: Plan, units: Mapping[str, nn.Module], groups: Groups, host: Host
+    deployment: Deployment, plan: Plan, units: Mapping[str, nn.Module], groups: Groups, host: Host, folder: RunFolder
 ) -> Header:
-    """Every rank calls this: devices and clocks can only be described together."""
+    """Every rank calls this: devices and clocks can only be described together. Rank 0 notes the launch."""
     place, device = groups.place, groups.device
     gpu = find_gpu(device.index or 0) if device.type == "cuda" else None
     found = cast("list[Found]", groups.gather_objects(Found(host, gpu, telemetry_host.cpu_name())))
     offset = measure_offset(place.rank, [rank.host.name for rank in found], group=groups.control)
     by_kind = _flops_per_step(deployment, plan, units)
+    first_here = [rank.host.name for rank in found].index(host.name) == place.rank
+    launches = note_launch(folder, deployment.name, deployment.fingerprint) if place.rank == 0 else Launches()
     return Header(
         plan_fingerprint=plan.fingerprint,
         deployment_fingerprint=deployment.fingerprint,
@@ -52,7 +61,23 @@ def describe_rank(
         started_utc=datetime.now(UTC).isoformat(),
         versions=telemetry_host.versions(),
         environment=telemetry_host.environment(),
+        machine=machine() if first_here else {},
+        launch=_launch(first_here, launches),
+        earlier_launches=launches.same,
     )
+
+
+def _launch(first_here: bool, launches: Launches) -> dict[str, str]:
+    """How this rank was started and from what code; asking git is left to one rank per host."""
+    command = {"command": shlex.join(hidden_words(sys.orig_argv))}
+    if not first_here:
+        return command
+    others = launches.unknown or ", ".join(launches.named) or "none"
+    return command | {
+        "working directory": str(Path.cwd()),
+        "git commit of the working directory": git_state(Path.cwd()),
+        "earlier launches of this name with other settings": f"n/a: {others}" if launches.unknown else others,
+    }
 
 
 def start_sampler(records: Path, header: Header, launch: Launch, groups: Groups) -> AbstractContextManager[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hybrid_runtime.report.progress import ProgressFollower
 from hybrid_runtime.report.write import write_reports
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.turns import BASELINE, CANDIDATE, abba, give_turn, stop
-from hybrid_runtime.verdict import Verdict
+from hybrid_runtime.verdict import Verdict, overridden
 from hybrid_runtime.verifier.judge import judge, write_verdict
 
 _TICK_S = 0.1
@@ -42,7 +42,14 @@ def run_alone(
     return judge_and_report(folder) if rendezvous.is_first else None
 
 
-def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Console, *, quiet: bool) -> Verdict:
+def run_against_baseline(
+    deployment: Deployment,
+    folder: RunFolder,
+    console: Console,
+    *,
+    quiet: bool,
+    overrides: Mapping[str, str] | None = None,
+) -> Verdict:
     """Runs candidate and baseline on the same devices in blocks A B B A, then judges.
 
     Both sides' processes live throughout; one works while the other sleeps. A baseline that cannot run leaves a
@@ -64,12 +71,12 @@ def run_against_baseline(deployment: Deployment, folder: RunFolder, console: Con
             give_turn(folder.turns, side, block, watch, wanted=lambda side=side: side in sides)  # type: ignore[misc]
         stop(folder.turns)
         _wait(sides, watch)
-    return judge_and_report(folder)
+    return judge_and_report(folder, overrides)
 
 
-def judge_and_report(folder: RunFolder) -> Verdict:
+def judge_and_report(folder: RunFolder, overrides: Mapping[str, str] | None = None) -> Verdict:
     """Judges the files of a run folder and writes verdict.json and the reports beside them."""
-    verdict = judge(folder.path)
+    verdict = overridden(judge(folder.path), overrides or {})
     write_verdict(verdict, folder.verdict)
     write_reports(folder, verdict)
     return verdict

@@ -32,6 +32,10 @@ CLOCK_EVENTS = {
 }
 THROTTLING_MASK = 0x004 | 0x008 | 0x020 | 0x040 | 0x080  # the device ran slower than it was set to
 
+# Names in `NvmlDevice.violations` that count nanoseconds for the same reasons.
+THROTTLING_COUNTERS = ("power", "thermal", "board_limit", "reliability", "software_thermal", "hardware_thermal",
+                       "hardware_power_brake")  # fmt: skip
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,10 +52,11 @@ class Unavailable(_Record):
 
 Reading = int | Unavailable
 Text = str | Unavailable
+NOT_RECORDED = Unavailable(unavailable="not recorded")  # by a sampler older than the field
 
 
 class NvmlHeader(_Record):
-    """Who sampled what. `binding` is the version of nvidia-ml-py."""
+    """Who sampled what. `binding` is the version of nvidia-ml-py, `cuda_driver` the newest CUDA the driver can run."""
 
     type: Literal["header"] = "header"
     schema_version: str = SCHEMA_VERSION
@@ -62,6 +67,7 @@ class NvmlHeader(_Record):
     driver: Text
     binding: Text
     warnings: tuple[str, ...]
+    cuda_driver: Text = NOT_RECORDED
 
 
 class NvmlLink(_Record):
@@ -79,6 +85,7 @@ class NvmlDevice(_Record):
         processes: compute processes on it. Their ids are the host's, so inside a container only the count means much.
         violations: counters of time spent throttled; only differences between two inventories mean something.
         links: its NVLinks, or why they are unknown; empty for a device without any.
+        facts: what it is and how it is set (PCI id, VBIOS, ECC, MIG, limits, clocks, ...), as text with units by name.
     """
 
     uuid: str
@@ -87,15 +94,20 @@ class NvmlDevice(_Record):
     processes: Reading
     violations: dict[str, Reading]
     links: tuple[NvmlLink, ...] | Unavailable
+    facts: dict[str, Text] = {}
 
 
 class PeerAccess(_Record):
-    """Whether two devices reach each other's memory: "ok" or NVML's reason against, over NVLink and at all (read)."""
+    """Whether two devices reach each other's memory: "ok" or NVML's reason against, over NVLink and at all (read).
+
+    `topology` is their nearest common ancestor on the PCI tree, in NVML's words.
+    """
 
     first: str
     second: str
     nvlink: Text
     read: Text
+    topology: Text = NOT_RECORDED
 
 
 class NvmlInventory(_Record):

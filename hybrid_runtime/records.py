@@ -94,7 +94,14 @@ class Host(_Record):
 
 
 class Header(_Record):
-    """First line of a rank's file: who wrote it, on what, for which plan."""
+    """First line of a rank's file: who wrote it, on what, for which plan.
+
+    Attributes:
+        machine: what the host is and how it is set, as text by name, from the host's first rank; empty on the others.
+        launch: command line, working directory and its git commit, and which launches came before; command line alone
+            on ranks other than a host's first.
+        earlier_launches: run folders of exactly this deployment that were launched before beside this one (rank 0).
+    """
 
     type: Literal["header"] = "header"
     schema_version: str = SCHEMA_VERSION
@@ -117,6 +124,9 @@ class Header(_Record):
     started_utc: str
     versions: dict[str, str]
     environment: dict[str, str]
+    machine: dict[str, str] = {}
+    launch: dict[str, str] = {}
+    earlier_launches: tuple[str, ...] = ()
 
 
 class Memory(_Record):

@@ -1,5 +1,6 @@
 """Where a run keeps its files. Every arrow of the project's flow is one of these.
 
+runs/launches.jsonl   every launch into this folder (launches.py)
 runs/demo-20260101-120000/
   deployment.json     the deployment as used, defaults filled in
   plan.json           written before the run, never edited
@@ -9,6 +10,7 @@ runs/demo-20260101-120000/
   turns/              whose turn it is, while candidate and baseline alternate
   log.txt             everything torchrun and the ranks printed (log.node1.txt on a second machine)
   baseline/           the same files of the baseline, or infeasible.txt
+  sampling.json       how long was measured, and why it stopped
   verdict.json  report.html  report.md  junit.xml  trace.json
 """
 
@@ -77,6 +79,21 @@ class RunFolder:
     @property
     def infeasible(self) -> Path:
         return self.path / "infeasible.txt"
+
+    @property
+    def sampling(self) -> Path:
+        return self.path / "sampling.json"
+
+    def sides(self) -> list[RunFolder]:
+        """This side first, then those in folders of their own below it (`baseline/`, `baselines/KIND/`), by name."""
+        below = sorted(path for pattern in ("*", "*/*") for path in self.path.glob(pattern) if path.is_dir())
+        return [self, *(side for side in map(RunFolder, below) if side.raw_files())]
+
+    def raw_files(self) -> list[Path]:
+        """The files of this side that a verdict rests on; whatever the judge reads must be among them."""
+        single = (self.deployment, self.plan, self.infeasible, self.sampling)
+        several = (*self.records.glob("*.jsonl"), *self.turns.glob("*.jsonl"))
+        return [path for path in (*single, *sorted(several)) if path.is_file()]
 
     @property
     def verdict(self) -> Path:

@@ -6,12 +6,12 @@ Numbers that were compared are stored without loss: `Fraction` text ("1/300") be
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from hybrid_runtime.errors import ExitCode
+from hybrid_runtime.errors import ExitCode, RecordsError
 
 SCHEMA_VERSION = "1.1"
 RULESET = "2026.2"
@@ -262,7 +262,17 @@ class RawFile(_Frozen):
 
 
 class Verdict(_Frozen):
-    """The whole judgement of one deployment."""
+    """The whole judgement of one deployment.
+
+    Attributes:
+        verdict: the worst row's outcome.
+        exit_code: what the command returned: 0 all pass, 1 a claim fails, 3 inconclusive, 4 an error.
+        deployment_fingerprint, plan_fingerprint: SHA-256 of the deployment's canonical form and of plan.json.
+        static_checks: requirements judged from the file alone.
+        counts: rows per outcome, and their total.
+        overrides: options that changed the exit code, and nothing else, by name: {"inconclusive": "pass"}.
+        raw: every file that the verdict rests on.
+    """
 
     schema_version: str = SCHEMA_VERSION
     ruleset: str = RULESET
@@ -283,7 +293,17 @@ class Verdict(_Frozen):
     other_baselines: tuple[OtherBaseline, ...] = ()
     provenance: Provenance | None = None
     warnings: tuple[str, ...] = ()
+    overrides: dict[str, str] = {}
     raw: tuple[RawFile, ...] = ()
+
+
+_EXIT_CODES = {  # the worst first
+    Outcome.ERROR: ExitCode.ERROR,
+    Outcome.FAIL: ExitCode.FAIL,
+    Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+    Outcome.PASS: ExitCode.PASS,
+    Outcome.NOT_APPLICABLE: ExitCode.PASS,
+}
 
 
 def overall(outcomes: Iterable[Outcome]) -> tuple[Outcome, ExitCode]:
@@ -292,15 +312,26 @@ def overall(outcomes: Iterable[Outcome]) -> tuple[Outcome, ExitCode]:
     ERROR wins over FAIL, FAIL over INCONCLUSIVE, INCONCLUSIVE over PASS; no row at all is NOT_APPLICABLE with code 0.
     """
     found = set(outcomes)
-    for outcome, code in (
-        (Outcome.ERROR, ExitCode.ERROR),
-        (Outcome.FAIL, ExitCode.FAIL),
-        (Outcome.INCONCLUSIVE, ExitCode.INCONCLUSIVE),
-        (Outcome.PASS, ExitCode.PASS),
-    ):
-        if outcome in found:
-            return outcome, code
-    return Outcome.NOT_APPLICABLE, ExitCode.PASS
+    worst = next((outcome for outcome in _EXIT_CODES if outcome in found), Outcome.NOT_APPLICABLE)
+    return worst, _EXIT_CODES[worst]
+
+
+INCONCLUSIVE_CODES = {"pass": ExitCode.PASS, "fail": ExitCode.FAIL}
+
+
+def overridden(verdict: Verdict, overrides: Mapping[str, str]) -> Verdict:
+    """The verdict with its exit code as options want it, which is noted in it. Outcomes never change.
+
+    Raises:
+        RecordsError: an override that does not exist (read from a file that somebody edited).
+    """
+    code = int(_EXIT_CODES[verdict.verdict])
+    for name, value in overrides.items():
+        if name != "inconclusive" or value not in INCONCLUSIVE_CODES:
+            raise RecordsError(f"overrides: there is no override {name} = {value!r}; verdict.json was edited")
+        if verdict.verdict is Outcome.INCONCLUSIVE:
+            code = int(INCONCLUSIVE_CODES[value])
+    return verdict.model_copy(update={"exit_code": code, "overrides": dict(overrides)})
 
 
 def count(outcomes: Iterable[Outcome]) -> dict[str, int]:

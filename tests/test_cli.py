@@ -14,7 +14,8 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from hybrid_runtime.run_folder import RunFolder
-from hybrid_runtime.verifier.judge import judge, tool_version, write_verdict
+from hybrid_runtime.verifier.judge import judge, write_verdict
+from hybrid_runtime.verifier.tool import tool_version
 from tests.commands import ROOT, command, environment, small, write_json
 from tests.verifier.synthetic import deployment, steady, write_run
 

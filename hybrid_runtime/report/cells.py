@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hybrid_runtime.verdict import Claim, DeviceRow, Measured, Outcome, Side, StaticCheck, Verdict
 
@@ -48,6 +48,11 @@ def duration_text(duration_s: float) -> str:
 def rate_text(per_s: float) -> str:
     """12345.6 -> "12 346": tokens per second, thousands apart."""
     return f"{per_s:,.0f}".replace(",", " ") if per_s >= 100 else f"{per_s:.3g}"
+
+
+def override_lines(overrides: Mapping[str, str]) -> list[str]:
+    """Options that changed the exit code: the reader must see that it is not the verdict's own."""
+    return [f"{name} counts as {value} in the exit code (--{name}={value})" for name, value in overrides.items()]
 
 
 def ranges_text(numbers: Sequence[int]) -> str:

@@ -24,6 +24,7 @@ def markdown(verdict: Verdict) -> str:
     sections = [
         f"# {_SIGNS[verdict.verdict]} {verdict.verdict}: {escaped(verdict.name)}",
         f"{escaped(cells.counts_text(verdict.counts))}; exit code {verdict.exit_code}.",
+        *_bullets("Overrides", map(escaped, cells.override_lines(verdict.overrides))),
         _undecided(verdict),
         *_bullets("Warnings", (escaped(warning) for warning in verdict.warnings)),
         *_section("Claims", (*cells.CLAIM_HEADINGS, "why"), map(_claim_row, verdict.claims)),

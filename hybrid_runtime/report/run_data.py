@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from hybrid_runtime.nvml_records import NvmlRecords, read_nvml
 from hybrid_runtime.plan import Plan, read_plan
 from hybrid_runtime.records import TRACE, RankRecords, read_side
 from hybrid_runtime.run_folder import RunFolder
@@ -30,20 +31,21 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A judged run as its folder holds it; `baseline` is empty where none ran."""
+    """A judged run as its folder holds it; `baseline` is empty where none ran, `driver` without NVML."""
 
     folder: Path
     verdict: Verdict
     plan: Plan
     ranks: Sequence[RankRecords]
     baseline: Sequence[RankRecords] = ()
+    driver: Sequence[NvmlRecords] = ()
 
 
 def read_run(folder: Path, verdict: Verdict) -> Run:
     """Reads what a verdict was judged from.
 
     Raises:
-        RecordsError: as `read_side`.
+        RecordsError: as `read_side` and `read_nvml`.
         PlanError: as `read_plan`.
     """
     files = RunFolder(folder)
@@ -54,6 +56,7 @@ def read_run(folder: Path, verdict: Verdict) -> Run:
         plan=read_plan(files.plan),
         ranks=read_side(folder),
         baseline=read_side(files.baseline.path) if ran else (),
+        driver=[read_nvml(path) for path in sorted(files.records.glob("nvml-*.jsonl"))],
     )
 
 

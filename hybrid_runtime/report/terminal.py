@@ -76,6 +76,7 @@ def verdict_tables(verdict: Verdict) -> RenderableType:
     parts += _method_lines(verdict)
     parts += [Text()] if verdict.warnings else []
     parts += [Text(f"warning: {cells.printable(warning)}", style="yellow") for warning in verdict.warnings]
+    parts += [Text(f"override: {line}", style="yellow") for line in cells.override_lines(verdict.overrides)]
     parts.append(_overall(verdict.verdict, verdict.name, verdict.counts, verdict.exit_code))
     return Group(*parts)
 

@@ -19,9 +19,14 @@ from typing import NamedTuple
 
 from hybrid_runtime.records import Device, Host
 from hybrid_runtime.telemetry.cgroup import quota_cores
+from hybrid_runtime.telemetry.secrets import hidden
 
-_VARIABLES = ("NCCL_", "CUDA_", "TORCH_", "PYTORCH_", "OMP_", "GLOO_", "MKL_")
-_PACKAGES = ("hybrid-runtime", "torch", "numpy", "pydantic", "nvidia-ml-py")
+_VARIABLES = (
+    "NCCL_", "CUDA_", "TORCH_", "PYTORCH_", "NVIDIA_", "OMP_", "GOMP_", "KMP_", "GLOO_", "MKL_", "OPENBLAS_", "UCX_",
+    "LD_PRELOAD", "PYTHONHASHSEED", "HYBRID_RUNTIME_",
+)  # fmt: skip
+_PACKAGES = ("hybrid-runtime", "torch", "triton", "numpy", "numba", "scipy", "pydantic", "safetensors", "tokenizers",
+             "nvidia-ml-py")  # fmt: skip
 
 
 class Gpu(NamedTuple):
@@ -168,5 +173,5 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment variables that steer torch, CUDA, NCCL, gloo, OpenMP and MKL."""
-    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)}
+    """The environment variables that steer torch, CUDA, NCCL, gloo, OpenMP and MKL; secrets are hidden."""
+    return {name: hidden(name, value) for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)}

@@ -24,6 +24,7 @@ from hybrid_runtime.nvml_records import (
     Text,
     Unavailable,
 )
+from hybrid_runtime.telemetry.nvml_facts import FACTS, topology_words
 
 T = TypeVar("T")
 
@@ -144,6 +145,12 @@ class Nvml:
         """Version of the driver."""
         return self._read("nvmlSystemGetDriverVersion", then=str)
 
+    def cuda_driver(self) -> Text:
+        """The newest CUDA version that the driver can run."""
+        return self._read(
+            "nvmlSystemGetCudaDriverVersion_v2", then=lambda version: f"{version // 1000}.{version % 1000 // 10}"
+        )
+
     def sample(self, uuid: str) -> NvmlSample:
         """The quick readings of one device."""
         memory = self._memory(uuid)
@@ -177,6 +184,9 @@ class Nvml:
             processes=self._of(uuid, "nvmlDeviceGetComputeRunningProcesses", then=len),
             violations=self._fields(uuid, _VIOLATION_FIELDS),
             links=self._links(uuid),
+            facts={
+                name: self._of(uuid, query, *arguments, then=then) for name, (query, arguments, then) in FACTS.items()
+            },
         )
 
     def _links(self, uuid: str) -> tuple[NvmlLink, ...] | Unavailable:
@@ -193,12 +203,15 @@ class Nvml:
     def _peers(self, first: str, second: str) -> PeerAccess:
         other = self._handle(second)
         if isinstance(other, Unavailable):
-            return PeerAccess(first=first, second=second, nvlink=other, read=other)
+            return PeerAccess(first=first, second=second, nvlink=other, read=other, topology=other)
 
         def status(capability: int) -> Text:
             return self._of(first, "nvmlDeviceGetP2PStatus", other, capability, then=_peer_status)
 
-        return PeerAccess(first=first, second=second, nvlink=status(_PEER_NVLINK), read=status(_PEER_READ))
+        topology = self._of(first, "nvmlDeviceGetTopologyCommonAncestor", other, then=topology_words)
+        return PeerAccess(
+            first=first, second=second, nvlink=status(_PEER_NVLINK), read=status(_PEER_READ), topology=topology
+        )
 
     def _memory(self, uuid: str) -> Any:
         """Version 2 of the memory query: version 1 counts the driver's reserve as used."""

@@ -81,6 +81,7 @@ def _header(nvml: Nvml, uuids: Sequence[str], interval_ms: int) -> NvmlHeader:
         driver=nvml.driver(),
         binding=_binding_version(),
         warnings=() if warning is None else (warning,),
+        cuda_driver=nvml.cuda_driver(),
     )
 
 

@@ -23,6 +23,7 @@ from hybrid_runtime.verifier.decide import Decision, decide_ratio
 from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, sentences, undecided
 from hybrid_runtime.verifier.metrics import Metrics
 from hybrid_runtime.verifier.trust import Blocker, time_blocker
+from hybrid_runtime.verifier.work_done import fewer_flops
 
 # Equal work gives equal losses while rounding has not grown: training is chaotic, and a difference of 1e-7 in step 10
 # is one of 1e-3 in step 40 and of 1e-2 in step 100. So the first steps must agree closely, all others on average.
@@ -139,6 +140,8 @@ def different_load(candidate: Metrics, other: Metrics) -> Blocker | None:
         differing.append("the plan's units")
     if differing:
         return Blocker("loads_differ", f"candidate and baseline differ in {', '.join(differing)}")
+    if fewer := fewer_flops(ours.ranks, ours.plan, theirs.ranks):
+        return Blocker("loads_differ", fewer)
     for number, (step, reference) in enumerate(zip(ours.ranks[0].steps, theirs.ranks[0].steps, strict=False)):
         if step.tokens != reference.tokens:
             return Blocker("loads_differ", f"step {number}: {step.tokens} tokens against {reference.tokens}")

@@ -11,6 +11,7 @@ from fractions import Fraction
 from statistics import median
 
 from hybrid_runtime.nvml_records import (
+    THROTTLING_COUNTERS,
     THROTTLING_MASK,
     NvmlDevice,
     NvmlInventory,
@@ -71,7 +72,9 @@ def driver_blocker(drivers: Sequence[Driver]) -> Blocker | None:
     """The first thing that forbids to believe the times of these sides, which share their devices."""
     for driver in drivers:
         if driver.metrics.kind == "cuda" and driver.records:
-            found = _foreign_process(driver, drivers) or _throttled(driver) or _clock_spread(driver)
+            found = (
+                _foreign_process(driver, drivers) or _throttled(driver) or _violated(driver) or _clock_spread(driver)
+            )
             if found:
                 return found
     return None
@@ -96,6 +99,33 @@ def _throttled(driver: Driver) -> Blocker | None:
             note = f"{device}: slowed down in {percent(len(slowed), len(masks), 0)} % of the samples ({why})"
             return Blocker("throttled", note)
     return None
+
+
+def _violated(driver: Driver) -> Blocker | None:
+    """NVML's counters of time spent slowed down, which miss no burst between two samples."""
+    for file in driver.records:
+        if file.before is None or file.after is None:
+            continue
+        lasted_ns = file.after.time_ns - file.before.time_ns
+        for device in driver.metrics.devices:
+            first, last = ([s for s in found.devices if s.uuid == device] for found in (file.before, file.after))
+            slowed_ns = _slowed_ns(first[0], last[0]) if first and last else {}
+            for why, time_ns in slowed_ns.items():
+                if lasted_ns > 0 and Fraction(time_ns, lasted_ns) > THROTTLED_SHARE:
+                    return Blocker(
+                        "throttled", f"{device}: slowed down {percent(time_ns, lasted_ns, 0)} % of the time ({why})"
+                    )
+    return None
+
+
+def _slowed_ns(before: NvmlDevice, after: NvmlDevice) -> dict[str, int]:
+    """How far each violation counter moved during the run; a counter that is not supported says nothing."""
+    moved = {}
+    for name in THROTTLING_COUNTERS:
+        first, last = before.violations.get(name), after.violations.get(name)
+        if isinstance(first, int) and isinstance(last, int):
+            moved[name.replace("_", " ")] = last - first
+    return moved
 
 
 def _clock_spread(driver: Driver) -> Blocker | None:
@@ -145,6 +175,11 @@ def driver_warnings(driver: Driver) -> list[str]:
     if not driver.records:
         return [f"{metrics.side.role}: no NVML records, so throttling and other processes were not watched"]
     warnings = [f"{file.path.name}: the sampler did not finish" for file in driver.records if file.footer is None]
+    warnings += [
+        f"{device}: NVML did not watch this device, so throttling and other processes on it are unknown"
+        for device in metrics.devices
+        if not any(sample.uuid == device for file in driver.records for sample in file.samples)
+    ]
     table = metrics.compute_ns or []
     for index, device in enumerate(metrics.devices):
         readings = _readings(driver.samples(index), "utilisation_percent")

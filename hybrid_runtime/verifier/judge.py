@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -36,12 +35,16 @@ from hybrid_runtime.verdict import (
 from hybrid_runtime.verdict import Side as SideRow
 from hybrid_runtime.verifier.claims import promises
 from hybrid_runtime.verifier.comparison import Baseline, comparisons
+from hybrid_runtime.verifier.differences import differences, outcomes_changed, same_judge
 from hybrid_runtime.verifier.driver import driver_blocker, driver_rows, driver_warnings, read_driver
 from hybrid_runtime.verifier.hardware import requirements
+from hybrid_runtime.verifier.memory_witness import memory_warnings
 from hybrid_runtime.verifier.metrics import Metrics, device_rows, measure
+from hybrid_runtime.verifier.provenance import launch_warnings, provenance
 from hybrid_runtime.verifier.side import load_side
 from hybrid_runtime.verifier.static import static_checks
-from hybrid_runtime.verifier.trust import contention_warnings
+from hybrid_runtime.verifier.tool import tool_version
+from hybrid_runtime.verifier.trust import clock_warnings, contention_warnings
 
 _IS_KIND: dict[BaselineKind, Callable[[Plan], bool]] = {
     "single": lambda plan: plan.mesh.world_size == 1,
@@ -88,7 +91,14 @@ def judge(run_folder: Path) -> Verdict:
         counts=count(outcomes),
         devices=device_rows(metrics, driver_rows(drivers[0])),
         sides=tuple(_side_row(one, kind) for one in sides),
-        warnings=(*contention_warnings(sides), *driver_warnings(drivers[0])),
+        provenance=provenance(drivers),
+        warnings=(
+            *contention_warnings(sides),
+            *clock_warnings(sides),
+            *driver_warnings(drivers[0]),
+            *memory_warnings(drivers[0]),
+            *launch_warnings(side),
+        ),
         raw=raw,
     )
 
@@ -100,7 +110,8 @@ def recheck(run_folder: Path) -> Verdict:
 
     Raises:
         RecordsError: as `judge`; or a file was changed, removed or added since verdict.json was written, or
-            verdict.json itself says something else than the records do.
+            verdict.json itself says something else than the records do. One of other rules or another version may: then
+            a warning says in which rows.
     """
     path = RunFolder(run_folder).verdict
     if not path.exists():
@@ -108,11 +119,13 @@ def recheck(run_folder: Path) -> Verdict:
     before = read_verdict(path)
     _check_unchanged(run_folder, before)
     now = judge(run_folder)
-    same_rules = (before.ruleset, before.tool_version) == (now.ruleset, now.tool_version)
-    if same_rules and _said(before) != _said(now):
-        differing = sorted(_said(before) ^ _said(now))[0][0]
-        raise RecordsError(f"{path}: its row {differing!r} is not what the records say; it was edited, judge again")
-    return now
+    if same_judge(before, now):
+        if places := differences(before, now):
+            raise RecordsError(f"{path}: its {places[0]} is not what the records say; it was edited, judge again")
+        return now
+    rows = "; ".join(outcomes_changed(before, now)) or "all rows alike"
+    note = f"verdict.json was written by rules {before.ruleset} of version {before.tool_version}: {rows}"
+    return now.model_copy(update={"warnings": (*now.warnings, note)})
 
 
 def write_verdict(verdict: Verdict, path: Path) -> None:
@@ -143,22 +156,8 @@ def read_verdict(path: Path) -> Verdict:
 
 def hash_raw(run_folder: Path) -> tuple[RawFile, ...]:
     """SHA-256 of every file that a verdict rests on, candidate first; paths are relative to the run folder."""
-    sides = (RunFolder(run_folder), RunFolder(run_folder).baseline)
-    paths = [
-        path
-        for side in sides
-        for path in (side.deployment, side.plan, side.infeasible, *sorted(side.records.glob("*.jsonl")))
-        if path.is_file()
-    ]
+    paths = [path for side in RunFolder(run_folder).sides() for path in side.raw_files()]
     return tuple(RawFile(path=path.relative_to(run_folder).as_posix(), sha256=_sha256(path)) for path in paths)
-
-
-def tool_version() -> str:
-    """Version of the installed package."""
-    try:
-        return version("hybrid-runtime")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _sha256(path: Path) -> str:
@@ -178,14 +177,6 @@ def _check_unchanged(run_folder: Path, before: Verdict) -> None:
             raise RecordsError(f"{run_folder / path}: was added since the run was judged")
         if then[path] != now[path]:
             raise RecordsError(f"{run_folder / path}: was changed since it was judged; make the run again")
-
-
-def _said(verdict: Verdict) -> set[tuple[str, str, str]]:
-    """Every row as (id, outcome and reason, figure)."""
-    rows = {
-        (row.id, f"{row.outcome} {row.reason}", row.measured.point if row.measured else "") for row in verdict.claims
-    }
-    return rows | {(row.id, f"{row.outcome} {row.reason}", "") for row in verdict.static_checks}
 
 
 def _baseline(run_folder: Path, kind: BaselineKind | None) -> Baseline:

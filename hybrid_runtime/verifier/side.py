@@ -21,6 +21,8 @@ from hybrid_runtime.plan import Plan, read_plan
 from hybrid_runtime.records import COMPUTE_PHASES, PHASES, RankRecords, StepRecord, read_side
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.schedule.actions import parse_action
+from hybrid_runtime.verifier.sequence import check_sequence
+from hybrid_runtime.verifier.work_done import check_work
 
 Role = Literal["candidate", "baseline"]
 _LATEST_NS = 2**63  # a clock counts in 64-bit nanoseconds; anything beyond was not written by one
@@ -64,6 +66,8 @@ def load_side(folder: Path, role: Role) -> Side:
         _check_place(side, rank)
         _check_steps(side, rank)
     _check_devices(side)
+    check_sequence(ranks, deployment)
+    check_work(ranks, plan)
     return side
 
 

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.records import StepRecord
 from hybrid_runtime.verdict import Reason
 from hybrid_runtime.verifier.metrics import Metrics, percent
@@ -96,6 +97,22 @@ def time_blocker(deployment: Deployment, sides: Sequence[Metrics], driver: Block
         if found:
             return found
     return driver
+
+
+CLOCK_DOUBT = Fraction(1, 100)  # of a step; bubbles and windows smaller than the doubt about the clocks say nothing
+
+
+def clock_warnings(sides: Sequence[Metrics]) -> list[str]:
+    """Sides whose hosts' clocks are tied together too loosely for their steps."""
+    warnings = []
+    for side in sides:
+        doubt_ns = 2 * max(rank.header.clock_uncertainty_ns for rank in side.side.ranks)
+        if side.steps and doubt_ns > CLOCK_DOUBT * side.median_step_ns:
+            warnings.append(
+                f"{side.side.role}: the hosts' clocks agree to {decimal_text(Fraction(doubt_ns, 1000), 1)} µs only, "
+                f"{percent(doubt_ns / side.median_step_ns, 1, 1)} % of a step; smaller bubbles and windows say nothing"
+            )
+    return warnings
 
 
 def contention_warnings(sides: Sequence[Metrics]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 from hybrid_runtime.report.page import timeline as timelines
 from hybrid_runtime.report.page.distributions import distributions
+from hybrid_runtime.report.page.driver import driver_series
 from hybrid_runtime.report.page.figure import Figure, number, plot_text
 from hybrid_runtime.report.page.intervals import interval_figures
 from hybrid_runtime.report.page.memory import memory
@@ -24,7 +25,9 @@ from hybrid_runtime.report.palette import COLOURS
 from hybrid_runtime.report.run_data import Run, chosen_steps
 from hybrid_runtime.verdict import Outliers
 from tests.report import examples
-from tests.report.runs import small_run
+from tests.report.runs import judged, small_run, written
+from tests.verifier.nvml_examples import write_nvml
+from tests.verifier.synthetic import MS, steady
 
 SCRIPT = re.compile(r"<script[^>]*>.*?</script>", re.DOTALL)
 
@@ -228,6 +231,22 @@ def test_step_times_show_both_sides_blocks_warm_up_and_outliers(run: Run) -> Non
 def test_a_run_without_a_baseline_has_one_side(run: Run) -> None:
     drawn = traces(step_series(Run(run.folder, run.verdict, run.plan, run.ranks)))
     assert set(drawn) == {"candidate, warm-up", "candidate, spans recorded"}
+
+
+def test_clocks_and_temperatures_of_gpus_are_drawn_and_what_was_not_sampled_is_not(tmp_path: Path) -> None:
+    side = steady([10 * MS] * 3, steps=20, block_steps=5, kind="cuda", device_bytes=1 << 34)
+    folder = written(tmp_path, side, side)
+    write_nvml(folder, clocks=(1980, 1800, 1980))
+    figure = driver_series(judged(folder))
+    assert figure is not None
+    assert [view.label for view in figure.views] == ["SM clock, MHz", "temperature, °C", "utilisation by the driver, %"]
+    drawn = traces(figure)
+    assert list(drawn) == ["GPU of rank 0", "GPU of rank 1", "GPU of rank 2"]
+    assert drawn["GPU of rank 1"]["y"] == [1800] * 20
+
+
+def test_a_run_on_cpus_has_no_clocks(run: Run) -> None:
+    assert driver_series(run) is None
 
 
 def test_intervals_stand_beside_their_self_tests(run: Run) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pynvml
 import pytest
 
-from hybrid_runtime.nvml_records import NvmlSample, Unavailable
+from hybrid_runtime.nvml_records import THROTTLING_COUNTERS, NvmlSample, Unavailable
 from hybrid_runtime.telemetry import nvml as this
 from hybrid_runtime.telemetry.nvml import Nvml
+from hybrid_runtime.telemetry.nvml_facts import FACTS, TOPOLOGY
 from tests.telemetry.fake_nvml import GIB, fake_pynvml
 
 GPUS = ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
@@ -66,6 +67,35 @@ def test_the_slow_readings() -> None:
     assert fake.inits == 0
 
 
+def test_what_a_device_is_and_how_it_is_set() -> None:
+    nvml = Nvml(fake_pynvml(GPUS, unsupported=["nvmlDeviceGetMigMode"], missing=["nvmlDeviceGetVbiosVersion"]))
+    assert nvml.cuda_driver() == "13.1"
+    inventory = nvml.inventory(["GPU-a", "GPU-b", "GPU-d"], "before")
+    assert inventory.devices[1].facts == {
+        "PCI id": "00000000:01:00.0",
+        "VBIOS": absent("nvidia-ml-py has no nvmlDeviceGetVbiosVersion"),
+        "ECC": "on",
+        "MIG": absent("not supported by this device"),
+        "compute mode": "exclusive process",
+        "persistence": "on",
+        "power limit in force": "700.5 W",
+        "power limit by default": "700.001 W",
+        "application SM clock": "1001 MHz",
+        "largest SM clock": "2001 MHz",
+        "largest memory clock": "4001 MHz",
+        "PCIe generation": "6",
+        "PCIe lanes": "17",
+        "CUDA compute capability": "9.1",
+    }
+    assert inventory.devices[0].facts["ECC"] == "on, off after the next reset"
+    assert inventory.devices[0].facts["compute mode"] == "default (shared)"
+    assert [peer.topology for peer in inventory.peers] == [
+        "one PCIe switch between them",
+        "one PCIe host bridge between them",
+        "several PCIe switches, no host bridge between them",
+    ]
+
+
 def test_no_driver_is_a_reason_everywhere_and_a_zero_nowhere() -> None:
     nvml = Nvml(fake_pynvml(GPUS, init_error=pynvml.NVML_ERROR_DRIVER_NOT_LOADED))
     reason = absent("driver not loaded")
@@ -77,6 +107,7 @@ def test_no_driver_is_a_reason_everywhere_and_a_zero_nowhere() -> None:
     device = inventory.devices[0]
     assert [device.name, device.memory_total_bytes, device.processes, device.links] == [reason] * 4
     assert set(map(str, device.violations.values())) == {str(reason)}
+    assert set(map(str, device.facts.values())) == {str(reason)}
     assert inventory.peers[0].nvlink == reason
     nvml.close()
 
@@ -127,6 +158,11 @@ def test_the_tables_agree_with_the_binding() -> None:
     codes = {getattr(pynvml, name) for name in dir(pynvml) if name.startswith("NVML_ERROR_") and "STRING" not in name}
     assert codes <= set(this.REASONS)
     assert this.reason_of(12345) == "NVML error 12345"
+    for query, _, _ in FACTS.values():
+        assert callable(getattr(pynvml, query))
+    levels = {getattr(pynvml, name) for name in dir(pynvml) if name.startswith("NVML_TOPOLOGY_")}
+    assert levels == set(TOPOLOGY)
+    assert set(THROTTLING_COUNTERS) <= set(this._VIOLATION_FIELDS)
     for name in (*this._VIOLATION_FIELDS.values(), *this._LINK_FIELDS.values(), this._LINK_COUNT_FIELD):
         assert isinstance(getattr(pynvml, name), int)
     assert (pynvml.NVML_CLOCK_SM, pynvml.NVML_TEMPERATURE_GPU, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) == (1, 0, 2)

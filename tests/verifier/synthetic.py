@@ -8,8 +8,9 @@ steps; with a baseline, blocks are laid out in time in the order A B B A ... (or
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,8 @@ from hybrid_runtime.records import (
 )
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.turns import abba
+from hybrid_runtime.verdict import Claim
+from hybrid_runtime.verifier.judge import judge
 
 WARMUP = 4
 LEDGER_STEPS = (1, 2, 3)
@@ -45,8 +48,9 @@ class Synthetic:
         compute_ns: per measured step and rank.
         cpu_ns: what the thread clock says; the same as `compute_ns` unless given.
         window_ns: per measured step; a little more than the longest compute unless given.
-        wait_ns: one wait inside the compute span of every rank and step.
+        wait_ns: one wait inside the compute span of every rank and step; a list gives one per rank.
         memory_bytes: per rank; a list of rows gives one per ledger step.
+        reserved_factor: what the CUDA allocator keeps, in multiples of what it uses.
         owned: every rank has a core (or GPU) of its own.
         header: fields of every header to replace, e.g. {"backend": "nccl"}.
     """
@@ -54,9 +58,10 @@ class Synthetic:
     compute_ns: Sequence[Sequence[int]]
     cpu_ns: Sequence[Sequence[int]] | None = None
     window_ns: Sequence[int] | None = None
-    wait_ns: int = 0
+    wait_ns: int | Sequence[int] = 0
     block_steps: int = 10
     memory_bytes: Sequence[int] | Sequence[Sequence[int]] = ()
+    reserved_factor: int = 1
     flops: Sequence[int] = ()
     loss: float | None = 5.5
     tokens: int = 1024
@@ -79,7 +84,10 @@ class Synthetic:
     def window(self, step: int) -> int:
         if self.window_ns is not None:
             return self.window_ns[step]
-        return max(self.compute_ns[step]) + self.wait_ns + 1000
+        return max(time + self.wait(rank) for rank, time in enumerate(self.compute_ns[step])) + 1000
+
+    def wait(self, rank: int) -> int:
+        return self.wait_ns if isinstance(self.wait_ns, int) else self.wait_ns[rank]
 
 
 def steady(compute_ns: Sequence[int], steps: int = 120, **more: Any) -> Synthetic:
@@ -108,6 +116,7 @@ def deployment(mesh: Mesh = Mesh(pp_degree=3), **tables: Any) -> Deployment:  # 
         "model": {"preset": "tiny"},
         "parallel": {name: getattr(mesh, name) for name in ("tp_degree", "pp_degree", "dp_degree")},
         "batch": {"global_batch_size": 8, "microbatch_size": 2, "sequence_length": 128},
+        "measurement": {"warmup_steps": WARMUP} | tables.pop("measurement", {}),
     }
     return parse_deployment(values | tables, source="synthetic")
 
@@ -172,6 +181,26 @@ def planted(extra_pp: float, cv: float = 0.0, seed: int = 0, steps: int = 120, *
     extra = round(300_000 * extra_pp)  # 1 pp of 30 ms
     mean = [10 * MS - extra // 2, 10 * MS, 10 * MS + extra // 2]
     return noisy(mean, cv, seed, steps, **more) if cv else steady(mean, steps, **more)
+
+
+def judged(folder: Path, side: Synthetic, name: str, **tables: Any) -> Claim:
+    """The row of one claim about a side alone."""
+    verdict = judge(write_run(folder, side, deployment(side.shape, **tables)))
+    return next(row for row in verdict.claims if row.id == name)
+
+
+def rewrite(run: Path, edit: Callable[[int, dict[str, Any]], dict[str, Any] | None], pattern: str = "rank*") -> None:
+    """Forges every rank's records: `edit` gets rank and record, and returns the record to write, or None to drop it."""
+    for path in sorted(run.glob(f"records/{pattern}.jsonl")):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        rank = records[0]["rank"]
+        kept = [new for record in records if (new := edit(rank, record)) is not None]
+        steps = [record for record in kept if record["type"] == "step"]
+        for number, step in enumerate(steps):
+            step["step"] = number
+        if kept[-1]["type"] == "footer":
+            kept[-1]["steps"] = len(steps)
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _blocks(side: Synthetic) -> int:
@@ -259,23 +288,23 @@ def _memory(side: Synthetic, rank: int, ledger_step: int | None) -> Memory:
         buffers_peak=0,
         ledger_peak=peak,
         allocated_peak=row[rank] if side.kind == "cuda" else None,
-        reserved_peak=row[rank] if side.kind == "cuda" else None,
+        reserved_peak=row[rank] * side.reserved_factor if side.kind == "cuda" else None,
     )
 
 
 def _warmup(side: Synthetic, rank: int, step: int) -> StepRecord:
     """Three times slower than measured steps, so that a judge who lets warm-up in is found out."""
     slow = replace(side, compute_ns=[[3 * time for time in side.compute_ns[0]]], cpu_ns=None, window_ns=None)
-    record = _step(slow, rank, 0, MS + step * 100 * slow.window(0))
+    record = _step(slow, rank, 0, MS + step * 2 * slow.window(0))
     watched = step in LEDGER_STEPS
     memory = _memory(side, rank, LEDGER_STEPS.index(step) if watched else None)
     return record.model_copy(update={"step": step, "block": 0, "phase": "warmup", "ledger": watched, "memory": memory})
 
 
 def _step(side: Synthetic, rank: int, step: int, start: int) -> StepRecord:
-    compute, window = side.compute_ns[step][rank], side.window(step)
+    compute, window, wait = side.compute_ns[step][rank], side.window(step), side.wait(rank)
     cpu = -1 if side.kind == "cuda" else (side.cpu_ns or side.compute_ns)[step][rank]
-    done = start + compute + side.wait_ns
+    done = start + compute + wait
     stage = side.shape.place(rank).pp
     middle = start + compute // 2
     return StepRecord(
@@ -295,8 +324,8 @@ def _step(side: Synthetic, rank: int, step: int, start: int) -> StepRecord:
         memory=_memory(side, rank, None),
         spans=(
             Span(f"{stage}F0", start, middle, cpu // 2 if cpu >= 0 else -1, 0),
-            Span(f"{stage}B0", middle, done, cpu - cpu // 2 if cpu >= 0 else -1, side.wait_ns),
+            Span(f"{stage}B0", middle, done, cpu - cpu // 2 if cpu >= 0 else -1, wait),
             Span(REDUCE_GRAD, done, done, 0, 0),
         ),
-        waits=(Wait("all_reduce", done - side.wait_ns, done),) if side.wait_ns else (),
+        waits=(Wait("all_reduce", done - wait, done),) if wait else (),
     )

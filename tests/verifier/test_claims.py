@@ -8,19 +8,12 @@ from typing import Any
 import pytest
 
 from hybrid_runtime.mesh import Mesh
-from hybrid_runtime.records import Device, Host
-from hybrid_runtime.verdict import Claim, Outcome
+from hybrid_runtime.verdict import Outcome
 from hybrid_runtime.verifier.judge import judge
-from tests.verifier.synthetic import MS, Synthetic, deployment, noisy, planted, steady, write_run
+from tests.verifier.synthetic import MS, Synthetic, deployment, judged, noisy, planted, steady, write_run
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 BALANCE = {"targets": {"compute_balance_pp": 1}}
-
-
-def judged(folder: Path, side: Synthetic, name: str, **tables: Any) -> Claim:
-    """The row of one claim."""
-    verdict = judge(write_run(folder, side, deployment(side.shape, **tables)))
-    return next(row for row in verdict.claims if row.id == name)
 
 
 @pytest.mark.parametrize(
@@ -86,14 +79,6 @@ def test_two_clocks_that_disagree_decide_nothing(tmp_path: Path) -> None:
     assert (row.outcome, row.reason) == (INCONCLUSIVE, "instrument_disagreement")
 
 
-def test_ranks_on_one_device_are_summed(tmp_path: Path) -> None:
-    shared = Device(kind="cuda", id="GPU-0", name="gpu", owned=False, total_bytes=None)
-    side = steady([MS] * 3, kind="cuda", header={"device": shared})
-    row = judged(tmp_path, side, "compute_balance", **BALANCE)
-    assert (row.outcome, row.detail) == (Outcome.NOT_APPLICABLE, "one device (GPU-0) has nothing to be balanced with")
-    assert judge(tmp_path).devices[0].compute_ns == 3 * 120 * MS
-
-
 def test_one_device_has_no_balance(tmp_path: Path) -> None:
     one = steady([10 * MS], mesh=Mesh())
     assert judged(tmp_path, one, "compute_balance", **BALANCE).outcome is Outcome.NOT_APPLICABLE
@@ -127,32 +112,6 @@ def test_utilisation_is_judged_where_the_window_is_real(tmp_path: Path) -> None:
     assert (row.outcome, row.reason) == (INCONCLUSIVE, "oversubscribed")
     assert row.measured is not None
     assert row.measured.point == "90"
-
-
-def test_a_cpu_run_settles_nothing_about_time_on_gpus(tmp_path: Path) -> None:
-    hardware = {"device": "cuda", "devices": 3, "memory_per_device": "32 GB", "interconnect": "nvlink"}
-    targets = {"compute_balance_pp": 1, "memory_balance_pp": 1, "utilisation_percent": 50}
-    verdict = judge(write_run(tmp_path, steady([MS] * 3), deployment(targets=targets, hardware=hardware)))
-    outcomes = {row.id: (row.outcome, row.reason) for row in verdict.claims}
-    assert outcomes.pop("memory_balance") == (PASS, None)
-    assert len(outcomes) == 5
-    assert set(outcomes.values()) == {(INCONCLUSIVE, "hardware_mismatch")}
-
-
-def test_cores_found_shared_outweigh_the_word_of_the_ranks(tmp_path: Path) -> None:
-    host = Host(name="host", affinity=(0,), available_cores=2, threads_per_rank=1, local_world_size=3)
-    side = steady([MS] * 3, header={"host": host})
-    row = judged(tmp_path, side, "utilisation", targets={"utilisation_percent": 1})
-    assert (row.outcome, row.reason) == (INCONCLUSIVE, "oversubscribed")
-
-
-@pytest.mark.parametrize(("last", "outcome"), [("34%", PASS), ("33.34%", FAIL)])
-def test_an_edited_declaration_is_not_the_plan(tmp_path: Path, last: str, outcome: Outcome) -> None:
-    first = "33%" if last == "34%" else "33.33%"
-    declared = {"computation_distribution": {"a": first, "b": first, "c": last}}
-    side = steady([MS] * 3, flops=[33, 33, 34])
-    row = judged(tmp_path, side, "declared_computation", declared=declared)
-    assert (row.outcome, row.reason) == (outcome, None if outcome is PASS else "declaration_not_plan")
 
 
 def test_devices_and_their_memory(tmp_path: Path) -> None:

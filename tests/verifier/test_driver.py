@@ -2,78 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from hybrid_runtime.nvml_records import (
-    NvmlDevice,
-    NvmlFooter,
-    NvmlHeader,
-    NvmlInventory,
-    NvmlLine,
-    NvmlSample,
-    PeerAccess,
-    Unavailable,
-    to_line,
-)
+from hybrid_runtime.nvml_records import PeerAccess
 from hybrid_runtime.verdict import Claim, Outcome, Verdict
 from hybrid_runtime.verifier.judge import judge
+from tests.verifier.nvml_examples import write_nvml
 from tests.verifier.synthetic import MS, deployment, steady, write_run
 
-UUIDS = tuple(f"GPU-{index}" for index in range(3))
-START_NS = 10_000 * MS  # of the first measured step
 NVLINK = deployment(
     targets={"compute_balance_pp": 1},
     hardware={"device": "cuda", "interconnect": "nvlink", "min_link_bandwidth": "300 GB/s"},
 )
 
 
-def _nvml(
-    folder: Path,
-    *,
-    clocks: Sequence[int] = (1980, 1980, 1980),
-    mask: int = 0,
-    processes: int = 1,
-    peers: tuple[PeerAccess, ...] = (),
-    first_ns: int = START_NS,
-) -> None:
-    """Twenty samples a device; `first_ns` places them in time."""
-    devices = tuple(
-        NvmlDevice(uuid=uuid, name="gpu", memory_total_bytes=1, processes=processes, violations={}, links=())
-        for uuid in UUIDS
-    )
-    samples = [
-        NvmlSample(
-            time_ns=first_ns + tick * MS,
-            uuid=uuid,
-            utilisation_percent=99,
-            memory_used_bytes=2**30,
-            memory_reserved_bytes=1,
-            memory_total_bytes=2**34,
-            sm_clock_mhz=clocks[index],
-            clock_events_mask=mask,
-            power_mw=Unavailable(unavailable="not supported"),
-            temperature_c=50,
-        )
-        for tick in range(20)
-        for index, uuid in enumerate(UUIDS)
-    ]
-    header = NvmlHeader(host="host", uuids=UUIDS, interval_ms=100, started_utc="", driver="1", binding="1", warnings=())
-    lines: list[NvmlLine] = [
-        header,
-        NvmlInventory(moment="before", time_ns=0, devices=devices, peers=peers),
-        *samples,
-        NvmlInventory(moment="after", time_ns=10**15, devices=devices, peers=peers),
-        NvmlFooter(samples=len(samples), finished_utc=""),
-    ]
-    (folder / "records" / "nvml-host.jsonl").write_text("".join(map(to_line, lines)))
-
-
 def _judged(folder: Path, **seen: object) -> Verdict:
     run = write_run(folder, steady([10 * MS] * 3, kind="cuda"), NVLINK)
-    _nvml(run, **seen)  # type: ignore[arg-type]
+    write_nvml(run, **seen)  # type: ignore[arg-type]
     return judge(run)
 
 
@@ -82,22 +29,19 @@ def _row(verdict: Verdict, name: str) -> Claim:
 
 
 @pytest.mark.parametrize(
-    ("seen", "reason"),
+    "seen",
     [
-        ({}, None),
-        ({"clocks": (1980, 1980, 1900)}, "clock_spread"),
-        ({"clocks": (1980, 1980, 1950)}, None),
-        ({"mask": 0x40}, "throttled"),
-        ({"mask": 0x01}, None),
-        ({"mask": 0x40, "first_ns": 0}, None),  # outside the measured blocks
-        ({"processes": 2}, "foreign_process"),
+        {},
+        {"clocks": (1980, 1980, 1950)},
+        {"mask": 0x01},
+        {"mask": 0x40, "first_ns": 0},  # outside the measured blocks
+        {"slowed_ns": 10**13},  # a hundredth of the run
     ],
 )
-def test_the_driver_can_forbid_to_believe_a_clock(tmp_path: Path, seen: dict[str, object], reason: str | None) -> None:
+def test_what_does_no_harm_does_not_forbid_to_believe_a_clock(tmp_path: Path, seen: dict[str, object]) -> None:
+    """What does is in test_lies.py."""
     row = _row(_judged(tmp_path, **seen), "compute_balance")
-    assert row.reason == reason
-    assert row.outcome is (Outcome.INCONCLUSIVE if reason else Outcome.PASS)
-    assert row.measured is not None
+    assert (row.outcome, row.reason) == (Outcome.PASS, None)
 
 
 def test_device_rows_say_what_was_read_and_what_was_not(tmp_path: Path) -> None:

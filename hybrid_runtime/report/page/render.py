@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hybrid_runtime.report import cells, method_cells
+from hybrid_runtime.report.page.driver import driver_series
 from hybrid_runtime.report.page.figure import Figure
 from hybrid_runtime.report.page.intervals import interval_figures
 from hybrid_runtime.report.page.memory import memory
@@ -47,7 +48,7 @@ class Figures(dict[str, Figure]):
 def report_page(run: Run) -> str:
     """The report of one run."""
     of_devices = [compute_shares(run.verdict), memory_shares(run.verdict), time_parts(run.verdict), memory(run)]
-    of_steps = [timeline(run), replayed_figure(run), step_series(run)]
+    of_steps = [timeline(run), replayed_figure(run), step_series(run), driver_series(run)]
     found = [*of_devices, *of_steps, *interval_figures(run.verdict)]
     figures = [figure for figure in found if figure is not None]
     return page(
