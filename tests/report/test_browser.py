@@ -83,7 +83,7 @@ def test_another_step_is_chosen_moved_and_a_kind_hidden(report: Path, tab: Tab) 
     assert tab.errors == []
 
 
-@pytest.mark.parametrize(("width", "height", "phone"), [(1366, 900, False), (390, 844, True), (360, 640, True)])
+@pytest.mark.parametrize(("width", "height", "phone"), [(1366, 900, False), (360, 640, True)])
 def test_no_page_scrolls_sideways(report: Path, run: Run, tmp_path: Path, tab: Tab, width: int, height: int, phone: bool) -> None:  # fmt: skip # noqa: E501
     compared = tmp_path / "compare.html"
     compared.write_text(compare_page(run, run), encoding="utf-8")

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from hybrid_runtime.nvml_records import NvmlSample
 from hybrid_runtime.report.cells import printable, ranges_text
-from hybrid_runtime.report.page.figure import Figure, Trace, View, plot_text, thinned
+from hybrid_runtime.report.page.figure import Figure, Trace, View, thinned
 from hybrid_runtime.report.run_data import Run, windows
 
 # Lines of devices take hues in turn; what a hue means elsewhere on the page does not hold here.
 _HUES = ("compute", "backward", "weight-gradient", "optimizer", "communication", "host", "forward", "baseline")
+_ALL_POINTS, _FEWEST_POINTS = 6000, 60  # of a view's lines together, and of each
 _READINGS = (  # field of the record, axis, factor
     ("sm_clock_mhz", "SM clock, MHz", 1.0),
     ("power_mw", "power, W", 1e-3),
@@ -48,19 +49,17 @@ def _devices(run: Run) -> dict[str, tuple[str, int]]:
 
 
 def _lines(run: Run, devices: dict[str, tuple[str, int]], field: str, factor: float, base_ns: int) -> list[Trace]:
-    lines = []
+    lines, most = [], max(_FEWEST_POINTS, _ALL_POINTS // len(devices))
     for number, (id, (label, offset_ns)) in enumerate(devices.items()):
         samples = [sample for file in run.driver for sample in file.samples if sample.uuid == id]
         known = [sample for sample in samples if isinstance(getattr(sample, field), int)]
         if known:
             hue = _HUES[number % len(_HUES)]
-            lines.append(_line(label, id, thinned(known), field, factor, base_ns - offset_ns, hue))
+            lines.append(_line(label, thinned(known, most), field, factor, base_ns - offset_ns, hue))
     return lines
 
 
-def _line(
-    label: str, id: str, samples: Sequence[NvmlSample], field: str, factor: float, base_ns: int, hue: str
-) -> Trace:
+def _line(label: str, samples: Sequence[NvmlSample], field: str, factor: float, base_ns: int, hue: str) -> Trace:
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -69,10 +68,7 @@ def _line(
         "y": [getattr(sample, field) * factor for sample in samples],
         "line": {"color": hue, "width": 1.5},
         "marker": {"color": hue, "size": 4},
-        "hovertext": [
-            f"{plot_text(label)}<br>{plot_text(id)}: {getattr(sample, field) * factor:g}" for sample in samples
-        ],
-        "hoverinfo": "text",
+        "hoverinfo": "x+y+name",
     }
 
 

@@ -22,7 +22,7 @@ Layout = dict[str, Any]
 # What is no work of a device: grey lines on the bare paper.
 HATCHED: Trace = {"pattern": {"shape": "/", "size": 6, "solidity": 0.3, "fillmode": "replace"}}
 
-MOST_POINTS = 4000  # of one trace of points
+MOST_POINTS = 1500  # of one trace of points
 _ROW_PX, _FRAME_PX, _MOST_ROWS_PX = 26, 76, 1800
 
 
@@ -64,9 +64,9 @@ def plot_text(text: str) -> str:
     return html.escape(printable(text), quote=False)
 
 
-def thinned(items: Sequence[T]) -> Sequence[T]:
-    """At most MOST_POINTS of the items, evenly picked."""
-    return items[:: max(1, -(-len(items) // MOST_POINTS))]
+def thinned(items: Sequence[T], most: int = MOST_POINTS) -> Sequence[T]:
+    """At most so many of the items, evenly picked: the page must stay below 6 MB."""
+    return items[:: max(1, -(-len(items) // most))]
 
 
 def number(text: str | None) -> float | None:

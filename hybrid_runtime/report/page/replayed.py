@@ -12,7 +12,7 @@ from hybrid_runtime.errors import PlanError, RecordsError
 from hybrid_runtime.records import PHASES, RankRecords
 from hybrid_runtime.report.cells import duration_text
 from hybrid_runtime.report.page.figure import Figure, View, rows_layout
-from hybrid_runtime.report.page.timeline import BUBBLE, MOST_BOXES, Box, box_traces, rank_boxes, rank_label
+from hybrid_runtime.report.page.timeline import BUBBLE, MOST_BOXES, Box, box_traces, rank_boxes, rank_label, shown_ranks
 from hybrid_runtime.report.run_data import Run, Window, chosen_steps, windows
 from hybrid_runtime.report.schedule_grid import WORDS
 from hybrid_runtime.schedule.actions import parse_actions
@@ -21,27 +21,21 @@ from hybrid_runtime.schedule.replayed import Replay
 
 def replayed_figure(run: Run) -> Figure | None:
     """Two rows per pipeline rank, measured above replayed; None where no span was recorded or it cannot be replayed."""
-    ranks = [rank for rank in run.ranks if (rank.header.tp, rank.header.dp) == (0, 0)]
     steps = chosen_steps(run.ranks)
-    boxes = sum(len(rank.steps[0].spans) for rank in ranks if rank.steps) * 3
-    if not steps or boxes > MOST_BOXES:
-        return None
-    replay = _replay(run)
+    replay = _replay(run) if steps else None
     if replay is None or not replay.makespan:
         return None
     window = {one.step: one for one in windows(run.ranks)}[next(iter(steps))]
+    pipeline = [rank for rank in run.ranks if (rank.header.tp, rank.header.dp) == (0, 0)]
+    ranks, left_out = shown_ranks(pipeline, window.step, MOST_BOXES // 2)
     first_ns, last_ns = _actions_ns(ranks, window)
-    return Figure(
-        "replayed",
-        "Measured against replayed",
-        [_view(ranks, window, first_ns, replay)],
-        [
-            f"Step {window.step} (median), from its first action to the end of its last: "
-            f"{duration_text((last_ns - first_ns) / 1e9)}. Paler, modelled: the plan's own lists replayed with the "
-            f"medians of the measured durations: {duration_text(float(replay.makespan) / 1e9)}."
-        ],
-        zoom=True,
+    words = (
+        f"Step {window.step} (median), from its first action to the end of its last: "
+        f"{duration_text((last_ns - first_ns) / 1e9)}. Paler, modelled: the plan's own lists replayed with the "
+        f"medians of the measured durations: {duration_text(float(replay.makespan) / 1e9)}."
     )
+    notes = [words, left_out] if left_out else [words]
+    return Figure("replayed", "Measured against replayed", [_view(ranks, window, first_ns, replay)], notes, zoom=True)
 
 
 def _replay(run: Run) -> Replay | None:

@@ -57,13 +57,16 @@ def timeline(run: Run) -> Figure | None:
     return Figure("timeline", "Timeline of chosen steps", views, notes, zoom=True)
 
 
-def shown_ranks(ranks: Sequence[RankRecords], step: int) -> tuple[list[RankRecords], str]:
-    """The ranks whose boxes are few enough to draw, and in words which were left out."""
+def shown_ranks(
+    ranks: Sequence[RankRecords], step: int, most_boxes: int | None = None
+) -> tuple[list[RankRecords], str]:
+    """The ranks whose boxes are few enough to draw, and in words which those are if not all."""
+    most = MOST_BOXES if most_boxes is None else most_boxes
     alike = [rank for rank in ranks if (rank.header.tp, rank.header.dp) == (0, 0)]
     for some in (list(ranks), alike):
-        if sum(_num_boxes(rank.steps[step]) for rank in some) <= MOST_BOXES:
+        if sum(_num_boxes(rank.steps[step]) for rank in some) <= most:
             break
-    while len(some) > 1 and sum(_num_boxes(rank.steps[step]) for rank in some) > MOST_BOXES:
+    while len(some) > 1 and sum(_num_boxes(rank.steps[step]) for rank in some) > most:
         some = some[: len(some) // 2]
     if len(some) == len(ranks):
         return some, ""

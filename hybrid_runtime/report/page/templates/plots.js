@@ -43,7 +43,7 @@
   // digits make the colour a shade less than opaque, and a bar of a third of a pixel is seen one time in three.
   const timed = ({ boxes, hovertext, x, base, marker }) => boxes ? {
     hovertext: hovertext.map((name, number) => `${name}: ${x[number]} ms from ${base[number]} ms`),
-    marker: { ...marker, color: `${marker.color}fe` },
+    marker: { ...marker, color: `${marker.color}fe`, line: { ...marker.line, width: innerWidth < 700 ? 0 : marker.line.width } },
   } : {};
 
   function draw(plot) {
