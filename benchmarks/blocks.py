@@ -3,7 +3,9 @@
     side A   | s m m m |                     | s m m m |        s  settles: caches are cold after a change of sides
     side B             | s m m m | s m m m |                    m  measured
 
-A step's time is that of its slowest rank; its CPU time is the sum over all ranks and all their threads.
+A step's time is that of its slowest rank; its CPU time is the sum over all ranks and all their threads. `busy` is the
+CPU time of the ranks' own threads, which wait without using any, over ranks x step: on CPU ranks one clock for both
+sides, but one that counts a side's overhead as work.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def measure_sides(sides: Mapping[str, Step], timing: Timing, device: str) -> dic
     """Runs on every rank. Returns what `combine` needs: losses of the warm-up; per side and block, nanoseconds."""
     losses = {name: [step() for _ in range(timing.warmup_steps)] for name, step in sides.items()}
     first, second = sides
-    blocks: dict[str, list[list[tuple[int, int]]]] = {first: [], second: []}
+    blocks: dict[str, list[list[tuple[int, int, int]]]] = {first: [], second: []}
     for number in range(timing.blocks):
         for name in (first, second) if number % 2 == 0 else (second, first):
             for _ in range(timing.settle_steps):
@@ -49,16 +51,19 @@ def measure_sides(sides: Mapping[str, Step], timing: Timing, device: str) -> dic
     return {"losses": losses, "blocks": blocks}
 
 
-def _timed(step: Step, device: str) -> tuple[int, int]:
-    """(wall, CPU) nanoseconds of one step on this rank; the closing barrier lets helper threads finish their work."""
+def _timed(step: Step, device: str) -> tuple[int, int, int]:
+    """(wall, CPU, the thread's own CPU) nanoseconds of one step on this rank.
+
+    The closing barrier lets helper threads finish their work, which the second figure counts.
+    """
     dist.barrier()
-    cpu_start, start = time.process_time_ns(), time.monotonic_ns()
+    cpu_start, thread_start, start = time.process_time_ns(), time.thread_time_ns(), time.monotonic_ns()
     step()
     if device == "cuda":
         torch.cuda.synchronize()
-    wall = time.monotonic_ns() - start
+    wall, thread = time.monotonic_ns() - start, time.thread_time_ns() - thread_start
     dist.barrier()
-    return wall, time.process_time_ns() - cpu_start
+    return wall, time.process_time_ns() - cpu_start, thread
 
 
 def combine(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -66,6 +71,7 @@ def combine(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first, second = ranks[0]["blocks"]
     wall_s = {name: _per_block([rank["blocks"][name] for rank in ranks], 0, max) for name in (first, second)}
     cpu_s = {name: _per_block([rank["blocks"][name] for rank in ranks], 1, sum) for name in (first, second)}
+    own_s = {name: _per_block([rank["blocks"][name] for rank in ranks], 2, sum) for name in (first, second)}
     return {
         "sides": {
             name: {
@@ -73,6 +79,7 @@ def combine(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "step_time_s_of_blocks": wall_s[name],
                 "cpu_s": statistics.median(cpu_s[name]),
                 "cpu_s_of_blocks": cpu_s[name],
+                "busy": statistics.median(own / (len(ranks) * wall) for own, wall in zip(own_s[name], wall_s[name])),
                 "losses": next(loss for rank in ranks if None not in (loss := rank["losses"][name])),
             }
             for name in (first, second)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,20 @@ QUICK = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One mesh and its goal: `metric` <= `goal`, or no goal."""
+    """One mesh and its goal: `metric` <= `goal`, or no goal.
+
+    Attributes:
+        pipeline: the deployment's table of that name.
+        torchs_schedule: what torch runs beside it, by our name.
+    """
 
     name: str
     tp_degree: int
     pp_degree: int
     metric: str = "step_time_ratio"
     goal: float | None = None
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    torchs_schedule: str = "1f1b"
 
     @property
     def world_size(self) -> int:
@@ -70,6 +78,7 @@ def make_deployment(case: Case, sizes: Sizes, folder: Path, device: str, *, chec
             "name": f"bench-{case.name}" if case.name else "bench",
             "model": model,
             "parallel": {"tp_degree": case.tp_degree, "pp_degree": case.pp_degree},
+            "pipeline": dict(case.pipeline),
             "batch": {
                 name: getattr(sizes, name) for name in ("global_batch_size", "microbatch_size", "sequence_length")
             },

@@ -48,14 +48,14 @@ def build_parts(deployment: Deployment, folder: Path, device: torch.device, *, t
     return assemble(deployment, plan, groups, built, open_source(deployment.data), recorder)
 
 
-def stepper(parts: Parts) -> Callable[[], float | None]:
-    """Runs one step more at every call; returns the mean loss."""
+def stepper(parts: Parts, *, warmup_steps: int = 0) -> Callable[[], float | None]:
+    """Runs one step more at every call; returns the mean loss. The first `warmup_steps` are recorded as warm-up."""
     step = -1
 
     def run() -> float | None:
         nonlocal step
         step += 1
-        loss, _ = job.run_step(parts, Order(step, step, block=1))
+        loss, _ = job.run_step(parts, Order(step, step, phase="warmup" if step < warmup_steps else "measure", block=1))
         return loss
 
     return run

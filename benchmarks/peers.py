@@ -14,23 +14,21 @@ torch's side is `parallelize_module` (tp) and `torch.distributed.pipelining` (pp
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.blocks import Timing, combine, measure_sides
 from benchmarks.cases import Case, make_deployment, prepare
 from benchmarks.options import cases_here, parser_of, sizes_and_timing
-from benchmarks.ours import build_parts, plan_of, stepper
-from benchmarks.peer_model import build_blocks
+from benchmarks.ours import build_parts, stepper
 from benchmarks.ranks import cores, run_ranks
 from benchmarks.results import arguments_given, environment, markdown_table, save
-from benchmarks.torch_peer import AdamWKind, TorchPeer
-from hybrid_runtime.data.sampler import Batches
+from benchmarks.theirs import torch_stepper
+from benchmarks.torch_peer import AdamWKind
 from hybrid_runtime.deployment import Deployment
 
 ONE = Case("1x1", 1, 1)
@@ -81,39 +79,9 @@ def measure_rank(
     """One rank of both sides."""
     device = torch.device(device_type, rank) if device_type == "cuda" else torch.device(device_type)
     parts = build_parts(deployment, folder / f"records-{deployment.name}", device)
-    assert deployment.batch is not None
     ours = stepper(parts)
-    torchs = _torch_stepper(deployment, folder, parts.batches, parts.groups.place.pp, device, adamw)
+    torchs = torch_stepper(deployment, parts, folder, device, adamw=adamw)
     return measure_sides({"ours": ours, "torch": torchs}, timing, device_type)
-
-
-def _torch_stepper(
-    deployment: Deployment, folder: Path, batches: Batches, pp_rank: int, device: torch.device, adamw: AdamWKind
-) -> Callable[[], float | None]:
-    """torch's side, cut where our plan cuts, reading the batches that our side reads."""
-    shape, plan = deployment.shape, plan_of(deployment)
-    assert shape is not None
-    weights = load_file(folder / "model.safetensors")
-    names = [name for stage in plan.stages_of(pp_rank) for name in stage.units]
-    peer = TorchPeer(
-        build_blocks(shape, names, weights, plan.sequence_length, plan.tp_degree),
-        plan.mesh,
-        deployment.optimizer,
-        num_microbatches=plan.num_microbatches,
-        sample=batches.microbatches(0)[0],
-        hidden_size=shape.hidden_size,
-        device=device,
-        adamw=adamw,
-    )
-    step = -1
-
-    def run() -> float | None:
-        nonlocal step
-        step += 1
-        loss = peer.step(batches.microbatches(step))
-        return None if loss is None else loss.item()
-
-    return run
 
 
 def _judge(case: Case, figures: dict[str, Any], one: dict[str, Any] | None, device: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 tp      `parallelize_module` with ColwiseParallel / RowwiseParallel on fused projections, a RowwiseParallel embedding, a
         vocabulary-parallel head with `loss_parallel`. Activations between linears are plain tensors (use_local_output)
-pp      `torch.distributed.pipelining`: PipelineStage with static metadata, Schedule1F1B, outputs not collected
+pp      `torch.distributed.pipelining`: PipelineStages with static metadata, one of its schedules, outputs not collected
 update  AdamW, fused where torch takes it; parameters that are DTensors and those that are not in groups of their own
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, loss_parallel, parallelize_module
 
@@ -27,21 +33,33 @@ from hybrid_runtime.models.unit import Microbatch
 
 AdamWKind = Literal["fused", "foreach", "plain"]
 
+# Our name of a schedule -> torch's class that runs the same lists.
+SCHEDULES: Mapping[str, Any] = {
+    "1f1b": Schedule1F1B,
+    "interleaved_1f1b": ScheduleInterleaved1F1B,
+    "zb_h1": ScheduleInterleavedZeroBubble,  # which is ZB-H1 where a rank holds one stage
+    "interleaved_zb": ScheduleInterleavedZeroBubble,
+    "zb_v": ScheduleZBVZeroBubble,
+}
+
 
 class TorchPeer:
     """One rank of torch's side.
 
     Args:
-        blocks: of this rank's stage, whole; they are sharded here.
+        stages: this rank's stages by global index, each the blocks it holds, whole; they are sharded here.
+        num_stages: of the whole pipeline.
         mesh: of the run; dp_degree is 1.
         num_microbatches: of a step.
         sample: one microbatch, for its shapes.
         hidden_size: width of what stages pass on.
+        schedule: a name in SCHEDULES; it decides which stages a rank must hold.
     """
 
     def __init__(
         self,
-        blocks: nn.ModuleDict,
+        stages: Mapping[int, nn.ModuleDict],
+        num_stages: int,
         mesh: Mesh,
         settings: Optimizer,
         *,
@@ -49,23 +67,27 @@ class TorchPeer:
         sample: Microbatch,
         hidden_size: int,
         device: torch.device,
+        schedule: str = "1f1b",
         adamw: AdamWKind = "fused",
     ) -> None:
         shape = (mesh.pp_degree, mesh.tp_degree)
         self._device_mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pp", "tp"))
         self._tp = self._device_mesh["tp"] if mesh.tp_degree > 1 else None
-        self._stage_index = self._device_mesh.get_local_rank("pp")
-        self._num_stages = mesh.pp_degree
+        self._num_stages = num_stages
         self._num_microbatches = num_microbatches
-        blocks.to(device)
-        if self._tp is not None:
-            for block in blocks.values():
-                _parallelize(block, self._tp)
-        self.module = nn.Sequential(*blocks.values())
-        self.optimizer = make_adamw(self.module.parameters(), settings, adamw)
-        self._schedule: Schedule1F1B | None = None
+        self.modules: dict[int, nn.Sequential] = {}
+        for index, blocks in stages.items():
+            blocks.to(device)
+            if self._tp is not None:
+                for block in blocks.values():
+                    _parallelize(block, self._tp)
+            self.modules[index] = nn.Sequential(*blocks.values())
+        self.optimizer = make_adamw(nn.ModuleList(self.modules.values()).parameters(), settings, adamw)
+        self._schedule: Any = None
         if mesh.pp_degree > 1:
-            self._schedule = self._make_schedule(sample, hidden_size, device)
+            made = [self._make_stage(index, sample, hidden_size, device) for index in self.modules]
+            one_stage = SCHEDULES[schedule] is Schedule1F1B
+            self._schedule = SCHEDULES[schedule](made[0] if one_stage else made, num_microbatches, loss_fn=self._loss)
 
     def step(self, microbatches: Sequence[Microbatch]) -> Tensor | None:
         """Forward, backward and update. Returns the mean loss on ranks of the last stage."""
@@ -78,14 +100,13 @@ class TorchPeer:
     def _accumulate(self, microbatches: Sequence[Microbatch]) -> Tensor:
         losses = []
         for microbatch in microbatches:
-            loss = self._loss(self.module(microbatch.tokens), microbatch.targets) / self._num_microbatches
+            loss = self._loss(self.modules[0](microbatch.tokens), microbatch.targets) / self._num_microbatches
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(_local(loss.detach()))
         return torch.stack(losses).sum()
 
     def _pipeline(self, microbatches: Sequence[Microbatch]) -> Tensor | None:
-        assert self._schedule is not None
-        is_first, is_last = self._stage_index == 0, self._stage_index == self._num_stages - 1
+        is_first, is_last = 0 in self.modules, self._num_stages - 1 in self.modules
         inputs = (torch.cat([microbatch.tokens for microbatch in microbatches]),) if is_first else ()
         targets, losses = None, None
         if is_last:
@@ -93,26 +114,24 @@ class TorchPeer:
         self._schedule.step(*inputs, target=targets, losses=losses, return_outputs=False)
         return torch.stack([_local(loss.detach()) for loss in losses]).mean() if losses else None
 
-    def _make_schedule(self, sample: Microbatch, hidden_size: int, device: torch.device) -> Schedule1F1B:
+    def _make_stage(self, index: int, sample: Microbatch, hidden_size: int, device: torch.device) -> PipelineStage:
         """Static metadata: shape inference by a trial run is slower to start and would not be faster later."""
         carry = torch.empty(*sample.tokens.shape, hidden_size, device="meta")
-        is_first, is_last = self._stage_index == 0, self._stage_index == self._num_stages - 1
-        inputs = sample.tokens.to("meta") if is_first else carry.clone().requires_grad_()
+        inputs = sample.tokens.to("meta") if index == 0 else carry.clone().requires_grad_()
         outputs = carry.clone().requires_grad_()
-        if is_last:
-            head: Any = self.module[-1]
+        if index == self._num_stages - 1:
+            head: Any = self.modules[index][-1]
             rows = _local(head.output.weight).shape[0]
             outputs = torch.empty(*sample.tokens.shape, rows, device="meta", requires_grad=True)
-        stage = PipelineStage(
-            self.module,
-            self._stage_index,
+        return PipelineStage(
+            self.modules[index],
+            index,
             self._num_stages,
             device,
             input_args=inputs,
             output_args=outputs,
             group=self._device_mesh.get_group("pp"),
         )
-        return Schedule1F1B(stage, self._num_microbatches, loss_fn=self._loss)
 
     def _loss(self, logits: Tensor, targets: Tensor | None) -> Tensor:
         assert targets is not None

@@ -6,7 +6,6 @@ Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 
 from __future__ import annotations
 
 import enum
-import os
 import re
 import shlex
 import signal
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from hybrid_runtime.cli_output import Json, console_for, write_json
+from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json
+from hybrid_runtime.cli_report import report
 from hybrid_runtime.cli_schedule import schedule_app, simulate
 from hybrid_runtime.errors import ExitCode, HybridRuntimeError, RunError, UsageError
 from hybrid_runtime.run_folder import RunFolder, new_run_folder
@@ -235,6 +235,7 @@ def schema(
 
 
 app.command()(simulate)
+app.command()(report)
 
 
 def _refuse_impossible(deployment: Deployment, json_file: str | None) -> None:
@@ -283,15 +284,7 @@ def _progress_console() -> Console:
 
 
 def _refuse_unwritable(target: str | None) -> None:
-    """Said before a long run, not after it."""
-    if target is None or target == "-":
-        return
-    path = Path(target)
-    why = "is a folder" if path.is_dir() else "" if path.parent.is_dir() else f"there is no folder {path.parent}"
-    if not why and not os.access(path if path.exists() else path.parent, os.W_OK):
-        why = "permission denied"
-    if why:
-        raise UsageError(f"--json {target}: cannot be written ({why}); name another file, or - for standard output")
+    refuse_unwritable("--json", target)
 
 
 def main() -> NoReturn:

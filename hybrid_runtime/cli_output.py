@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -47,3 +48,20 @@ def write_text(option: str, path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as problem:
         raise UsageError(f"{option} {path}: cannot be written ({problem.strerror}); name another file") from None
+
+
+def refuse_unwritable(option: str, target: str | Path | None) -> None:
+    """Said before a long run, not after it; "-" is standard output.
+
+    Raises:
+        UsageError: the file that the option names cannot be written.
+    """
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    why = "is a folder" if path.is_dir() else "" if path.parent.is_dir() else f"there is no folder {path.parent}"
+    if not why and not os.access(path if path.exists() else path.parent, os.W_OK):
+        why = "permission denied"
+    if why:
+        other = "name another file" + (", or - for standard output" if option == "--json" else "")
+        raise UsageError(f"{option} {target}: cannot be written ({why}); {other}")

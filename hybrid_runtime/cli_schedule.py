@@ -51,27 +51,36 @@ def show(
     budget_s: Budget = 20.0,
     html: Annotated[Path | None, typer.Option("--html", help="also draw into this page")] = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="also draw into this image")] = None,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option("--csv", help="also write the action lists, which check, show and pipeline.schedule take"),
+    ] = None,
 ) -> None:
     """Draw a schedule's step: a row per rank, time from left to right."""
     from rich.text import Text
 
     from hybrid_runtime.report.cells import printable
-    from hybrid_runtime.report.schedule_facts import figures, replayed
+    from hybrid_runtime.report.schedule_facts import cells_of, figures, replayed
     from hybrid_runtime.report.schedule_grid import grid_html, grid_svg, grid_text, legend
     from hybrid_runtime.report.terminal import print_plainly
-    from hybrid_runtime.schedule.choose import is_searched
+    from hybrid_runtime.schedule.choose import is_file, is_searched
+    from hybrid_runtime.schedule.files import lists_text
 
+    if csv_file is not None:
+        _demand_list_file(csv_file, name)
     case = _case(pp, microbatches, forward, input_grad, weight_grad, hop)
     if is_searched(name):
         step = _searched(case, _limit(limit, pp), seed, budget_s, virtual_stages).step
     else:
         step = replayed(name, case, virtual_stages)
     assert step is not None
-    title = f"{name} on {pp} pipeline ranks, {microbatches} microbatches"
+    title = f"{Path(name).name if is_file(name) else name} on {pp} pipeline ranks, {microbatches} microbatches"
     below = figures(step).lines
     for path, option, draw in ((html, "--html", grid_html), (svg, "--svg", grid_svg)):
         if path is not None:
             write_text(option, path, draw(step, title, below))
+    if csv_file is not None:
+        write_text("--csv", csv_file, lists_text(cells_of(name, step, virtual_stages)))
     console = console_for(None)
     text = Text(f"{printable(title)}\n").append_text(grid_text(step, min(console.width, 200)))
     text.append("\n").append_text(legend(step)).append("\n" + "\n".join(below))
@@ -158,6 +167,14 @@ def _case(pp: int, microbatches: int, forward: str, input_grad: str, weight_grad
     if not any(times[:3]):
         raise UsageError("--forward, --input-grad and --weight-grad are all 0: there is no work; give one a time")
     return Case(pp, microbatches, *times)
+
+
+def _demand_list_file(path: Path, name: str) -> None:
+    """A file of lists is known by its ending, and the one that is shown must not be overwritten."""
+    if path.suffix.lower() != ".csv":
+        raise UsageError(f"--csv {path}: must end in .csv, or pipeline.schedule takes it for a name; use {path}.csv")
+    if path.exists() and Path(name).exists() and path.samefile(name):
+        raise UsageError(f"--csv {path}: is the file that is shown; name another one")
 
 
 def _searched(case: Case, limit: int, seed: int, budget_s: float, virtual_stages: int | None = None) -> Row:

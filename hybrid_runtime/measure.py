@@ -9,12 +9,9 @@ from rich.console import Console
 from hybrid_runtime.deployment import BaselineKind, Deployment
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.launcher import Rendezvous
-from hybrid_runtime.plan import read_plan
-from hybrid_runtime.records import read_side
 from hybrid_runtime.report.exports import Exports
-from hybrid_runtime.report.markdown import markdown
 from hybrid_runtime.report.progress_view import ProgressFollower
-from hybrid_runtime.report.trace import write_trace
+from hybrid_runtime.report.write import write_reports
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.sampling import Conductor
 from hybrid_runtime.sides import Sides, empty
@@ -124,11 +121,10 @@ def run_self_test(
 
 
 def judge_and_report(folder: RunFolder, overrides: Mapping[str, str] | None = None) -> Verdict:
-    """Judges the files of a run folder and writes verdict.json, report.md and trace.json beside them."""
+    """Judges the files of a run folder and writes verdict.json and the reports beside them."""
     verdict = overridden(judge(folder.path), overrides or {})
     write_verdict(verdict, folder.verdict)
-    write_whole(folder.report, markdown(verdict))
-    write_trace(read_side(folder.path), read_plan(folder.plan), folder.trace)
+    write_reports(folder, verdict)
     return verdict
 
 

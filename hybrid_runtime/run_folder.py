@@ -13,7 +13,7 @@ runs/demo-20260101-120000/
   sampling.json       looks at the data while sampling went on, and why it stopped
   baseline/           the same files of the baseline, or infeasible.txt
   baselines/KIND/     the same of other baselines that were run for comparison
-  verdict.json  report.md  trace.json
+  verdict.json  report.html  report.md  junit.xml  trace.json
 """
 
 from __future__ import annotations
@@ -121,6 +121,14 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.md"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def junit(self) -> Path:
+        return self.path / "junit.xml"
 
     @property
     def trace(self) -> Path:

@@ -18,6 +18,7 @@ from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.schedule.files import save_lists
 from hybrid_runtime.schedule.registry import SCHEDULES, generate
 
+BATCH_OF_4 = {"global_batch_size": 4, "microbatch_size": 1, "sequence_length": 32}
 Said = tuple[int, str, str]
 
 
@@ -68,6 +69,35 @@ def test_show_takes_files_and_searches(said: Any, tmp_path: Path) -> None:
     assert (code, "held at once, per rank" in out) == (0, True)
 
 
+@pytest.mark.parametrize("name", [*SCHEDULES, "auto"])
+def test_shown_lists_are_saved_and_taken_again(name: str, said: Any, tmp_path: Path) -> None:
+    path, again, size = tmp_path / "lists.csv", tmp_path / "again.csv", ["--pp", "2", "--microbatches", "4"]
+    code, drawn, _ = said("schedule", "show", name, *size, "--csv", str(path))
+    assert code == 0
+    code, out, _ = said("schedule", "check", str(path))
+    assert (code, "2 pipeline ranks" in out, "4 microbatches" in out) == (0, True, True), out
+    code, redrawn, _ = said("schedule", "show", str(path), *size, "--csv", str(again))
+    assert code == 0
+    assert redrawn.splitlines()[1:] == drawn.splitlines()[1:]  # all but the title
+    assert again.read_text() == path.read_text()
+    assert plan_of(pipeline={"schedule": str(path)}, batch=BATCH_OF_4).num_microbatches == 4
+
+
+def test_saved_lists_keep_overlaps(said: Any, tmp_path: Path) -> None:
+    path = tmp_path / "lists.csv"
+    said("schedule", "show", "dualpipe_v", "--pp", "2", "--microbatches", "4", "--csv", str(path))
+    assert "OVERLAP_F_B" in path.read_text()
+
+
+def test_a_file_is_not_overwritten_by_itself(said: Any, tmp_path: Path) -> None:
+    path = tmp_path / "lists.csv"
+    save_lists(path, generate("1f1b", 2, 3, "train"))
+    before = path.read_text()
+    code, _, err = said("schedule", "show", str(path), "--pp", "2", "--microbatches", "3", "--csv", str(path))
+    assert (code, "is the file that is shown; name another one" in err) == (2, True)
+    assert path.read_text() == before
+
+
 def test_compare(said: Any) -> None:
     code, out, err = said("schedule", "compare", "--microbatches", "9", "--pp", "4", "--auto", "--json", "-")
     values = {row["name"].partition(" ")[0]: row for row in json.loads(out)["schedules"]}
@@ -107,6 +137,8 @@ def test_check(said: Any, tmp_path: Path) -> None:
         (["schedule", "show", "interleaved_1f1b", "--microbatches", "9"], "microbatches"),
         (["schedule", "show", "1f1b", "--virtual-stages", "3"], "virtual_stages"),
         (["schedule", "show", "1f1b", "--svg", "/no/such/folder/a.svg"], "--svg /no/such/folder/a.svg: cannot be"),
+        (["schedule", "show", "1f1b", "--csv", "lists.txt"], "--csv lists.txt: must end in .csv"),
+        (["schedule", "show", "1f1b", "--csv", "/no/such/folder/a.csv"], "--csv /no/such/folder/a.csv: cannot be"),
         (["schedule", "show", "zb_v", "--pp", "256", "--microbatches", "4096"], "give fewer microbatches"),
         (["schedule", "compare", "--forward", "fast"], "--forward fast: must be 0 or a number"),
         (["schedule", "compare", "--hop", "-1"], "--hop -1: must be 0 or a number"),

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
+from hybrid_runtime.schedule.choose import AUTO
 from hybrid_runtime.schedule.registry import SCHEDULES
 from tests.parity import VOCABULARY, assert_same, deployment, one_process, this_rank
 from tests.ranks import run_ranks
 
 # tp, pp, dp
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 3, 1), (4, 1, 1), (1, 4, 1), (2, 2, 2)]
-NEW = tuple(name for name in SCHEDULES if name not in ("gpipe", "1f1b"))  # those two run in every mesh above
+# Those two run in every mesh above.
+NEW = (*(name for name in SCHEDULES if name not in ("gpipe", "1f1b")), AUTO)
 
 
 def compare(rank: int, tp: int, pp: int, dp: int) -> None:
@@ -30,16 +32,15 @@ def compare(rank: int, tp: int, pp: int, dp: int) -> None:
 
 
 def compare_schedules(rank: int, tp: int, pp: int, names: Sequence[str]) -> None:
-    """All schedules of one mesh in one world; sequence parallelism and tied embeddings take turns."""
+    """All schedules of one mesh in one world. With tensor parallelism, its variants and tied embeddings take turns."""
     oracles = {
         tied: one_process(deployment(model={"tie_embeddings": tied, "qkv_bias": tied})) for tied in (False, True)
     }
     for number, name in enumerate(names):
-        for tied in (False, True):
-            sequence_parallel = tp > 1 and tied == (number % 2 == 0)
+        for tied in (False, True) if tp == 1 else (number % 4 >= 2,):
             settings = deployment(
                 model={"tie_embeddings": tied, "qkv_bias": tied},
-                parallel={"tp_degree": tp, "pp_degree": pp, "sequence_parallel": sequence_parallel},
+                parallel={"tp_degree": tp, "pp_degree": pp, "sequence_parallel": tp > 1 and number % 2 == 0},
                 pipeline={"schedule": name, "cuts": "even"},
             )
             plan, _, run = this_rank(settings)
@@ -48,7 +49,11 @@ def compare_schedules(rank: int, tp: int, pp: int, names: Sequence[str]) -> None
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("tp", "pp", "names"), [(1, 2, NEW), (1, 3, NEW), (1, 4, NEW), (2, 2, ("zb_h1", "zb_v"))])
+@pytest.mark.parametrize(
+    ("tp", "pp", "names"),
+    [(1, 2, NEW), (1, 3, NEW), (1, 4, NEW), (2, 2, NEW), (2, 3, ("zb_h1", "zb_v", AUTO))],
+    ids=["pp2", "pp3", "pp4", "tp2pp2", "tp2pp3"],
+)
 def test_schedule_equals_one_process(tp: int, pp: int, names: Sequence[str]) -> None:
     run_ranks(tp * pp, compare_schedules, tp, pp, names, timeout_s=400)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from hybrid_runtime.verdict import Claim, DeviceRow, Measured, Outcome, Side, StaticCheck
+from hybrid_runtime.verdict import Claim, DeviceRow, Measured, Outcome, Side, StaticCheck, Verdict
 
 OUTCOME_WORDS = {
     Outcome.PASS: "passed",
@@ -202,6 +202,24 @@ def counts_text(counts: dict[str, int]) -> str:
     words = [f"{counts[outcome]} {word}" for outcome, word in OUTCOME_WORDS.items() if counts.get(outcome)]
     total = counts.get("total", 0)
     return f"{', '.join(words) or 'none judged'} of {total} requirement" + ("s" if total != 1 else "")
+
+
+def verdict_sentence(verdict: Verdict) -> str:
+    """The verdict in one sentence that names what was broken, or what could not be decided."""
+    total, name = verdict.counts.get("total", 0), printable(verdict.name)
+    if verdict.verdict is Outcome.PASS:
+        return f"{name} keeps what it promises: every requirement that could be judged passed."
+    if verdict.verdict is Outcome.NOT_APPLICABLE:
+        return f"{name} promises nothing that could be judged."
+    rows = [(row.outcome, row.text) for row in verdict.claims]
+    rows += [(row.outcome, row.requirement) for row in verdict.static_checks]
+    texts = [printable(text) for outcome, text in rows if outcome is verdict.verdict]
+    listed = "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
+    if verdict.verdict is Outcome.FAIL:
+        return f"{name} does not keep {len(texts)} of {total} requirements: {listed}."
+    if verdict.verdict is Outcome.INCONCLUSIVE:
+        return f"Nothing failed, but {len(texts)} of {total} requirements of {name} could not be decided: {listed}."
+    return f"{name} could not be judged: {listed or 'an error ended it'}."
 
 
 def overall_text(outcome: Outcome, name: str, counts: dict[str, int], exit_code: int) -> str:

@@ -6,8 +6,8 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from hybrid_runtime.report import cells
-from hybrid_runtime.verdict import Claim, Outcome, StaticCheck, Verdict
+from hybrid_runtime.report import cells, method_cells
+from hybrid_runtime.verdict import Claim, Outcome, SelfCheck, StaticCheck, Verdict
 
 _SIGNS = {
     Outcome.PASS: "✅",
@@ -30,6 +30,7 @@ def markdown(verdict: Verdict) -> str:
         *_section("Claims", (*cells.CLAIM_HEADINGS, "why"), map(_claim_row, verdict.claims)),
         *_devices(verdict),
         *_sides(verdict),
+        *_method(verdict),
         *_section(
             "Checks before any process starts",
             ("verdict", "requirement", "found"),
@@ -108,17 +109,45 @@ def _sides(verdict: Verdict) -> list[str]:
     return _section("What ran", headings, map(_escaped_row, rows))
 
 
+def _method(verdict: Verdict) -> list[str]:
+    """How the verdict was reached: self-tests, looks, outliers, baselines that decide nothing."""
+    sampling = [method_cells.sampling_text(verdict.sampling)] if verdict.sampling else []
+    return [
+        *_section("Self-tests", method_cells.SELF_CHECK_HEADINGS, map(_self_check_row, verdict.self_test)),
+        *_bullets("Sampling", map(escaped, [*sampling, *map(method_cells.outliers_text, verdict.outliers)])),
+        *_section(
+            "Other baselines, shown only",
+            method_cells.OTHER_BASELINE_HEADINGS,
+            (_escaped_row(method_cells.other_baseline_cells(row)) for row in verdict.other_baselines),
+        ),
+    ]
+
+
+def _self_check_row(check: SelfCheck) -> list[str]:
+    outcome, *texts = method_cells.self_check_cells(check)
+    return [f"{_SIGNS[check.outcome]} {outcome}", *map(escaped, texts)]
+
+
 def _provenance(verdict: Verdict) -> str:
     lines = [
         f"- hybrid_runtime {escaped(verdict.tool_version)}, rules {escaped(verdict.ruleset)}",
         f"- deployment `{_code(verdict.deployment_fingerprint)}`",
         f"- plan {f'`{_code(verdict.plan_fingerprint)}`' if verdict.plan_fingerprint else 'none'}",
+        *(f"- not the same on all ranks: {escaped(line)}" for line in _differing(verdict)),
+        *(
+            f"- {escaped(title)}: {escaped(', '.join(f'{name} {value}' for name, value in values.items()))}"
+            for title, values in method_cells.provenance_sections(verdict.provenance).items()
+        ),
     ]
     head = "## What this rests on\n\n" + "\n".join(lines)
     if not verdict.raw:
         return head
     rows = _table(("raw record", "SHA-256"), ([escaped(file.path), f"`{_code(file.sha256)}`"] for file in verdict.raw))
     return f"{head}\n\n<details><summary>{len(verdict.raw)} raw record files</summary>\n\n{rows}\n\n</details>"
+
+
+def _differing(verdict: Verdict) -> tuple[str, ...]:
+    return verdict.provenance.differing if verdict.provenance else ()
 
 
 def _code(text: str) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.report.schedule_grid import Figures
-from hybrid_runtime.schedule.actions import Kind
-from hybrid_runtime.schedule.choose import lowered_lists, place
+from hybrid_runtime.schedule.actions import CellList, Kind
+from hybrid_runtime.schedule.choose import is_file, is_searched, lowered_lists, place
+from hybrid_runtime.schedule.files import read_lists
 from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.placement import StageToRank, v_shape
-from hybrid_runtime.schedule.registry import SCHEDULES
+from hybrid_runtime.schedule.registry import SCHEDULES, generate_cells
 from hybrid_runtime.schedule.replay import Replay, replay_step
 from hybrid_runtime.schedule.step_costs import Hop, StepCosts, activation_bytes
 
@@ -101,6 +103,20 @@ def searched(
     )
     name = f"auto ({found.best.name})" if found.complete else f"auto ({found.best.name}, out of time)"
     return Row(name, replay_step(lower(found.lists, stage_to_rank), stage_to_rank, costs), "", found.bound_bubble)
+
+
+def cells_of(name: str, step: Replay, virtual_stages: int | None = None) -> tuple[CellList, ...]:
+    """What a file of this schedule holds: a file's own cells, a generator's with its overlaps, or what was searched.
+
+    Args:
+        step: the schedule's, replayed.
+    """
+    if is_searched(name):
+        return tuple(tuple(timed.action for timed in row) for row in step.ranks)
+    if is_file(name):
+        return read_lists(Path(name)).cells
+    num_microbatches = 1 + max(action.microbatch for action in step.rows.actions)
+    return generate_cells(name, step.rows.num_ranks, num_microbatches, "train", virtual_stages)
 
 
 def compare_all(case: Case) -> list[Row]:

@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hybrid_runtime.report import cells
+from hybrid_runtime.report import cells, method_cells
 from hybrid_runtime.verdict import Claim, DeviceRow, Outcome, Side, StaticCheck, Verdict, count, overall
 
 STYLES = {
@@ -73,11 +73,30 @@ def verdict_tables(verdict: Verdict) -> RenderableType:
         parts += [Text(f"NVML, {line}") for line in cells.nvml_lines(verdict.devices)]
     if verdict.sides:
         parts.append(sides_table(verdict.sides))
+    parts += _method_lines(verdict)
     parts += [Text()] if verdict.warnings else []
     parts += [Text(f"warning: {cells.printable(warning)}", style="yellow") for warning in verdict.warnings]
     parts += [Text(f"override: {line}", style="yellow") for line in cells.override_lines(verdict.overrides)]
     parts.append(_overall(verdict.verdict, verdict.name, verdict.counts, verdict.exit_code))
     return Group(*parts)
+
+
+def _method_lines(verdict: Verdict) -> list[Text]:
+    """How the verdict was reached, a line per self-test, look, outlying side and baseline that decides nothing."""
+    lines = []
+    for check in verdict.self_test:
+        outcome, text, figure, found = method_cells.self_check_cells(check)
+        shown = "" if figure == "-" else f" {figure}"
+        lines.append(Text.assemble("self-test ", (outcome, STYLES[check.outcome]), f" {text}:{shown} {found}"))
+    if verdict.sampling:
+        lines.append(Text(f"sampling: {method_cells.sampling_text(verdict.sampling)}"))
+    lines += [Text(f"outliers, {method_cells.outliers_text(row)}") for row in verdict.outliers if row.steps]
+    for row in verdict.other_baselines:
+        kind, mesh, matched, latency, throughput, detail = method_cells.other_baseline_cells(row)
+        resources = "as many devices" if matched == "yes" else "other number of devices"
+        figures = f"latency reduction {latency}, throughput gain {throughput}"
+        lines.append(Text(f"baseline {kind} ({mesh}, {resources}; decides nothing): {figures}; {detail}"))
+    return [Text(), *lines] if lines else []
 
 
 def _overall(outcome: Outcome, name: str, counts: dict[str, int], exit_code: int) -> Text:
@@ -86,7 +105,7 @@ def _overall(outcome: Outcome, name: str, counts: dict[str, int], exit_code: int
 
 def check_table(name: str, checks: Sequence[StaticCheck]) -> RenderableType:
     """What the file alone says of the deployment `name`: outcome, requirement, what was found."""
-    table = _table(f"{cells.printable(name)}: checks before any process starts", "verdict", "requirement", "found")
+    table = plain_table(f"{cells.printable(name)}: checks before any process starts", "verdict", "requirement", "found")
     table.columns[1].ratio, table.columns[2].ratio = 2, 5
     for check in checks:
         outcome, *texts = cells.check_cells(check)
@@ -134,7 +153,7 @@ def _fixed_line(texts: Sequence[Text], widths: Sequence[int]) -> RenderableType:
 
 def device_table(rows: Sequence[DeviceRow]) -> RenderableType:
     """Each physical device's compute: share (as a bar, the largest full), busy part of the window, waits."""
-    table = _table("devices: compute in the measured steps", *cells.COMPUTE_HEADINGS)
+    table = plain_table("devices: compute in the measured steps", *cells.COMPUTE_HEADINGS)
     largest = max((_number(row.time_share) for row in rows), default=0.0)
     for column in table.columns[3:]:
         column.justify = "right"
@@ -147,7 +166,7 @@ def device_table(rows: Sequence[DeviceRow]) -> RenderableType:
 
 def memory_table(rows: Sequence[DeviceRow]) -> RenderableType:
     """Each physical device's memory by part: peaks of the parts, which need not fall together."""
-    table = _table("devices: peak memory", *cells.memory_headings(rows), gap=1)
+    table = plain_table("devices: peak memory", *cells.memory_headings(rows), gap=1)
     largest = max((row.memory_bytes or 0 for row in rows), default=0)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -161,7 +180,7 @@ def memory_table(rows: Sequence[DeviceRow]) -> RenderableType:
 def sides_table(sides: Sequence[Side]) -> RenderableType:
     """Candidate and baseline next to each other."""
     (_, *names), *rows = cells.side_rows(sides)
-    table = _table("what ran", "", *names)
+    table = plain_table("what ran", "", *names)
     for what, *texts in rows:
         table.add_row(Text(what, style="dim"), *map(_wrapped, texts))
     return table
@@ -189,7 +208,8 @@ class ShareBar:
         return Measurement(1 + self._figure_width, _BAR_CELLS + 1 + self._figure_width)
 
 
-def _table(title: str, *headings: str, gap: int = 2) -> Table:
+def plain_table(title: str, *headings: str, gap: int = 2) -> Table:
+    """An empty table without a frame."""
     table = Table(
         title=Text(f"\n{title}", style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0)
     )

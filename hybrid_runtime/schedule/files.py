@@ -55,14 +55,19 @@ class ListFile:
         return any(not action.kind.is_compute for actions in self.lists for action in actions)
 
 
+def lists_text(lists: Sequence[Sequence[Cell]]) -> str:
+    """The lists of all pipeline ranks as a file holds them; `read_lists` reads them back exactly."""
+    return "".join(",".join(texts(cells)) + "\n" for cells in lists)
+
+
 def save_lists(path: Path, lists: Sequence[Sequence[Cell]]) -> None:
-    """Writes the lists of all pipeline ranks; `read_lists` reads them back exactly.
+    """Writes `lists_text`.
 
     Raises:
         PlanError: the file cannot be written.
     """
     try:
-        path.write_text("".join(",".join(texts(cells)) + "\n" for cells in lists), encoding="utf-8")
+        path.write_text(lists_text(lists), encoding="utf-8")
     except OSError as problem:
         raise PlanError(f"{path}: cannot be written ({problem.strerror})") from None
 

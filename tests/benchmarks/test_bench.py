@@ -56,12 +56,13 @@ def test_ratio_is_taken_over_pairs_of_blocks() -> None:
 
 def test_step_time_is_the_slowest_rank_and_cpu_time_the_sum() -> None:
     def rank(wall_s: int, cpu_s: int) -> dict[str, object]:
-        steps = [[[wall_s * 10**9, cpu_s * 10**9]]]
-        return {"losses": {"a": [1.0], "b": [1.0]}, "blocks": {"a": steps, "b": [[[10**9, 10**9]]]}}
+        steps = [[[wall_s * 10**9, cpu_s * 10**9, 10**9]]]
+        return {"losses": {"a": [1.0], "b": [1.0]}, "blocks": {"a": steps, "b": [[[10**9, 10**9, 10**9]]]}}
 
     figures = combine([rank(3, 2), rank(2, 1)])
     assert figures["sides"]["a"]["step_time_s"] == 3
     assert figures["sides"]["a"]["cpu_s"] == 3
+    assert figures["sides"]["a"]["busy"] == 2 / (2 * 3)
     assert figures["cpu_ratio"]["median"] == 1.5
 
 

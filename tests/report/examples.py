@@ -5,10 +5,16 @@ from __future__ import annotations
 from hybrid_runtime.verdict import (
     Claim,
     DeviceRow,
+    Look,
     Measured,
+    OtherBaseline,
     Outcome,
+    Outliers,
+    Provenance,
     RawFile,
     Reason,
+    Sampling,
+    SelfCheck,
     Side,
     StaticCheck,
     Verdict,
@@ -109,6 +115,46 @@ SIDES = (
     side("candidate", "candidate", "tp 2 x pp 3 x dp 1", "0.3834", "5342.7"),
     side("baseline", "pp_only", "tp 1 x pp 6 x dp 1", "0.4417", "4636.1"),
 )
+
+
+SELF_TEST = (
+    SelfCheck(id="aa", text="the same plan on both sides differs by nothing", unit="%", outcome=Outcome.PASS,
+              measured=measured("0.1", "-0.4", "0.6"), detail="the interval holds 0"),
+    SelfCheck(id="planted_0.5", text="0.5 pp planted must pass", unit="pp", outcome=Outcome.PASS,
+              measured=measured("0.52", "0.41", "0.63"), detail="came out PASS"),
+    SelfCheck(id="planted_2", text=f"2 pp planted must fail {NASTY}", unit="pp", outcome=Outcome.INCONCLUSIVE,
+              reason="planted_failed", measured=measured("1.9", "0.9", "2.9"), detail=f"the noise hides it {NASTY}"),
+    SelfCheck(id="numerics", text="both sides reach the same loss", outcome=Outcome.FAIL, detail="5.1 against 5.2"),
+)  # fmt: skip
+SAMPLING = Sampling(
+    looks_allowed=5, alpha_per_look="0.01", budget_s=600, stopped="budget",
+    looks=(Look(blocks=20, elapsed_s="61.2", undecided=("compute_balance",)),
+           Look(blocks=40, elapsed_s="120.8", undecided=(NASTY,))),
+)  # fmt: skip
+OUTLIERS = (
+    Outliers(role="candidate", steps=(31, 32, 47), median_step_s="0.3834", mean_step_s="0.391", mean_without_s="0.384"),
+    Outliers(role="baseline", steps=(), median_step_s="0.44", mean_step_s="0.44", mean_without_s="0.44"),
+)
+OTHER_BASELINES = (
+    OtherBaseline(kind="tp_only", mesh="tp 6 x pp 1 x dp 1", resource_matched=True,
+                  latency=measured("13.2", "12.1", "14.4"), throughput=measured("15.1", "13.8", "16.9"), detail="ran"),
+    OtherBaseline(kind="single", mesh="tp 1 x pp 1 x dp 1", resource_matched=False, latency=None, throughput=None,
+                  detail=f"out of memory {NASTY}"),
+)  # fmt: skip
+PROVENANCE = Provenance(
+    tool={"version": "0.1.0", "git": "abc"},
+    run={"started": "2026-01-01T00:00:00+00:00", "command": f"verify {NASTY}"},
+    versions={"torch": "2.13.0"},
+    environment={"OMP_NUM_THREADS": "1", NASTY: NASTY},
+    hosts={"laptop": {"cpu": "Example 9000", "cores": "2"}, NASTY: {"cpu": NASTY}},
+    devices={},
+    differing=(f"OMP_NUM_THREADS is 1 on rank 0 and 2 on rank 1 {NASTY}",),
+)
+TIME_PARTS = {"compute": 40 * 10**9, "exposed_communication": 8 * 10**9, "host": 2 * 10**9, "bubble": 10 * 10**9}
+METHOD = {
+    "self_test": SELF_TEST, "sampling": SAMPLING, "outliers": OUTLIERS, "other_baselines": OTHER_BASELINES,
+    "provenance": PROVENANCE,
+}  # fmt: skip
 
 
 def verdict(**changes: object) -> Verdict:

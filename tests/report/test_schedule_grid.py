@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import xml.etree.ElementTree as ElementTree
 from fractions import Fraction
 
@@ -18,8 +19,28 @@ def lines(name: str, width: int, pp_degree: int, num_microbatches: int) -> list[
     return grid_text(replayed(name, Case(pp_degree, num_microbatches)), width).plain.splitlines()
 
 
-def test_one_column_per_tick() -> None:
-    assert lines("1f1b", 7 + 9, 2, 2) == ["rank 0 FF..B0.B1", "rank 1 .FB0FB1.."]
+def test_a_step_too_wide_to_name_its_microbatches_is_folded() -> None:
+    assert lines("1f1b", 7 + 9, 2, 2) == [
+        "rank 0 F0F1....B",
+        "rank 1 ..F0B0--F",
+        "",
+        "rank 0 0--..B1--",
+        "rank 1 1B1--....",
+    ]
+
+
+def test_every_action_of_folded_bands_names_its_microbatch() -> None:
+    for costs in ({}, {"input_grad": Fraction("1.15"), "weight_grad": Fraction("0.9"), "hop": Fraction("0.02")}):
+        step = replayed("zb_v", Case(4, 12, **costs))
+        bands = grid_text(step, 80).plain.split("\n\n")
+        assert len(bands) > 1
+        assert all(len(line) <= 80 for band in bands for line in band.splitlines())
+        for rank, row in enumerate(step.ranks):
+            line = "".join(band.splitlines()[rank].removeprefix(f"rank {rank} ") for band in bands)
+            shown = re.findall(r"[FIWfiw]\d+", line)
+            first = min(timed.action.stage for timed in row)
+            wanted = [(timed.action.kind.value, timed.action.stage, timed.action.microbatch) for timed in row]
+            assert shown == [f"{kind if stage == first else kind.lower()}{index}" for kind, stage, index in wanted]
 
 
 def test_four_columns_per_tick_show_where_actions_end() -> None:
@@ -34,8 +55,8 @@ def test_later_stages_have_small_letters() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 8, 40, 79])
-def test_a_long_step_is_scaled_to_the_width(width: int) -> None:
-    for line in lines("zb_v", width, 4, 64):
+def test_a_very_long_step_is_scaled_to_the_width(width: int) -> None:
+    for line in lines("zb_v", width, 4, 256):
         assert len(line) == max(width, 8)
         assert width < 40 or set("Ff") & set(line)
 
@@ -66,6 +87,8 @@ def test_images_are_well_formed_and_name_every_action() -> None:
     titles = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}title")]
     assert len(titles) == sum(map(len, step.ranks))
     assert any(title.startswith("1F2: ") for title in titles)
+    marks = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"0", "2", "10"} <= marks  # the time axis
     page = grid_html(step, NASTY)
     assert "<td>" not in page
     assert "</td>" not in page

@@ -1,0 +1,75 @@
+"""The command `report`: the reports of a run folder again, or two runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hybrid_runtime.cli_output import console_for, refuse_unwritable, write_text
+from hybrid_runtime.errors import UsageError
+from hybrid_runtime.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from hybrid_runtime.report.run_data import Run
+
+_HTML = "the page; default report.html in the run folder, compare.html here with --compare"
+
+
+def report(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN_FOLDER...", help="what `run` or `verify` wrote")],
+    compare: Annotated[bool, typer.Option("--compare", help="put two runs side by side")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help=_HTML)] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="default report.md there")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="default junit.xml there")] = None,
+) -> None:
+    """Write report.html, report.md, junit.xml and trace.json of a run; with --compare, two runs side by side.
+
+    The verdict is derived again from the raw records, which must be the ones that were judged. Exit code 0: written.
+    """
+    for option, target in (("--html", html), ("--markdown", markdown), ("--junit", junit)):
+        refuse_unwritable(option, target)
+    if compare:
+        if len(run_folders) != 2:
+            raise UsageError(f"report --compare takes two run folders, not {len(run_folders)}")
+        if markdown or junit:
+            raise UsageError("report --compare writes a page only; leave --markdown and --junit out")
+        _compare(run_folders[0], run_folders[1], html or Path("compare.html"))
+    elif len(run_folders) != 1:
+        raise UsageError(f"report takes one run folder, not {len(run_folders)}; put two side by side with --compare")
+    else:
+        _report(RunFolder(run_folders[0]), html, markdown, junit)
+
+
+def _report(folder: RunFolder, html: Path | None, markdown: Path | None, junit: Path | None) -> None:
+    from hybrid_runtime.report.write import Targets, write_reports
+    from hybrid_runtime.verifier.judge import judge, recheck, write_verdict
+
+    judged = folder.verdict.exists()
+    verdict = recheck(folder.path) if judged else judge(folder.path)
+    if not judged:  # plain torchrun left it
+        write_verdict(verdict, folder.verdict)
+    console = console_for(None)
+    for path in write_reports(folder, verdict, Targets(html, markdown, junit)):
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def _compare(first: Path, second: Path, html: Path) -> None:
+    from hybrid_runtime.report.compare import compare_page, compare_tables
+    from hybrid_runtime.report.terminal import print_plainly
+
+    refuse_unwritable("--html", html)
+    runs = _judged(first), _judged(second)
+    write_text("--html", html, compare_page(*runs))
+    console = console_for(None)
+    print_plainly(compare_tables(*runs), console)
+    console.print(f"page: {html}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _judged(folder: Path) -> Run:
+    """A run with its verdict; nothing is written into its folder."""
+    from hybrid_runtime.report.run_data import read_run
+    from hybrid_runtime.verifier.judge import recheck
+
+    return read_run(folder, recheck(folder))
