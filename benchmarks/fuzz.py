@@ -160,6 +160,7 @@ def _minimal(
         fewer = [one for one in kept if one != step]
         if fewer and (shorter := _in_scratch(attempt, fewer))[1] is not None:
             kept, (said, problem, code) = fewer, shorter
+    assert problem is not None
     return Done(code, Failure(case, tuple(said), problem))
 
 
