@@ -13,6 +13,7 @@ from hybrid_runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from hybrid_runtime.report.run_data import Run
+    from hybrid_runtime.verdict import Verdict
 
 _HTML = "the page; default report.html in the run folder, compare.html here with --compare"
 
@@ -44,11 +45,10 @@ def report(
 
 def _report(folder: RunFolder, html: Path | None, markdown: Path | None, junit: Path | None) -> None:
     from hybrid_runtime.report.write import Targets, write_reports
-    from hybrid_runtime.verifier.judge import judge, recheck, write_verdict
+    from hybrid_runtime.verifier.judge import write_verdict
 
-    judged = folder.verdict.exists()
-    verdict = recheck(folder.path) if judged else judge(folder.path)
-    if not judged:  # plain torchrun left it
+    verdict = _verdict(folder)
+    if not folder.verdict.exists():  # plain torchrun left it
         write_verdict(verdict, folder.verdict)
     console = console_for(None)
     for path in write_reports(folder, verdict, Targets(html, markdown, junit)):
@@ -70,6 +70,14 @@ def _compare(first: Path, second: Path, html: Path) -> None:
 def _judged(folder: Path) -> Run:
     """A run with its verdict; nothing is written into its folder."""
     from hybrid_runtime.report.run_data import read_run
-    from hybrid_runtime.verifier.judge import recheck
 
-    return read_run(folder, recheck(folder))
+    return read_run(folder, _verdict(RunFolder(folder)))
+
+
+def _verdict(folder: RunFolder) -> Verdict:
+    """The verdict from the raw records, with the options that the run was judged with."""
+    from hybrid_runtime.verdict import overridden
+    from hybrid_runtime.verifier.judge import read_verdict, recheck
+
+    overrides = read_verdict(folder.verdict).overrides if folder.verdict.exists() else {}
+    return overridden(recheck(folder.path), overrides)

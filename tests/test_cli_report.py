@@ -57,6 +57,14 @@ def test_a_run_and_its_report_are_written_by_the_same_call(folder: RunFolder) ->
     assert steps[-1] == 23
 
 
+def test_the_report_keeps_the_options_that_the_run_was_judged_with(folder: RunFolder) -> None:
+    verdict = judge_and_report(folder, {"inconclusive": "pass"})
+    assert verdict.overrides
+    folder.page.unlink()
+    assert command("report", folder.path).code == 0
+    assert "inconclusive counts as pass in the exit code" in folder.page.read_text()
+
+
 def test_records_that_were_edited_get_no_report(folder: RunFolder) -> None:
     path = folder.records / "rank0.jsonl"
     path.write_bytes(path.read_bytes()[:-1] + b" \n")
