@@ -119,7 +119,7 @@ def _replayed(folder: Path) -> dict[str, float]:
 
 
 def _company(ranks: Sequence[RankRecords]) -> float:
-    """What other programs used of the ranks' cores, as a share of the measured steps: beside much, nothing is judged."""
+    """What other programs used of the ranks' cores, as a share of the measured steps."""
     steps = [step for rank in ranks for step in rank.measured()]
     foreign_ns = sum(max(0, step.cores_busy_ns - step.process_ns) for step in steps)
     return foreign_ns / sum(step.end_ns - step.start_ns for step in steps)
