@@ -128,6 +128,9 @@ def test_check(said: Any, tmp_path: Path) -> None:
     path.write_text("0F0,0F1,0B0,0B1\n1F0,1B0,1F1\n")
     code, out, _ = said("schedule", "check", str(path))
     assert (code, "row 2, cell 4, 1B1: is missing" in out) == (1, True)
+    path.write_text("0F0,0F1,0B0,0B1\n1F0,1B1,1F1,1B0\n")  # 1B1 before its own F, and so before 1B0 too
+    code, out, _ = said("schedule", "check", str(path))
+    assert (code, "row 2, cell 2, 1B1: " in out.splitlines()[0], "out of order" in out) == (1, True, True)
 
 
 @pytest.mark.parametrize(

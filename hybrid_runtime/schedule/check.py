@@ -9,7 +9,8 @@
     7 gradient order    each stage's B (or W) run in increasing microbatch order, as in one process
 
 Walking makes sense only for lists that pass 1 and 3, and a list that is stuck with buffered sends is stuck with
-rendezvous too, so 2 and 4 are looked at only when nothing simpler was found.
+rendezvous too, so 2 and 4 are looked at only when 1 and 3 found nothing. 7 comes last: two actions that changed places
+are first of all one that waits for the other.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def check(lists: Sequence[ActionList], stage_to_rank: StageToRank, num_microbatc
     if not findings:
         findings += _coverage(placed, lists, stage_to_rank, num_microbatches, workload)
         findings += _messages(placed, lists, stage_to_rank)
+        if not findings:
+            findings += walk(lists, stage_to_rank, rendezvous=False) or walk(lists, stage_to_rank, rendezvous=True)
         findings += _gradient_order(placed)
-    if not findings:
-        findings += walk(lists, stage_to_rank, rendezvous=False) or walk(lists, stage_to_rank, rendezvous=True)
     return CheckResult(
         tuple(findings),
         {} if findings else receive_depth(lists, stage_to_rank),
@@ -77,7 +78,7 @@ def check_compute(
     findings = [*_ranks(lists, stage_to_rank), *_places(placed, stage_to_rank, num_microbatches)]
     if not findings:
         findings += _coverage(placed, lists, stage_to_rank, num_microbatches, workload)
-        findings += _gradient_order(placed)
+        findings += _gradient_order(placed) if findings else ()
     if findings:
         return CheckResult(tuple(findings), {}, tuple(map(peak_in_flight, lists)))
     result = check(lower(lists, stage_to_rank), stage_to_rank, num_microbatches, workload)
