@@ -18,7 +18,7 @@ from fractions import Fraction
 from itertools import combinations
 
 from hybrid_runtime.verdict import Outcome, Reason
-from hybrid_runtime.verifier.decision import NO_SPREAD, Decision, more_for, shrink_to_exclude
+from hybrid_runtime.verifier.decision import NO_SPREAD, Decision, more_for, shrink_to, shrink_to_exclude
 from hybrid_runtime.verifier.statistics import (
     ALPHA,
     Batches,
@@ -165,11 +165,11 @@ def _range_shrink(decision: Decision, delta: Fraction, trusted_to: Fraction) -> 
         return Fraction(delta >= trusted_to or point > max(delta, trusted_to))
     ways = [Fraction()]
     if point < delta and delta >= trusted_to:
-        ways.append(min((delta - point) / (decision.upper - point), delta / width))
+        ways.append(min(shrink_to(delta - point, decision.upper - point), delta / width))
     if point > max(2 * delta, trusted_to):
-        ways.append((point - max(2 * delta, trusted_to)) / down)
+        ways.append(shrink_to(point - max(2 * delta, trusted_to), down))
     if point > max(delta, trusted_to):
-        ways.append(min((point - max(delta, trusted_to)) / down, point / (width + down)))
+        ways.append(min(shrink_to(point - max(delta, trusted_to), down), point / (width + down)))
     return max(ways)
 
 

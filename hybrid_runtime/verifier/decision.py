@@ -59,8 +59,12 @@ def shrink_to_exclude(limit: Fraction, point: Fraction, lower: Fraction, upper: 
 
     1 or more where it leaves it out already, or has no width.
     """
-    reach = upper - point if limit > point else point - lower
-    return abs(limit - point) / reach if reach else Fraction(1)
+    return shrink_to(abs(limit - point), upper - point if limit > point else point - lower)
+
+
+def shrink_to(distance: Fraction, reach: Fraction) -> Fraction:
+    """To which part of itself `reach` must shrink to fit into `distance`; 1 or more where it fits, or is 0."""
+    return distance / reach if reach else Fraction(1)
 
 
 def more_for(shrink: Fraction, samples: int) -> int | None:

@@ -97,6 +97,13 @@ def test_as_many_more_steps_as_asked_for_are_about_enough(gap_pp: float, outcome
     assert (enough.outcome, half.outcome) == (outcome, INCONCLUSIVE)
 
 
+def test_the_worst_pair_may_be_without_spread_while_others_have_it() -> None:
+    steps = [[4000 + wobble, 4000 - 2 * wobble, 2000 + wobble] for wobble in (-90, 90, 90, -90) * 20]
+    assert decide_range(steps, ONE_PP, 1).outcome is FAIL
+    decision = decide_range(steps, Fraction(21, 100), 1)
+    assert (decision.point, decision.outcome) == (Fraction(1, 5), PASS)
+
+
 def test_more_steps_are_not_asked_for_where_they_cannot_help() -> None:
     noisy = _steps(np.random.default_rng(4), [97, 100, 103], 0.01, 100)
     untrusted = decide_range(noisy, ONE_PP, 2, trusted_to=Fraction(10, 100))
