@@ -6,6 +6,8 @@ Every case is one schedule of ours beside torch's of the same lists (auto: besid
 with the same model, weights, cuts, batches and updates, in blocks A B B A in the same processes.
 
     goals   step time <= 1.00 of torch's; the pipeline's part of a step within 5 % of its replay
+    CPU     CPU time of all threads, ours / torch: steadier than the step where other programs share the cores
+    others  what other programs used of the ranks' cores in our steps; beside more than a few per cent, measure again
     busy    CPU time of the ranks' own threads / (ranks x step), see blocks.py
     ideal   what the replay gives for it with these durations and free messages
 
@@ -150,8 +152,8 @@ def _judge(case: Case, figures: dict[str, Any], replayed: dict[str, float]) -> d
 
 def table_of(result: dict[str, Any]) -> str:
     """Two rows per case."""
-    header = ["schedule", "side", "step s", "CPU s", "busy %", "ideal %", "ours / torch", "executed s", "replayed s",
-              "error", "goals"]  # fmt: skip
+    ours_alone = ["executed s", "replayed s", "error", "others %", "goals"]
+    header = ["schedule", "side", "step s", "CPU s", "busy %", "ideal %", "step, ours / torch", "CPU", *ours_alone]
     rows = []
     for name, case in result["cases"].items():
         ours, torchs, replayed = case["sides"]["ours"], case["sides"]["torch"], case["replay"]
@@ -163,15 +165,16 @@ def table_of(result: dict[str, Any]) -> str:
                 *_figures(ours),
                 f"{100 * replayed['ideal_busy']:.1f}",
                 f"{ratio['median']:.3f} ({ratio['minimum']:.3f}-{ratio['maximum']:.3f})",
+                f"{case['cpu_ratio']['median']:.3f}",
                 f"{replayed['executed_s']:.3f}",
                 f"{replayed['replayed_s']:.3f}",
                 f"{100 * replayed['error']:+.1f} %",
+                f"{100 * replayed['company']:.1f}",
                 _goals(case),
             ]
         )
-        rows.append([f"  {case['torchs_schedule']}", "torch", *_figures(torchs), *[""] * 6])
-    most = max(case["replay"]["company"] for case in result["cases"].values())
-    return f"{markdown_table(header, rows)}\n\nOther programs used up to {100 * most:.1f} % of the cores in our steps."
+        rows.append([f"  {case['torchs_schedule']}", "torch", *_figures(torchs), *[""] * 8])
+    return markdown_table(header, rows)
 
 
 def _figures(side: dict[str, Any]) -> list[str]:
