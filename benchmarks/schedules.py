@@ -115,12 +115,12 @@ def _replayed(folder: Path) -> dict[str, float]:
         "replayed_s": replayed_s,
         "error": executed_s / replayed_s - 1,
         "ideal_busy": 1 - float(replay(lists, plan.stage_to_rank, costs.durations).bubble),
-        "company": _company(ranks),
+        "company": company(ranks),
         "message_s": max((float(hop.latency) / 1e9 for hop in costs.hops.values()), default=0.0),
     }
 
 
-def _company(ranks: Sequence[RankRecords]) -> float:
+def company(ranks: Sequence[RankRecords]) -> float:
     """What other programs used of the ranks' cores, as a share of the measured steps."""
     steps = [step for rank in ranks for step in rank.measured()]
     foreign_ns = sum(max(0, step.cores_busy_ns - step.process_ns) for step in steps)

@@ -1,7 +1,8 @@
 """Two ranks of real matrix products: a step takes as long as the replay of its own records says, and what is saved.
 
-Every step is replayed with what that very step recorded, so a machine that is slow or shared for a while slows both.
-What is left is what a replay cannot know: time between actions, and an order that the executor would not keep.
+Every step is replayed with what that very step recorded. What is left is what a replay cannot know: time between
+actions, an order that the executor would not keep - and other programs on the ranks' cores, so steps are judged only
+where the kernel says that there were hardly any.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from benchmarks.cases import Case, Sizes, make_deployment, prepare
 from benchmarks.ours import build_parts, stepper
 from benchmarks.ranks import cores, run_ranks
+from benchmarks.schedules import company
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.plan import read_plan
 from hybrid_runtime.planner.measured_costs import measured_costs, pipeline_times_ns
@@ -31,7 +33,8 @@ from hybrid_runtime.schedule.replay import replay_step
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(vocab_size=1024, hidden_size=256, num_layers=4, num_heads=4, ffn_size=704, sequence_length=128)
-STEPS = 5
+STEPS = 6
+MOST_COMPANY = 0.05
 BAR = 0.08 if "CI" in os.environ else 0.05
 
 
@@ -48,13 +51,14 @@ def run_all(rank: int, deployments: Sequence[Deployment], folder: Path) -> None:
 
 
 def errors_of(folder: Path) -> list[float]:
-    """Executed over replayed, less one, of every measured step by its own records."""
+    """Executed over replayed, less one, of every undisturbed step by its own records."""
     plan, ranks = read_plan(RunFolder(folder).plan), read_side(folder)
     lists, errors = list(map(parse_actions, plan.actions)), list[float]()
     for number in range(1, 1 + STEPS):
         alone = [rank._replace(steps=rank.steps[number : number + 1]) for rank in ranks]
-        replayed = replay_step(lists, plan.stage_to_rank, measured_costs(alone))
-        errors.append(pipeline_times_ns(alone)[0] / float(replayed.makespan) - 1)
+        if company(alone) <= MOST_COMPANY:
+            replayed = replay_step(lists, plan.stage_to_rank, measured_costs(alone))
+            errors.append(pipeline_times_ns(alone)[0] / float(replayed.makespan) - 1)
     return errors
 
 
@@ -67,7 +71,10 @@ def test_every_schedule_takes_as_long_as_its_records_replayed(tmp_path: Path) ->
     run_ranks(2, run_all, deployments, tmp_path)
     found = {deployment.name: errors_of(tmp_path / deployment.name) for deployment in deployments}
     print({name: [f"{error:+.1%}" for error in errors] for name, errors in found.items()})
-    assert {name: errors for name, errors in found.items() if min(map(abs, errors)) > BAR} == {}
+    judged = {name: errors for name, errors in found.items() if errors}
+    if not judged:
+        pytest.skip(f"other programs used more than {MOST_COMPANY:.0%} of the ranks' cores in every step")
+    assert {name: errors for name, errors in judged.items() if min(map(abs, errors)) > BAR} == {}
 
 
 @pytest.mark.ranks
