@@ -81,7 +81,7 @@ class Conductor:
             self._give(side, purpose, settle, settle + judged)
 
     def sample(self, *, baseline: bool) -> None:
-        """Rounds and looks, logged in `sampling.json`."""
+        """Rounds and looks, logged in `sampling.json`; alone, bare blocks only serve the self-test, once."""
         began_s, done = self.elapsed_s, 0
         looks: list[Look] = []
         self._log(looks, "budget")
@@ -89,7 +89,7 @@ class Conductor:
             goal = self._affordable(self._measurement.blocks * 2**number, done, began_s)
             if goal is None:
                 break
-            self.run(rounds(done + 1, goal, baseline=baseline))
+            self.run(rounds(done + 1, goal, baseline=baseline, bare=baseline or number == 0))
             done = goal
             looks.append(Look(blocks=done, elapsed_s=f"{self.elapsed_s:.1f}", undecided=self._undecided()))
             if not looks[-1].undecided:

@@ -47,14 +47,18 @@ class Turn:
         return self.purpose == PLANTED
 
 
-def rounds(first: int, last: int, *, baseline: bool) -> Iterator[tuple[str, str]]:
+def rounds(first: int, last: int, *, baseline: bool, bare: bool = True) -> Iterator[tuple[str, str]]:
     """(side, purpose) of every block in rounds `first` .. `last`, from 1, in such an order that a drift hits all alike.
 
     round 1   candidate trace, candidate speed, baseline speed
     round 2   baseline speed, candidate speed, candidate trace         ... and so on: A B B A, and trace beside A
+
+    Args:
+        baseline: whether there is one.
+        bare: whether bare blocks are run at all; without them only the candidate's traced ones are.
     """
     for number in range(first, last + 1):
-        row = [(CANDIDATE, TRACE), (CANDIDATE, SPEED), (BASELINE, SPEED)][: 3 if baseline else 2]
+        row = [(CANDIDATE, TRACE), (CANDIDATE, SPEED), (BASELINE, SPEED)][: 1 + bare + (bare and baseline)]
         yield from row if number % 2 else row[::-1]
 
 
