@@ -163,9 +163,10 @@ def verify(
     _refuse_unwritable(json_file)
     overrides = {} if inconclusive is None else {"inconclusive": inconclusive.value}
     if recheck is not None:
-        if tensorboard or prometheus:
+        if tensorboard or prometheus or self_test or all_baselines or run_folder:
             raise UsageError(
-                "--recheck runs nothing, so --tensorboard and --prometheus have nothing to show; drop them"
+                "--recheck runs nothing, so --tensorboard, --prometheus, --self-test, --all-baselines and --run-folder "
+                "mean nothing beside it; drop them"
             )
         _show(_judged_again(RunFolder(recheck), overrides), RunFolder(recheck), json_file)
     assert file is not None
@@ -173,6 +174,8 @@ def verify(
     from hybrid_runtime.planner.baseline import with_all_baselines
 
     deployment = load_deployment(file)
+    if self_test and all_baselines:
+        raise UsageError("--self-test runs no baseline; drop it or --all-baselines")
     deployment = with_all_baselines(deployment) if all_baselines else deployment
     _refuse_impossible(deployment, json_file)
     from hybrid_runtime.measure import run_against_baseline, run_self_test

@@ -72,10 +72,11 @@ def run_rank(
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
         parts = assemble(deployment, plan, groups, built, source, recorder)
-        work = KnownWork(device)
+        work = None  # the self-test's matrices must not be in memory while the model's is measured
         for order in orders(deployment, turns, groups):
             planted = order.purpose == PLANTED
-            loss, numbers = run_planted_step(groups, recorder, work, order) if planted else run_step(parts, order)
+            work = (work or KnownWork(device)) if planted else None
+            loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
             progress.show(order.step, PLANTED if planted else order.phase, loss, numbers)
         recorder.finish()
         groups.barrier()
@@ -195,7 +196,7 @@ def _progress(options: argparse.Namespace, deployment: Deployment, launch: Launc
         rank=launch.rank,
         replicas=deployment.mesh.dp_degree,
         exports=Exports() if options.launched else _exports(deployment, launch, folder),
-        side="candidate" if options.side == CANDIDATE else "baseline",
+        side=options.side,
         steps=expected_steps(deployment, options.side, alternating=options.turns is not None),
         tokens_per_step=deployment.batch.global_batch_size * deployment.batch.sequence_length,
         terminal=not options.launched,

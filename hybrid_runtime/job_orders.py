@@ -16,6 +16,7 @@ from hybrid_runtime.records import PLANTED, TRACE
 from hybrid_runtime.telemetry.recorder import NullRecorder
 from hybrid_runtime.turns import CANDIDATE, Turn, Turns
 
+_WAITING = "waiting"
 LEDGER_STEPS = 3  # warm-up steps watched by the byte ledger; step 0 is not one: the optimizer has no state yet
 
 
@@ -65,14 +66,18 @@ def plain_turns(deployment: Deployment) -> Iterator[Turn]:
 
 
 def _given(turns: Turns, groups: Groups, timeout_s: float) -> Iterator[Turn]:
-    """Rank 0 waits for each turn and tells the others."""
+    """Rank 0 waits for each turn and tells the others, now and then also that it still waits."""
     block = 0
     while True:
-        mine = turns.wait_for(block, timeout_s) if groups.place.rank == 0 else None
-        turn = cast("Turn | None", groups.gather_objects(mine)[0])
-        if turn is None:
+        if groups.place.rank == 0:
+            mine = turns.wait_for(block, timeout_s, still=lambda: groups.gather_objects(_WAITING))
+            told = groups.gather_objects(mine)[0]
+        else:
+            while (told := groups.gather_objects(None)[0]) == _WAITING:
+                pass
+        if told is None:
             return
-        yield turn
+        yield cast("Turn", told)
         block += 1
 
 

@@ -73,9 +73,9 @@ def run_against_baseline(
         Sides(deployment, folder, view.update) as sides,
     ):
         sides.start_candidate(Rendezvous(), in_turns=True)
-        baseline = None if deployment.baseline is None else sides.start_baseline()
         conductor = Conductor(deployment, folder, sides)
-        conductor.warm_up(CANDIDATE, folder)
+        conductor.warm_up(CANDIDATE, folder)  # first, so that it is not the candidate that finds no memory left
+        baseline = None if deployment.baseline is None else sides.start_baseline()
         if baseline is not None:
             conductor.warm_up(baseline, folder.baseline)
         if deployment.measurement.self_test:

@@ -111,8 +111,7 @@ class RunFolder:
     def raw_files(self) -> list[Path]:
         """The files of this side that a verdict rests on; whatever the judge reads must be among them."""
         single = (self.deployment, self.plan, self.infeasible, self.sampling)
-        several = (*self.records.glob("*.jsonl"), *self.turns.glob("*.jsonl"))
-        return [path for path in (*single, *sorted(several)) if path.is_file()]
+        return [path for path in (*single, *sorted(self.records.glob("*.jsonl"))) if path.is_file()]
 
     @property
     def verdict(self) -> Path:

@@ -19,6 +19,8 @@ from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import baseline_deployment, make_plan
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.turns import BASELINE, CANDIDATE
+from hybrid_runtime.verdict import Outcome
+from hybrid_runtime.verifier.static import static_checks
 
 _TICK_S = 0.1
 
@@ -66,6 +68,7 @@ class Sides:
         name = BASELINE if kind is None else f"{BASELINE}-{kind}"
         side = _folder_of(self._folder, name).create()
         empty(side.failures)
+        side.infeasible.unlink(missing_ok=True)  # of an attempt that was given up
         try:
             baseline = _possible(baseline_deployment(self._deployment, kind))
         except PlanError as problem:
@@ -82,7 +85,8 @@ class Sides:
         """Called again and again while sides run: notices a failed side and time running out, and moves the progress.
 
         Raises:
-            RunError: a side has failed, or no step was finished for too long; a baseline without memory only drops out.
+            RunError: a side has failed, or no step was finished for too long. A declared baseline without memory only
+                drops out, and another kind for whatever reason: it decides nothing.
         """
         now_s = time.monotonic()
         if now_s - self._last_tick_s < _TICK_S:
@@ -101,7 +105,8 @@ class Sides:
         try:
             side.check_alive()
         except RunError as problem:
-            if name == CANDIDATE or "out of memory" not in str(problem):
+            without_memory = "out of memory" in str(problem) or "killed by SIGKILL" in str(problem)
+            if name == CANDIDATE or (name == BASELINE and not without_memory):
                 raise
             write_whole(_folder_of(self._folder, name).infeasible, f"{problem}\n")
             self._running.pop(name)
@@ -134,11 +139,14 @@ def _folder_of(folder: RunFolder, name: str) -> RunFolder:
 
 
 def _possible(baseline: Deployment) -> Deployment:
-    """The baseline, if a plan can be made for it.
+    """The baseline, if nothing in its file rules it out and a plan can be made for it.
 
     Raises:
-        PlanError: it cannot.
+        PlanError: it cannot run.
     """
+    wrong = [row.detail for row in static_checks(baseline) if row.outcome is Outcome.FAIL]
+    if wrong:
+        raise PlanError("; ".join(wrong))
     if baseline.shape is not None and baseline.batch is not None:
         costs = unit_costs(
             baseline.shape,

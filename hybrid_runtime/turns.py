@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hybrid_runtime.records import PLANTED, SPEED, TRACE
+from hybrid_runtime.records import SPEED, TRACE
 from hybrid_runtime.run_folder import write_whole
 
 CANDIDATE, BASELINE = "candidate", "baseline"
@@ -41,11 +41,6 @@ class Turn:
     unjudged_steps: int
     steps: int
 
-    @property
-    def is_planted(self) -> bool:
-        """The self-test's known work is done, not the model's."""
-        return self.purpose == PLANTED
-
 
 def rounds(first: int, last: int, *, baseline: bool, bare: bool = True) -> Iterator[tuple[str, str]]:
     """(side, purpose) of every block in rounds `first` .. `last`, from 1, in such an order that a drift hits all alike.
@@ -69,23 +64,32 @@ class Turns:
     folder: Path
     side: str
 
-    def wait_for(self, block: int, timeout_s: float) -> Turn | None:
+    def wait_for(self, block: int, timeout_s: float, still: Callable[[], object] = lambda: None) -> Turn | None:
         """Blocks until this side may run its block of that number; None when it should stop instead.
 
+        Args:
+            timeout_s: what a step may take; another side's turn may last as long as its steps together.
+            still: called now and then while nothing happens, so that the ranks that wait for this one do not give up.
+
         Raises:
-            TimeoutError: nobody gave the turn in time.
+            TimeoutError: whose turn it is did not change for too long.
         """
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        since_s = told_s = time.monotonic()
+        before, allowed_s = "", timeout_s
+        while time.monotonic() - since_s < allowed_s:
             says = _read(self.folder / "next")
             if says == _STOP:
                 return None
-            if says:
-                turn = Turn(**json.loads(says))
-                if (turn.side, turn.block) == (self.side, block):
-                    return turn if turn.steps else None
+            turn = Turn(**json.loads(says)) if says else None
+            if turn and (turn.side, turn.block) == (self.side, block):
+                return turn if turn.steps else None
+            if says != before:
+                before, since_s, allowed_s = says, time.monotonic(), timeout_s * max(1, turn.steps if turn else 1)
+            if time.monotonic() - told_s > timeout_s / 4:
+                told_s = time.monotonic()
+                still()
             time.sleep(_POLL_S)
-        raise TimeoutError(f"{self.folder}: no turn for {self.side} block {block} within {timeout_s:.0f} s")
+        raise TimeoutError(f"{self.folder}: no turn for {self.side} block {block} within {allowed_s:.0f} s")
 
     def done(self, block: int) -> None:
         """This side has run `block`."""

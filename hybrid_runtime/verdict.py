@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from hybrid_runtime.errors import ExitCode, RecordsError
 
@@ -199,9 +199,9 @@ class Sampling(_Frozen):
         stopped: "decided" (every claim), "budget" (time or looks gone), "single look", or "self-test only".
     """
 
-    looks_allowed: int
+    looks_allowed: Annotated[int, Field(ge=1, le=5)]
     alpha_per_look: str
-    budget_s: int
+    budget_s: Annotated[int, Field(ge=1)]
     looks: tuple[Look, ...]
     stopped: Literal["decided", "budget", "single look", "self-test only"]
 

@@ -27,7 +27,7 @@ class Given:
         self.turns = turns
         self.finished: list[int] = []
 
-    def wait_for(self, block: int, timeout_s: float) -> Turn | None:
+    def wait_for(self, block: int, timeout_s: float, still: object) -> Turn | None:
         return self.turns[block] if block < len(self.turns) else None
 
     def done(self, block: int) -> None:

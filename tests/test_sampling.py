@@ -15,7 +15,6 @@ from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.sampling import Conductor
 from hybrid_runtime.turns import Turn
 from hybrid_runtime.verdict import Outcome, Sampling
-from hybrid_runtime.verifier.judge import read_sampling
 from tests.verifier.synthetic import deployment
 
 
@@ -54,9 +53,7 @@ class World:
 
     @property
     def log(self) -> Sampling:
-        found = read_sampling(self.folder.sampling)
-        assert found is not None
-        return found
+        return Sampling.model_validate_json(self.folder.sampling.read_text())
 
 
 def test_a_decided_run_stops_at_the_first_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,25 @@ def test_a_side_runs_exactly_the_blocks_it_is_given(tmp_path: Path) -> None:
     assert ran == [*order, last]
 
 
+def test_another_sides_long_turn_is_waited_for_and_told_of(tmp_path: Path) -> None:
+    """As long as its steps may take together; meanwhile the ranks behind this one hear that it still waits."""
+    told: list[int] = []
+    waiting = threading.Thread(
+        target=lambda: Turns(tmp_path, "candidate").wait_for(1, 0.2, still=lambda: told.append(1))
+    )
+    give = threading.Thread(
+        target=lambda: give_turn(tmp_path, turn("baseline", 1), lambda: None, wanted=lambda: waiting.is_alive())
+    )
+    waiting.start()
+    give.start()
+    waiting.join(0.8)
+    assert waiting.is_alive()
+    assert len(told) >= 3
+    stop(tmp_path)
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
 def test_waiting_ends(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match="no turn for candidate block 2 within 0 s"):
         Turns(tmp_path, "candidate").wait_for(2, 0.01)

@@ -14,6 +14,7 @@ _STOPPED = {
     "decided": "every claim was decided",
     "budget": "the budget of time or looks was used up",
     "single look": "the number of blocks was fixed before the run, and there was one look",
+    "self-test only": "only the instrument was tested",
 }
 
 
@@ -26,6 +27,8 @@ def self_check_cells(check: SelfCheck) -> tuple[str, str, str, str]:
 
 def sampling_text(sampling: Sampling) -> str:
     """Why sampling stopped, and what the looks were allowed to spend."""
+    if sampling.stopped == "self-test only":
+        return f"Measuring stopped because {_STOPPED[sampling.stopped]}; no claim was judged."
     looks = f"{sampling.looks_allowed} look" + ("s" if sampling.looks_allowed != 1 else "")
     return printable(
         f"Measuring stopped because {_STOPPED[sampling.stopped]}: {len(sampling.looks)} of at most {looks}, fixed "

@@ -12,6 +12,7 @@ same deployment begins; one that a killed command left behind still says `run_ac
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ class PrometheusTextfile:
         try:
             for old in folder.glob("hybrid_runtime-*.prom"):
                 if self._is_over(old):
-                    old.unlink()
+                    old.unlink(missing_ok=True)
             self._write()
         except OSError as problem:
             raise UsageError(
@@ -118,6 +119,8 @@ class PrometheusTextfile:
     def _is_over(self, path: Path) -> bool:
         """Whether the file is of this deployment on this host, from a run that has ended."""
         if not path.name.endswith(f"-{_for_a_name(self._host)}.prom"):
+            return False
+        if not os.access(path, os.R_OK):  # somebody else's
             return False
         text = path.read_text(encoding="utf-8", errors="replace")
         return re.search(rf'^{_PREFIX}run_active\{{.*{re.escape(_label("deployment", self._deployment))}\}} 0$',

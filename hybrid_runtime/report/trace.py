@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.mesh import Place
 from hybrid_runtime.plan import Plan
-from hybrid_runtime.records import Memory, RankRecords, StepRecord
+from hybrid_runtime.records import TRACE, Memory, RankRecords, StepRecord
 from hybrid_runtime.schedule.actions import Action, Kind, parse_action
 
 TRACKS = ("steps", "compute", "phases", "waits", "send/receive")
@@ -68,8 +68,9 @@ def write_trace(ranks: Sequence[RankRecords], plan: Plan, path: Path, steps: Col
 
 
 def default_steps(ranks: Sequence[RankRecords]) -> list[int]:
-    """The first step and the last LAST_STEPS of those that all ranks have."""
-    common = range(min((len(rank.steps) for rank in ranks), default=0))
+    """The first step and the last LAST_STEPS of those that all ranks have and that hold spans of the model."""
+    length = min((len(rank.steps) for rank in ranks), default=0)
+    common = [step.step for step in ranks[0].steps[:length] if step.purpose == TRACE] if length else []
     return sorted({*common[:1], *common[-LAST_STEPS:]})
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
 
 from hybrid_runtime.deployment import BaselineKind, Deployment
 from hybrid_runtime.errors import RecordsError
-from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.records import AGAINST
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.verdict import OtherBaseline
 from hybrid_runtime.verifier.comparison import Baseline, latency, throughput
-from hybrid_runtime.verifier.finding import sentences
+from hybrid_runtime.verifier.finding import Finding, sentences
 from hybrid_runtime.verifier.metrics import Metrics, measure
 from hybrid_runtime.verifier.side import load_side
 from hybrid_runtime.verifier.terms import Terms
@@ -44,62 +46,77 @@ def read_baseline(folder: RunFolder, kind: BaselineKind | None, *, finished: boo
     return Baseline(metrics=measure(side).bare)
 
 
-def other_baselines(
-    run: RunFolder, deployment: Deployment, candidate: Metrics, terms: Terms
-) -> Iterator[tuple[OtherBaseline, Baseline]]:
-    """Every baseline that was run beside the declared one, with what it did.
+class Other(NamedTuple):
+    """Another kind of baseline: its row, and how the candidate's throughput compares with it."""
+
+    row: OtherBaseline
+    throughput: Finding
+
+
+def other_baselines(run: RunFolder, deployment: Deployment, candidate: Metrics, terms: Terms) -> list[Other]:
+    """Every baseline that was run beside the declared one.
 
     Raises:
         RecordsError: as `read_baseline`; or a folder is named after no kind.
     """
     folders = sorted(run.other_baselines.iterdir()) if run.other_baselines.is_dir() else []
-    for path in folders:
-        kind = next((kind for kind in _IS_KIND if kind == path.name), None)
-        if kind is None:
-            raise RecordsError(f"{path}: is no kind of baseline ({', '.join(_IS_KIND)}); remove it")
-        baseline = read_baseline(RunFolder(path), kind)
-        yield _row(kind, deployment, candidate.of(AGAINST + kind), baseline, terms), baseline
+    return [_other(path, deployment, candidate, terms) for path in folders]
 
 
-def _row(
-    kind: BaselineKind, deployment: Deployment, candidate: Metrics, baseline: Baseline, terms: Terms
-) -> OtherBaseline:
-    faster = latency(deployment, candidate, baseline, Fraction(), terms)
-    more = throughput(deployment, candidate, baseline, Fraction(), terms)
+def _other(path: Path, deployment: Deployment, candidate: Metrics, terms: Terms) -> Other:
+    kind = next((kind for kind in _IS_KIND if kind == path.name), None)
+    if kind is None:
+        raise RecordsError(f"{path}: is no kind of baseline ({', '.join(_IS_KIND)}); remove it")
+    baseline = read_baseline(RunFolder(path), kind)
+    against = candidate.of(AGAINST + kind)
+    faster = latency(deployment, against, baseline, Fraction(), terms)
+    more = throughput(deployment, against, baseline, Fraction(), terms)
     metrics = baseline.metrics
-    reason = faster.reason if faster.reason not in (None, "interval_straddles_threshold") else None
-    return OtherBaseline(
+    row = OtherBaseline(
         kind=kind,
         mesh=str(metrics.side.plan.mesh) if metrics else "not run",
-        resource_matched=bool(metrics) and len(metrics.devices) == len(candidate.devices) if metrics else False,
+        resource_matched=metrics is not None and len(metrics.devices) == len(candidate.devices),
         latency=faster.measured,
         throughput=more.measured,
-        detail=sentences(reason or "", faster.detail),
+        detail=sentences(_reason(faster) or "", faster.detail),
     )
+    return Other(row, more)
+
+
+def _reason(finding: Finding) -> str | None:
+    """Why a comparison may not be believed; that it is close to equality is no such reason."""
+    return None if finding.reason == "interval_straddles_threshold" else finding.reason
 
 
 def fairness_warnings(
-    candidate: Metrics, kind: BaselineKind | None, declared: Baseline, others: list[tuple[OtherBaseline, Baseline]]
+    deployment: Deployment, candidate: Metrics, declared: Baseline, others: Sequence[Other], terms: Terms
 ) -> list[str]:
-    """Whether the declared baseline is weaker than another one that the same devices allow."""
-    if declared.metrics is None or kind is None:
+    """Whether the declared baseline is weaker than another one that the same devices allow, beyond doubt."""
+    if declared.metrics is None or deployment.baseline is None:
         return []
-    warnings = []
+    kind, warnings = deployment.baseline.kind, []
     used, there = len(declared.metrics.devices), len(candidate.devices)
     if used != there:
         warnings.append(f"the declared baseline ({kind}) uses {used} of the candidate's {there} devices")
-    best = max(
-        (
-            (baseline.metrics.tokens_per_s, row.kind)
-            for row, baseline in others
-            if row.resource_matched and baseline.metrics is not None and baseline.metrics.steps
-        ),
-        default=None,
-    )
-    if best is not None and declared.metrics.steps and best[0] > declared.metrics.tokens_per_s:
-        ahead = (best[0] / declared.metrics.tokens_per_s - 1) * 100
+    gain = throughput(deployment, candidate, declared, Fraction(), terms)
+    better = [
+        other.row
+        for other in others
+        if other.row.resource_matched and not _reason(other.throughput) and _is_below(other.throughput, gain)
+    ]
+    if better and not _reason(gain):
+        best = min(better, key=lambda row: Decimal(row.throughput.point) if row.throughput else Decimal(0))
+        assert best.throughput is not None
+        assert gain.measured is not None
         warnings.append(
-            f"the declared baseline ({kind}) is not the best of equal resources: {best[1]} on the candidate's "
-            f"{there} devices did {decimal_text(ahead, 1)} % more tokens/s"
+            f"the declared baseline ({kind}) is not the best of equal resources: against {best.kind} on all {there} "
+            f"devices the gain is {best.throughput.point} %, not {gain.measured.point} %"
         )
     return warnings
+
+
+def _is_below(gain: Finding, other: Finding) -> bool:
+    """Whether the whole interval of a gain lies below another's."""
+    if gain.measured is None or other.measured is None:
+        return False
+    return Decimal(gain.measured.upper) < Decimal(other.measured.lower)

@@ -132,7 +132,7 @@ def utilisation(deployment: Deployment, metrics: Metrics, theta: Fraction, terms
         return undecided("not_measured", f"no compute times ({metrics.clock}) were recorded")
     rows = [[*busy, window] for busy, window in zip(table, metrics.windows_ns, strict=True)]
     decision = decide_floor(rows, theta, deployment.measurement.batch_steps, alpha=terms.alpha)
-    decision = blocked(decision, time_blocker(deployment, [metrics], terms.driver))
+    decision = blocked(decision, time_blocker(deployment, [metrics], terms.driver) or terms.balance)
     measured = figures(decision, metrics, _method("ratio of totals, t", decision, metrics))
     return found(decision, measured, _busy_text(metrics, decision.worst[0]))
 

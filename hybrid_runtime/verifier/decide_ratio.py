@@ -98,4 +98,5 @@ def _logs(ratios: Sequence[Fraction]) -> list[int]:
 
 
 def _from_log(value: Fraction) -> Fraction:
-    return Fraction(math.exp(max(-700.0, min(700.0, float(value / LOG_UNIT)))))
+    """To twelve digits, fewer than a logarithm of another machine's library may differ in: judged alike everywhere."""
+    return Fraction(f"{math.exp(max(-700.0, min(700.0, float(value / LOG_UNIT)))):.12g}")

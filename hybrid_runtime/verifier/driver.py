@@ -6,7 +6,7 @@ Only samples that fall inside measured blocks count: between blocks a GPU idles,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from statistics import median
 
@@ -35,6 +35,10 @@ class Driver:
 
     metrics: Metrics
     records: tuple[NvmlRecords, ...]
+
+    def of(self, metrics: Metrics) -> Driver:
+        """The same records seen from other steps of the same side."""
+        return replace(self, metrics=metrics)
 
     def samples(self, device: int) -> list[NvmlSample]:
         """Samples of a device inside its measured blocks."""
@@ -68,21 +72,29 @@ def read_driver(metrics: Metrics) -> Driver:
     return Driver(metrics, tuple(map(read_nvml, files)))
 
 
-def driver_blocker(drivers: Sequence[Driver]) -> Blocker | None:
-    """The first thing that forbids to believe the times of these sides, which share their devices."""
+def driver_blocker(drivers: Sequence[Driver], *, unseen: bool = False) -> Blocker | None:
+    """The first thing that forbids to believe the times of these sides, which share their devices.
+
+    Args:
+        unseen: a baseline was started that could not run: its processes may have been counted.
+    """
     for driver in drivers:
         if driver.metrics.kind == "cuda" and driver.records:
             found = (
-                _foreign_process(driver, drivers) or _throttled(driver) or _violated(driver) or _clock_spread(driver)
+                _foreign_process(driver, drivers, unseen)
+                or _throttled(driver)
+                or _violated(driver)
+                or _clock_spread(driver)
             )
             if found:
                 return found
     return None
 
 
-def _foreign_process(driver: Driver, drivers: Sequence[Driver]) -> Blocker | None:
+def _foreign_process(driver: Driver, drivers: Sequence[Driver], unseen: bool) -> Blocker | None:
+    sides = {one.metrics.side.role: one.metrics.side for one in drivers}
     for device in driver.metrics.devices:
-        ours = sum(rank.header.device.id == device for one in drivers for rank in one.metrics.side.ranks)
+        ours = unseen + sum(rank.header.device.id == device for side in sides.values() for rank in side.ranks)
         counts = [state.processes for state in driver.states(device) if isinstance(state.processes, int)]
         if counts and max(counts) > ours:
             note = f"{device}: {max(counts)} processes computed on it, {ours} of them ranks"

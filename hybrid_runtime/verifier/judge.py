@@ -24,7 +24,6 @@ from hybrid_runtime.verdict import (
     Claim,
     Outcome,
     RawFile,
-    Sampling,
     StaticCheck,
     Verdict,
     count,
@@ -40,6 +39,7 @@ from hybrid_runtime.verifier.memory_witness import memory_warnings
 from hybrid_runtime.verifier.metrics import device_rows, measure
 from hybrid_runtime.verifier.numerics import numerics_check
 from hybrid_runtime.verifier.provenance import launch_warnings, provenance
+from hybrid_runtime.verifier.sampling_log import sampling_of
 from hybrid_runtime.verifier.self_test import observer_warnings, self_tests
 from hybrid_runtime.verifier.side import load_side
 from hybrid_runtime.verifier.side_rows import outlier_row, side_row
@@ -64,7 +64,7 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
     raw = hash_raw(run_folder)  # before reading: a file that changes meanwhile is caught by the next recheck
     side = load_side(run_folder, "candidate", finished=finished)
     deployment, metrics = side.deployment, measure(side)
-    sampling = read_sampling(run.sampling)
+    sampling = sampling_of(side)
     alpha = ALPHA / sampling.looks_allowed if sampling else ALPHA
     bare = metrics.bare
     kind = deployment.baseline.kind if deployment.baseline else None
@@ -74,8 +74,9 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
     checks = [*self_tests(metrics, alpha)]
     if baseline.metrics:
         checks.append(numerics_check(bare, baseline.metrics))
-    terms = terms_of(alpha, driver_blocker(drivers), checks)
-    others = list(other_baselines(run, deployment, bare, terms)) if finished else []
+    blocker = driver_blocker([drivers[0], drivers[0].of(bare), *drivers[1:]], unseen=bool(baseline.infeasible))
+    terms = terms_of(alpha, blocker, checks)
+    others = other_baselines(run, deployment, bare, terms) if finished else []
     claims: tuple[Claim, ...] = (
         *requirements(deployment, metrics, drivers[0]),
         *promises(deployment, metrics, terms),
@@ -101,7 +102,7 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
         outliers=tuple(outlier_row(one) for one in sides if one.steps),
         self_test=tuple(checks),
         sampling=sampling,
-        other_baselines=tuple(row for row, _ in others),
+        other_baselines=tuple(other.row for other in others),
         provenance=provenance(drivers),
         warnings=(
             *contention_warnings([metrics, *sides[1:]]),
@@ -109,7 +110,7 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
             *driver_warnings(drivers[0]),
             *memory_warnings(drivers[0]),
             *observer_warnings(checks),
-            *fairness_warnings(bare, kind, baseline, others),
+            *fairness_warnings(deployment, bare, baseline, others, terms),
             *launch_warnings(side),
         ),
         raw=raw,
@@ -165,19 +166,6 @@ def read_verdict(path: Path) -> Verdict:
     if verdict.claims and not verdict.raw:
         raise RecordsError(f"{path}: names no raw files, so nothing stands behind its figures; judge the run again")
     return verdict
-
-
-def read_sampling(path: Path) -> Sampling | None:
-    """Reads sampling.json; None where the run was not sampled look by look.
-
-    Raises:
-        RecordsError: it is damaged.
-    """
-    try:
-        return Sampling.model_validate_json(path.read_bytes()) if path.exists() else None
-    except (OSError, ValidationError) as problem:
-        what = problem.errors()[0]["msg"] if isinstance(problem, ValidationError) else problem
-        raise RecordsError(f"{path}: not a log of looks ({what}); the file was edited, make the run again") from None
 
 
 def hash_raw(run_folder: Path) -> tuple[RawFile, ...]:

@@ -14,17 +14,19 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import takewhile
 
 from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.planted import LEVELS, LIMIT, extra_units, part_name, planted_gap
 from hybrid_runtime.records import PLANTED, SPEED, StepRecord
 from hybrid_runtime.verdict import Measured, Outcome, SelfCheck
 from hybrid_runtime.verifier.decide import decide_range
-from hybrid_runtime.verifier.decide_ratio import decide_equivalence, decide_ratio
+from hybrid_runtime.verifier.decide_ratio import MIN_BLOCK_PAIRS, decide_equivalence, decide_ratio
 from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.finding import figures
 from hybrid_runtime.verifier.metrics import Clock, Metrics, block_medians, measure, percent
 from hybrid_runtime.verifier.side import Side
+from hybrid_runtime.verifier.steady import steady_from
 
 EXPECTED = (Outcome.PASS, Outcome.FAIL, Outcome.FAIL)  # of LEVELS
 OBSERVER_LIMIT = Fraction(101, 100)
@@ -34,12 +36,28 @@ MARGIN_PARTS = 3  # A/A may find a third of what the smallest speed claim promis
 
 def self_tests(metrics: Metrics, alpha: float) -> Iterator[SelfCheck]:
     """Every self-test that the run of one side holds the records of."""
-    yield from planted_checks(metrics.side, alpha)
     bare = metrics.of(SPEED)
+    if bare.steps:
+        yield _steady(metrics.side)
+    yield from planted_checks(metrics.side, alpha)
     if bare.steps:
         yield _aa(bare, alpha)
         if metrics.steps:
             yield _observer(metrics, bare, alpha)
+
+
+def _steady(side: Side) -> SelfCheck:
+    """Whether step times had settled when the warm-up ended; judged data that drifts is found where it is judged."""
+    steps = list(takewhile(lambda step: step.phase == "warmup", side.ranks[0].steps))
+    settled = steady_from([step.end_ns - step.start_ns for step in steps])
+    return SelfCheck(
+        id="steady_state",
+        text="step times settle in the first half of the warm-up, which is prolonged until they have, within limits",
+        outcome=Outcome.INCONCLUSIVE if settled is None else Outcome.PASS,
+        reason="no_steady_state" if settled is None else None,
+        detail=f"{len(steps)} warm-up steps, "
+        + ("not settled" if settled is None else f"settled from step {settled} on"),
+    )
 
 
 def planted_checks(side: Side, alpha: float) -> list[SelfCheck]:
@@ -93,6 +111,10 @@ def _turned(row: Sequence[StepRecord], level: int, clock: Clock) -> list[int] | 
 def _aa(bare: Metrics, alpha: float) -> SelfCheck:
     medians = block_medians(bare)
     pairs = list(zip(medians[::2], medians[1::2], strict=False))
+    if not pairs:
+        text = "the candidate against itself"
+        note = f"{len(medians)} block, at least {2 * MIN_BLOCK_PAIRS} are needed"
+        return SelfCheck(id="aa", text=text, outcome=Outcome.INCONCLUSIVE, reason="too_few_batches", detail=note)
     ratios = [first / second if number % 2 == 0 else second / first for number, (first, second) in enumerate(pairs)]
     margin = aa_margin(bare)
     text = f"the candidate against itself: no speed-up beyond {percent(margin, 1)} %, a third of the smallest promise"

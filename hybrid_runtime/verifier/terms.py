@@ -17,7 +17,7 @@ class Terms(NamedTuple):
         alpha: error level of this look.
         driver: why NVML forbids to believe the clocks, if it does.
         clock_resolves: the planted imbalances came out as planted on the clock that balance is judged by.
-        balance: why the self-test forbids to judge compute balance, if it does.
+        balance: why the self-test forbids to judge times of compute, if it does.
         speed: why the self-test forbids to judge speed, if it does.
     """
 

@@ -78,6 +78,7 @@ def test_different_deployments_are_said() -> None:
 def test_the_terminal_table_and_the_page_hold_both(run: Run, tmp_path: Path) -> None:
     changed = run.verdict.model_copy(update={"name": examples.NASTY, "claims": examples.CLAIMS, **examples.METHOD})
     other = Run(tmp_path / "other", changed, run.plan, run.ranks)
+    run = Run(run.folder, run.verdict.model_copy(update={"self_test": ()}), run.plan, run.ranks)
     for text in (plain(run, other), unescape(compare_page(run, other))):
         for shown in (run.folder.name, "other", "memory balance", "7.9 pp (exact)", "both sides reach the same loss"):
             assert shown in text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_runtime.records import StepRecord
-from hybrid_runtime.verdict import Outcome, SelfCheck, Verdict
+from hybrid_runtime.verdict import Outcome, Sampling, SelfCheck, Verdict
 from hybrid_runtime.verifier.judge import judge
 from tests.verifier.synthetic import (
     MS,
@@ -29,7 +29,10 @@ PLANTED = ("planted_0.5", "planted_1.5", "planted_2")
 
 def verdict_of(folder: Path, side: Synthetic, steps: list[list[StepRecord]], **targets: object) -> Verdict:
     settings = deployment(targets={"compute_balance_pp": 1, **targets}, measurement={"looks": 1})
-    return judge(append_steps(write_run(folder, side, settings), steps))
+    log = Sampling(looks_allowed=1, alpha_per_look="0.05", budget_s=900, looks=(), stopped="single look")
+    append_steps(write_run(folder, side, settings), steps)
+    (folder / "sampling.json").write_text(log.model_dump_json())
+    return judge(folder)
 
 
 def checks_of(verdict: Verdict) -> dict[str, SelfCheck]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from hybrid_runtime.records import SPEED, TRACE
+from hybrid_runtime.records import SPEED, TRACE, RankRecords
 from hybrid_runtime.report.cells import duration_text, printable
 from hybrid_runtime.report.page.figure import MOST_POINTS, Figure, Layout, Trace, View, plot_text, thinned
 from hybrid_runtime.report.run_data import Run, Window, windows
@@ -16,7 +16,7 @@ _OTHER_SYMBOL = "cross"
 
 def step_series(run: Run) -> Figure | None:
     """One mark per step of each side; None if there is no step."""
-    sides = {"candidate": windows(run.ranks), "baseline": windows(run.baseline)}
+    sides = {"candidate": _of_the_model(run.ranks), "baseline": _of_the_model(run.baseline)}
     if not sides["candidate"]:
         return None
     base_ns = min(window.start_ns for side in sides.values() for window in side)
@@ -29,6 +29,11 @@ def step_series(run: Run) -> Figure | None:
         [View([*blocks, *traces, *marks], _layout(sides))],
         _notes(sides, bool(flagged), run),
     )  # fmt: skip
+
+
+def _of_the_model(ranks: Sequence[RankRecords]) -> list[Window]:
+    """Without planted steps and those against other baselines, whose own steps are not drawn."""
+    return [window for window in windows(ranks) if window.purpose in (TRACE, SPEED)]
 
 
 def _side_traces(role: str, side: Sequence[Window], base_ns: int) -> Iterable[Trace]:
