@@ -92,6 +92,7 @@ class Conductor:
             self.run(rounds(done + 1, goal, baseline=baseline, bare=baseline or number == 0))
             done = goal
             looks.append(Look(blocks=done, elapsed_s=f"{self.elapsed_s:.1f}", undecided=self._undecided()))
+            self._log(looks, "budget")
             if not looks[-1].undecided:
                 break
         decided = bool(looks) and not looks[-1].undecided

@@ -16,6 +16,7 @@ import torch
 
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.job import run_step
+from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_parts import Built, Parts, assemble, build, join_mesh
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
@@ -75,7 +76,7 @@ def weighed(schedule: str) -> ActionBytes:
     parts, _, groups, scales = parts_of(schedule, 1, weigh=True)
     assert scales is not None
     for step in range(2):
-        run_step(parts, step, 0, "measure", False)
+        run_step(parts, Order(step, step))
     kept, freed, temporary = dict[Any, int](), dict[Any, int](), dict[Any, int]()
     everyone: list[Any] = groups.gather_objects(scales.found)
     for name, figures in (item for found in everyone for item in found.items() if item[0][0].isdigit()):
@@ -88,9 +89,9 @@ def weighed(schedule: str) -> ActionBytes:
 def executed_peaks(schedule: str, num_microbatches: int) -> tuple[Plan, list[int]]:
     """Most bytes of activations that each rank held in a whole step."""
     parts, built, groups, _ = parts_of(schedule, num_microbatches, weigh=False)
-    run_step(parts, 0, 0, "measure", False)
+    run_step(parts, Order(0, 0))
     with built.ledger.watching():
-        run_step(parts, 1, 0, "measure", False)
+        run_step(parts, Order(1, 1))
     peaks: list[Any] = groups.gather_objects(built.ledger.peaks.activations)
     return parts.plan, peaks
 
