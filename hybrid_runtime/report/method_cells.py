@@ -11,7 +11,7 @@ SELF_CHECK_HEADINGS = ("outcome", "test of the instrument, in this run", "measur
 LOOK_HEADINGS = ("look", "blocks of each side", "after", "still undecided")
 OTHER_BASELINE_HEADINGS = ("baseline", "mesh", "same number of devices", "latency reduction", "throughput gain", "note")
 _STOPPED = {
-    "decided": "every claim was decided",
+    "decided": "no claim was left that more samples might decide",
     "budget": "the budget of time or looks was used up",
     "single look": "the number of blocks was fixed before the run, and there was one look",
     "self-test only": "only the instrument was tested",

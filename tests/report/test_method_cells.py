@@ -50,7 +50,7 @@ def test_markdown_has_a_section_for_everything_that_was_done() -> None:
 
 @pytest.mark.parametrize(
     ("stopped", "words"),
-    [("decided", "every claim was decided"), ("budget", "used up"), ("single look", "fixed before the run")],
+    [("decided", "no claim was left"), ("budget", "used up"), ("single look", "fixed before the run")],
 )
 def test_why_sampling_stopped(stopped: str, words: str) -> None:
     sampling = Sampling.model_validate(examples.SAMPLING.model_dump() | {"stopped": stopped})
