@@ -114,7 +114,7 @@ def run_self_test(
         sides.start_candidate(Rendezvous(), in_turns=True)
         conductor = Conductor(deployment, folder, sides)
         conductor.warm_up(CANDIDATE, folder)
-        conductor.test_only()
+        conductor.self_test_only()
         stop(folder.turns)
         sides.wait()
     return judge_and_report(folder, overrides)

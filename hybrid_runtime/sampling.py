@@ -111,7 +111,7 @@ class Conductor:
         verdict = judge(self._folder.path, finished=False)
         return tuple(claim.id for claim in verdict.claims if claim.steps_needed)
 
-    def test_only(self) -> None:
+    def self_test_only(self) -> None:
         """The self-tests and nothing else."""
         self.plant()
         self.run(rounds(1, self._measurement.blocks, baseline=False))
