@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.predicted import PredictedStep
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 class _Frozen(BaseModel):
@@ -24,7 +25,11 @@ class _Frozen(BaseModel):
 
 
 class StagePlan(_Frozen):
-    """One pipeline stage: a slice of the model's flat list of units, on one pipeline rank."""
+    """One pipeline stage: a slice of the model's flat list of units, on one pipeline rank.
+
+    Attributes:
+        units: names of whole units, or of pieces of units (pieces.py) where a cut falls inside one.
+    """
 
     index: int
     pp_rank: int
@@ -39,6 +44,9 @@ class UnitCost(_Frozen):
         input_grad_flops: FLOPs of the input gradient (I).
         weight_grad_flops: FLOPs of the weight gradient (W).
         parameters: number of parameters held by this unit; a tied weight counts where it is first held.
+        parts: how many equal parts the unit is a sum over, so that it may be cut between them (pieces.py); 1 if it
+            cannot be cut.
+        fixed_parameters: of `parameters`, those that do not belong to a part (norms): the first piece holds them.
     """
 
     name: str
@@ -46,6 +54,8 @@ class UnitCost(_Frozen):
     input_grad_flops: int
     weight_grad_flops: int
     parameters: int
+    parts: int = 1
+    fixed_parameters: int = 0
 
     @property
     def flops(self) -> int:
@@ -76,7 +86,11 @@ class Plan(_Frozen):
 
     Attributes:
         actions: per pp rank, the lowered action list in text form (`0F0`, `0SEND_F0`, `1RECV_B2`).
-        units: cost of every unit of the model, in model order; empty costs (zeros) mean "not counted".
+        units: cost of every whole unit of the model, in model order; empty costs (zeros) mean "not counted".
+        embedding_pieces: per pp rank, the piece of the embedding whose rows it looks up ("" for none), where the rows
+            are sharded over the pipeline; stage 0's own "embedding" then only sums what the ranks looked up. Empty
+            where stage 0 holds the whole embedding.
+        predicted: step time and memory as they were predicted; None for a plan that nobody calculated through.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -95,6 +109,8 @@ class Plan(_Frozen):
     units: tuple[UnitCost, ...]
     actions: tuple[tuple[str, ...], ...]
     prediction: Prediction
+    embedding_pieces: tuple[str, ...] = ()
+    predicted: PredictedStep | None = None
 
     @property
     def mesh(self) -> Mesh:

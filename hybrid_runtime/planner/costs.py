@@ -21,6 +21,9 @@ Parameters count everything that is trained: norm weights and Qwen2's q, k, v bi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from hybrid_runtime.pieces import Piece, read_piece
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.shapes import LlamaShape
 
@@ -41,8 +44,43 @@ def unit_costs(shape: LlamaShape, *, microbatch_size: int, sequence_length: int,
     return tuple(_for_workload(costs[name.rpartition(".")[2]], name, workload) for name in shape.unit_names())
 
 
+def piece_cost(cost: UnitCost, piece: Piece) -> UnitCost:
+    """What some parts of a unit cost. Pieces that cover a unit cost together exactly what it costs.
+
+    Parts that are no whole fraction of a cost are rounded against the running total; rows past the end of an embedding
+    are padding and count nothing.
+    """
+    whole = piece.start == 0 and piece.stop >= cost.parts
+    shared = cost.parameters - cost.fixed_parameters
+
+    def between(total: int) -> int:
+        upto = (min(part, cost.parts) for part in (piece.start, piece.stop))
+        start, stop = (total * part // cost.parts for part in upto)
+        return stop - start
+
+    return cost.model_copy(
+        update={
+            "name": cost.name if whole else str(piece),
+            "forward_flops": between(cost.forward_flops),
+            "input_grad_flops": between(cost.input_grad_flops),
+            "weight_grad_flops": between(cost.weight_grad_flops),
+            "parameters": between(shared) + (cost.fixed_parameters if piece.start == 0 else 0),
+            "parts": piece.parts,
+            "fixed_parameters": cost.fixed_parameters if piece.start == 0 else 0,
+        }
+    )
+
+
+def costs_of_names(names: Sequence[str], costs: Sequence[UnitCost]) -> list[UnitCost]:
+    """The cost of every unit and piece of a stage, by name."""
+    by_name = {cost.name: cost for cost in costs}
+    pieces = ((name, read_piece(name)) for name in names)
+    return [by_name[name] if piece is None else piece_cost(by_name[piece.unit], piece) for name, piece in pieces]
+
+
 def _embedding(shape: LlamaShape) -> UnitCost:
-    return _linear_unit(0, parameters=shape.vocab_size * shape.hidden_size)
+    embedding = _linear_unit(0, parameters=shape.vocab_size * shape.hidden_size)
+    return embedding.model_copy(update={"parts": shape.vocab_size})
 
 
 def _attention(shape: LlamaShape, tokens: int, core_flops: int) -> UnitCost:
@@ -54,13 +92,16 @@ def _attention(shape: LlamaShape, tokens: int, core_flops: int) -> UnitCost:
         update={
             "forward_flops": linear.forward_flops + core_flops,
             "input_grad_flops": linear.input_grad_flops + 5 * core_flops // 2,
+            "parts": shape.num_kv_heads,
+            "fixed_parameters": shape.hidden_size,
         }
     )
 
 
 def _mlp(shape: LlamaShape, tokens: int) -> UnitCost:
     weights = 3 * shape.hidden_size * shape.ffn_size
-    return _linear_unit(2 * tokens * weights, parameters=shape.hidden_size + weights)
+    mlp = _linear_unit(2 * tokens * weights, parameters=shape.hidden_size + weights)
+    return mlp.model_copy(update={"parts": shape.ffn_size, "fixed_parameters": shape.hidden_size})
 
 
 def _head(shape: LlamaShape, tokens: int) -> UnitCost:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hybrid_runtime.plan import Prediction, UnitCost
+from hybrid_runtime.planner.costs import costs_of_names
 from hybrid_runtime.planner.cuts import Stages
 from hybrid_runtime.schedule.actions import ActionList, Kind
 from hybrid_runtime.schedule.check import CheckResult
@@ -21,7 +22,7 @@ def predict(
     checked: CheckResult,
 ) -> Prediction:
     """The prediction for checked lists whose stages hold these units."""
-    costs_of = _costs_of(stages, costs)
+    costs_of = [costs_of_names(stage, costs) for stage in stages]
     step = replay(lists, stage_to_rank, durations_in_flops(stages, costs))
     return Prediction(
         stage_flops=tuple(sum(cost.flops for cost in stage) for stage in costs_of),
@@ -34,7 +35,7 @@ def predict(
 
 def durations_in_flops(stages: Sequence[Sequence[str]], costs: Sequence[UnitCost]) -> Mapping[StageKind, Time]:
     """FLOPs as durations; where nothing was counted, equal stages whose I and W cost as much as F."""
-    costs_of = _costs_of(stages, costs)
+    costs_of = [costs_of_names(stage, costs) for stage in stages]
     durations: dict[StageKind, Time] = {}
     counted = any(cost.forward_flops for stage in costs_of for cost in stage)
     for index, stage in enumerate(costs_of):
@@ -44,8 +45,3 @@ def durations_in_flops(stages: Sequence[Sequence[str]], costs: Sequence[UnitCost
         for kind, duration in zip("FIWB", (forward, input_grad, weight_grad, input_grad + weight_grad)):
             durations[index, Kind(kind)] = duration
     return durations
-
-
-def _costs_of(stages: Sequence[Sequence[str]], costs: Sequence[UnitCost]) -> list[list[UnitCost]]:
-    by_name = {cost.name: cost for cost in costs}
-    return [[by_name[name] for name in stage] for stage in stages]

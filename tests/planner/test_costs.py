@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.pieces import Piece
+from hybrid_runtime.planner.costs import piece_cost, unit_costs
 from hybrid_runtime.shapes import PRESETS, LlamaShape
 
 GROUPED = LlamaShape(
@@ -72,3 +75,16 @@ def test_a_tied_head_works_as_much_as_an_untied_one() -> None:
     *_, head = unit_costs(shape, microbatch_size=1, sequence_length=16, workload="train")
     assert head.parameters == shape.hidden_size
     assert head.weight_grad_flops == 2 * 16 * shape.hidden_size * shape.vocab_size
+
+
+@pytest.mark.parametrize("cuts", [(0, 100, 256), (0, 1, 2, 256), (0, 256)])
+def test_pieces_cost_together_what_the_unit_costs(cuts: tuple[int, ...]) -> None:
+    whole = next(
+        c
+        for c in unit_costs(PRESETS["tiny"], microbatch_size=3, sequence_length=7, workload="train")
+        if c.name == "2.mlp"
+    )
+    pieces = [piece_cost(whole, Piece("2.mlp", a, b)) for a, b in pairwise(cuts)]
+    for name in ("forward_flops", "input_grad_flops", "weight_grad_flops", "parameters", "fixed_parameters", "parts"):
+        assert sum(getattr(piece, name) for piece in pieces) == getattr(whole, name)
+    assert pieces[0].fixed_parameters == 96

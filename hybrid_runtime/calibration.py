@@ -1,0 +1,144 @@
+"""`calibration.json`: what units, messages, collectives and the optimizer cost on one machine, measured there.
+
+Keyed by a fingerprint of hardware and versions: costs of another machine are refused, not scaled. Times are whole
+nanoseconds with their spread, sizes whole bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hybrid_runtime.errors import UsageError
+
+SCHEMA_VERSION = "1.0"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spread(_Frozen):
+    """A measured time: median and the range of eight measurements of ten."""
+
+    p10_ns: int
+    p50_ns: int
+    p90_ns: int
+    samples: int
+
+
+class UnitTimes(_Frozen):
+    """One kind of unit on one rank, alone on its device, for one microbatch; collectives stubbed.
+
+    Attributes:
+        unit: what equal units share: the name without its layer number ("attn", "mlp"), or a user's unit name.
+        parts: of the whole unit that were measured, all tensor-parallel ranks together (pieces.py); 1 if indivisible.
+        clock: "cuda_event" device time, or "thread_cpu".
+        forward, backward, input_grad, weight_grad: device time of F, B, I and W.
+        host: time the host needs to launch F, B, I and W (the same as device time on a CPU).
+        saved_bytes: kept from F on; `until_w_bytes` of them, with what I adds, stay until W.
+        temporary_bytes: most that is held beyond that while an action runs.
+        output_bytes: of the carry that the unit passes on.
+        parameters: held by the rank.
+    """
+
+    unit: str
+    tp_degree: int
+    sequence_parallel: bool = False
+    microbatch_size: int
+    sequence_length: int
+    dtype: str
+    parts: int
+    clock: Literal["cuda_event", "thread_cpu"]
+    forward: Spread
+    backward: Spread
+    input_grad: Spread
+    weight_grad: Spread
+    host: dict[Literal["F", "B", "I", "W"], Spread]
+    saved_bytes: int
+    until_w_bytes: int
+    temporary_bytes: int
+    output_bytes: int
+    parameters: int
+
+
+class CollectiveTime(_Frozen):
+    """One collective of `ranks` neighbours, alone; `num_bytes` of the whole tensor."""
+
+    kind: Literal["all_reduce", "reduce_scatter", "all_gather"]
+    ranks: int
+    num_bytes: int
+    same_host: bool = True
+    time: Spread
+
+
+class MessageTime(_Frozen):
+    """One message between two ranks: alone, and while another goes the other way."""
+
+    num_bytes: int
+    same_host: bool = True
+    one_way: Spread
+    both_ways: Spread
+
+
+class Calibration(_Frozen):
+    """Everything that was measured on one machine for one model.
+
+    Attributes:
+        fingerprint: what the costs hold for: device, driver, torch, NCCL or gloo, clocks, threads per rank, host.
+        model: SHA-256 of the model's sizes and unit names.
+        device_factors: per rank that measured the same unit, its time divided by the median: finds slow devices.
+        overlap: slow-down factors while a collective runs beside compute: {"compute": "1.08", "collective": "1.15"}.
+        action_ns, step_ns: what the executor adds to every action, and a step beside its actions.
+        optimizer_fixed_ns, optimizer_per_million_ns: clearing, norm and update of a rank with so many parameters.
+        optimizer_bytes_per_parameter, gradient_bytes_per_parameter: of this dtype.
+        allocator: measured constants of the device's allocator, e.g. reserved/allocated; empty on a CPU.
+        not_measured: what this machine could not show, each with the reason; such terms are modelled or absent.
+    """
+
+    schema_version: str = SCHEMA_VERSION
+    taken_utc: str
+    fingerprint: dict[str, str]
+    model: str
+    units: tuple[UnitTimes, ...]
+    collectives: tuple[CollectiveTime, ...] = ()
+    messages: tuple[MessageTime, ...] = ()
+    overlap: dict[str, str] = {}
+    device_factors: tuple[str, ...] = ()
+    action_ns: int
+    step_ns: int
+    optimizer_fixed_ns: int
+    optimizer_per_million_ns: int
+    optimizer_bytes_per_parameter: int
+    gradient_bytes_per_parameter: int
+    allocator: dict[str, str] = {}
+    not_measured: dict[str, str] = {}
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Reads calibration.json.
+
+    Raises:
+        UsageError: the file is missing or not a calibration of this version.
+    """
+    try:
+        found = Calibration.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as problem:
+        raise UsageError(
+            f"{path}: cannot be read ({problem.strerror}); make it with hybrid-runtime calibrate"
+        ) from None
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path}: not a calibration: {where}: {first['msg']}; calibrate again") from None
+    except (ValueError, RecursionError) as problem:
+        raise UsageError(f"{path}: is not JSON ({problem}); calibrate again") from None
+    if found.schema_version != SCHEMA_VERSION:
+        raise UsageError(f"{path}: schema_version {found.schema_version} is not {SCHEMA_VERSION}; calibrate again")
+    return found

@@ -1,0 +1,141 @@
+"""What a plan promises of itself: step time, per rank where it goes and what it holds. Stored in plan.json, judged by
+the run. Times are whole nanoseconds, sizes whole bytes.
+
+Every figure has a label: `rehearsed` (real kernels of the real stage, alone on one device), `measured` (records of a
+real run), `modelled` (communication, and whatever follows from it), `declared` (somebody wrote it down).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Label = Literal["measured", "rehearsed", "modelled", "declared"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TimeInterval(_Frozen):
+    """A time that is expected to lie between p10 and p90 in eight runs of ten."""
+
+    p10_ns: int
+    p50_ns: int
+    p90_ns: int
+
+
+class RankTime(_Frozen):
+    """Where one step goes on a rank; the parts add up to the step's p50.
+
+    Attributes:
+        forward_ns, backward_ns, weight_grad_ns: compute of F, of B and I, and of W; collectives not included.
+        tensor_parallel_ns: collectives inside those that nothing hides.
+        messages_ns: time in which the rank itself moves stage-to-stage bytes.
+        data_parallel_ns: gradient collectives that nothing hides.
+        optimizer_ns: clearing, norm, clipping and update.
+        overhead_ns: what the runtime adds per action and per step.
+        idle_ns: waiting for other pipeline ranks: the bubble.
+    """
+
+    forward_ns: int = 0
+    backward_ns: int = 0
+    weight_grad_ns: int = 0
+    tensor_parallel_ns: int = 0
+    messages_ns: int = 0
+    data_parallel_ns: int = 0
+    optimizer_ns: int = 0
+    overhead_ns: int = 0
+    idle_ns: int = 0
+
+    @property
+    def compute_ns(self) -> int:
+        return self.forward_ns + self.backward_ns + self.weight_grad_ns
+
+    @property
+    def total_ns(self) -> int:
+        return sum(getattr(self, name) for name in type(self).model_fields)
+
+
+class RankMemory(_Frozen):
+    """Most bytes that a rank holds at once, by component; the byte ledger's peak is their sum.
+
+    Attributes:
+        activations: with what waits for weight gradients.
+        buffers: of messages between stages, and embedding results that were looked up early.
+        allocated_peak: of the device's allocator, temporaries included; None where that was not predicted.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    buffers: int
+    allocated_peak: int | None = None
+
+    @property
+    def ledger_peak(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers
+
+
+class PredictedRank(_Frozen):
+    """One pipeline rank; all its tensor-parallel ranks and replicas are alike."""
+
+    pp_rank: int
+    time: RankTime
+    memory: RankMemory
+    flops: int
+
+
+class PredictedBaseline(_Frozen):
+    """The same figures for a plan that the chosen one is compared with: same devices, model, batch.
+
+    Attributes:
+        kind: e.g. "naive_pipeline", "equal layers, 1f1b, m = p", "equal layers, 1f1b, same m", "dp_only".
+        speed_up: its p50 divided by the chosen plan's, as decimal text.
+        why_not: a sentence where it cannot run at all; the figures are then None.
+    """
+
+    kind: str
+    mesh: str
+    schedule: str
+    num_microbatches: int
+    step_time: TimeInterval | None
+    speed_up: str | None
+    why_not: str | None = None
+
+
+class Alternative(_Frozen):
+    """A plan that was not chosen, and the one line that says why."""
+
+    description: str
+    step_time_ns: int | None
+    peak_bytes: int | None
+    why_not: str
+
+
+class PredictedStep(_Frozen):
+    """The prediction of a plan.
+
+    Attributes:
+        step_time: from the barrier before a step to the end of its update.
+        pipeline_ns: from the first action's start to the last one's end: the replay's makespan.
+        ranks: by pp rank.
+        bound_ns: no schedule of these stages can have a shorter pipeline.
+        labels: per figure ("compute", "memory", "tensor_parallel", "messages", "data_parallel", "optimizer",
+            "overhead", "step_time", "utilisation"), how it came about.
+        source: "analytic" (FLOPs and declared rates), "calibration", "rehearsal" or "records" (of an earlier run).
+        fingerprint: the machine and the versions that the costs were measured on; empty for "analytic".
+        baselines, alternatives: what it was compared with.
+    """
+
+    step_time: TimeInterval
+    pipeline_ns: int
+    bound_ns: int
+    ranks: tuple[PredictedRank, ...]
+    labels: dict[str, Label]
+    source: Literal["analytic", "calibration", "rehearsal", "records"]
+    fingerprint: dict[str, str] = {}
+    baselines: tuple[PredictedBaseline, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
