@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.pieces import unit_of
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.predict import durations_in_flops
 from hybrid_runtime.schedule.account import RankTime, rank_times
@@ -63,7 +64,7 @@ def _lists(plan: Plan, source: str) -> tuple[ActionList, ...]:
 
 def _checked(plan: Plan, lists: tuple[ActionList, ...], source: str) -> CheckResult:
     known = {cost.name for cost in plan.units}
-    unknown = [name for stage in plan.stages for name in stage.units if name not in known]
+    unknown = [name for stage in plan.stages for name in stage.units if unit_of(name) not in known]
     placed = set(plan.stage_to_rank) == set(range(plan.pp_degree)) and len(lists) == plan.pp_degree
     ordered = [stage.index for stage in plan.stages] == list(range(len(plan.stages)))
     negative = any(min(cost.forward_flops, cost.input_grad_flops, cost.weight_grad_flops) < 0 for cost in plan.units)
