@@ -31,6 +31,7 @@ from hybrid_runtime.deployment_fields import (
     Cuts,
     Degree,
     DevicePair,
+    EmbeddingRows,
     Fraction01,
     LinkRateText,
     NonNegativeNumber,
@@ -166,6 +167,12 @@ class Pipeline(Table):
         description="even (equally many layers per stage), balanced (stages as equal in FLOPs as cuts between units "
         "allow), or one 'first..last' of unit names per stage",
         examples=[["embedding..1.mlp", "2.attn..head"]],
+    )
+    embedding_rows: EmbeddingRows | None = Field(
+        None,
+        description="rows of the first unit on every pipeline rank: equal, or one number per rank, each a multiple of "
+        "tp_degree, adding up to the vocabulary padded to one; default: all on the first stage's rank",
+        examples=[[96, 160]],
     )
 
     @classmethod
