@@ -31,6 +31,7 @@ from hybrid_runtime.deployment_fields import (
     Cuts,
     Degree,
     DevicePair,
+    EmbeddingRows,
     Fraction01,
     LinkRateText,
     NonNegativeNumber,
@@ -167,6 +168,12 @@ class Pipeline(Table):
         "allow), or one 'first..last' of unit names per stage; an end may be a part of a unit, '3.mlp[:96]' or "
         "'3.mlp[96:]', counted in an MLP's neurons or an attention's key/value heads",
         examples=[["embedding..1.mlp", "2.attn..head"], ["embedding..1.mlp[:96]", "1.mlp[96:]..head"]],
+    )
+    embedding_rows: EmbeddingRows | None = Field(
+        None,
+        description="rows of the first unit on every pipeline rank: equal, or one number per rank, each a multiple of "
+        "tp_degree, adding up to the vocabulary padded to one; default: all on the first stage's rank",
+        examples=[[96, 160]],
     )
 
     @classmethod

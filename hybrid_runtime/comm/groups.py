@@ -6,10 +6,12 @@ Which groups exist, drawn for one replica of tp=2 x pp=3 (ranks as in mesh.py):
     pipe edges     0>2 2>4 1>3 3>5 (activations)   2>0 4>2 3>1 5>3 (gradients)     one group per directed edge
     replica        {0 .. 5}                        gradient norm, counted once over all of it
     dp groups      same pp and tp in every replica
+    tied           two ranks of a pipeline         for each pair that holds the same rows of a tied weight
+    lookups        the ranks of a pipeline that hold rows of a sharded embedding; row_gradients: the same ranks
     control        all ranks, gloo, CPU            barriers, losses, turns: never on the device's streams
 
 A directed edge has its own group because messages of one communicator are first-in-first-out: with both directions on
-one, looped schedules form cycles across ranks (pytorch issue 195760).
+one, looped schedules form cycles across ranks (pytorch issue 195760). Lookups and their gradients likewise.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Groups:
     tp: Axis
     dp: Axis
     replica: Axis
-    tied: Axis
+    tied: dict[tuple[int, int], Axis]
+    lookups: Axis
+    row_gradients: Axis
     control: dist.ProcessGroup
     edges: dict[tuple[int, int], Edge]
     clocks: Clocks
@@ -80,14 +84,16 @@ def join_groups(
     *,
     device: torch.device,
     backend: Backend,
-    tied_pp_ranks: tuple[int, int] | None = None,
+    tied_pairs: Iterable[tuple[int, int]] = (),
+    lookup_ranks: Sequence[int] = (),
     timeout: timedelta = timedelta(minutes=30),
 ) -> Groups:
     """Creates all groups; torch.distributed must be initialised, and every rank must call this with equal arguments.
 
     Args:
         edges: directed pairs of pp ranks that exchange messages, e.g. {(0, 1), (1, 0)}.
-        tied_pp_ranks: pp ranks of the two copies of a tied weight, where they differ.
+        tied_pairs: pp ranks that hold the same rows of a tied weight; of each pair, two different ones.
+        lookup_ranks: pp ranks that take part in the lookups of a sharded embedding.
         timeout: how long a collective may wait for a peer.
     """
     place = mesh.place(dist.get_rank())
@@ -100,7 +106,9 @@ def join_groups(
         tp=new.axis(mesh.tp_groups(), clocks, share_memory=device.type == "cpu" and backend == "gloo"),
         dp=new.axis(mesh.dp_groups(), clocks),
         replica=new.axis(_replicas(mesh), clocks),
-        tied=new.axis(_tied(mesh, tied_pp_ranks), clocks),
+        tied={pair: new.axis(_among(mesh, pair), clocks) for pair in tied_pairs},
+        lookups=new.axis(_among(mesh, lookup_ranks), clocks),
+        row_gradients=new.axis(_among(mesh, lookup_ranks), clocks),
         control=new.control(mesh.world_size),
         edges=new.edges(mesh, sorted(set(edges)), place),
         clocks=clocks,
@@ -149,7 +157,6 @@ def _replicas(mesh: Mesh) -> list[list[int]]:
     return [list(range(dp * size, (dp + 1) * size)) for dp in range(mesh.dp_degree)]
 
 
-def _tied(mesh: Mesh, pp_ranks: tuple[int, int] | None) -> list[list[int]]:
-    if pp_ranks is None or pp_ranks[0] == pp_ranks[1]:
-        return []
-    return [sorted((column[pp_ranks[0]], column[pp_ranks[1]])) for column in mesh.pp_columns()]
+def _among(mesh: Mesh, pp_ranks: Sequence[int]) -> list[list[int]]:
+    """Some ranks of every pipeline; none where fewer than two are named."""
+    return [sorted(column[rank] for rank in pp_ranks) for column in mesh.pp_columns()] if len(pp_ranks) > 1 else []

@@ -3,7 +3,7 @@
 Pieces of a unit (`3.mlp[0:96]`) read their slices of the unit's tensors.
 
 unit        parameter           tensors in the folder (joined along dim 0)
-embedding   tokens.weight       model.embed_tokens.weight
+embedding   tokens.weight       model.embed_tokens.weight; its rows alike, on whatever rank
 k.attn      norm.weight         model.layers.k.input_layernorm.weight
             qkv.weight, .bias   model.layers.k.self_attn.{q,k,v}_proj.*
             output.weight       model.layers.k.self_attn.o_proj.weight
@@ -27,7 +27,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hybrid_runtime.errors import UsageError
-from hybrid_runtime.models.llama import AttentionUnit, EmbeddingUnit, HeadUnit, MlpUnit
+from hybrid_runtime.models.llama import (
+    AttentionUnit,
+    EmbeddingRowsUnit,
+    EmbeddingUnit,
+    HeadUnit,
+    MlpUnit,
+    SummedRowsUnit,
+)
 from hybrid_runtime.tensor_parallel.shard import ShardSpec, iter_parameters
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -100,7 +107,7 @@ def _index(folder: Path) -> dict[str, str] | None:
 def _sources(name: str, unit: nn.Module) -> dict[str, list[tuple[str, int]]]:
     """Own parameter name -> (tensor name, its size along dim 0), in the order they are joined."""
     layer = f"model.layers.{name.partition('.')[0]}"
-    if isinstance(unit, EmbeddingUnit):
+    if isinstance(unit, EmbeddingUnit | EmbeddingRowsUnit):
         return {"tokens.weight": [("model.embed_tokens.weight", unit.tokens.vocab_size)]}
     if isinstance(unit, AttentionUnit):
         hidden = unit.output.shards["weight"].global_shape[0]
@@ -125,6 +132,8 @@ def _sources(name: str, unit: nn.Module) -> dict[str, list[tuple[str, int]]]:
             "norm.weight": [("model.norm.weight", unit.norm.weight.numel())],
             "output.weight": [(output, unit.vocab_size)],
         }
+    if isinstance(unit, SummedRowsUnit):
+        return {}
     raise UsageError(
         f"unit {name!r} is a {type(unit).__name__}; model.weights can be loaded into Llama-family units only"
     )

@@ -1,6 +1,6 @@
 """The Llama family (Llama, Mistral, Qwen2) as units over tensor-parallel layers.
 
-    embedding   tokens (B, S) -> x
+    embedding   tokens (B, S) -> x                                 its rows may be sharded over the pipeline ranks
     k.attn      x + output(attention(rotary(qkv(norm(x)))))        grouped-query attention, causal
     k.mlp       x + down(swiglu(gate_up(norm(x))))
     head        x -> sum of token losses, or this rank's logits (B, S, V/T) when there are no targets
@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from hybrid_runtime.errors import PlanError
@@ -24,12 +25,13 @@ from hybrid_runtime.models.residual import residual_sum
 from hybrid_runtime.models.rms_norm import RMSNorm
 from hybrid_runtime.models.rotary import rotated_heads
 from hybrid_runtime.models.swiglu import swiglu
-from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec
+from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, ShardedRows, UnitSpec
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from hybrid_runtime.tensor_parallel.embedding import VocabParallelEmbedding
+from hybrid_runtime.tensor_parallel.embedding import EmbeddingRows, SummedRows, VocabParallelEmbedding
 from hybrid_runtime.tensor_parallel.initialise import Init
 from hybrid_runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
+from hybrid_runtime.tensor_parallel.shard import ShardSpec
 
 STD = 0.02  # of every weight; projections back onto the carry are scaled by 1/sqrt(2 * layers) (GPT-2)
 
@@ -43,6 +45,11 @@ def llama_units(shape: LlamaShape) -> list[UnitSpec]:
         "mlp": MlpUnit,
         "head": HeadUnit,
     }
+    rows = ShardedRows(
+        shape.vocab_size,
+        lambda context, start, stop: EmbeddingRowsUnit(shape, context, (start, stop)),
+        functools.partial(SummedRowsUnit, shape),
+    )
     parts = {"attn": shape.num_kv_heads, "mlp": shape.ffn_size}
     kinds = ((name, name.rpartition(".")[2]) for name in shape.unit_names())
     return [
@@ -51,6 +58,7 @@ def llama_units(shape: LlamaShape) -> list[UnitSpec]:
             functools.partial(builders[kind], shape),
             tied=tied if kind == "head" else {},
             parts=parts.get(kind, 1),
+            rows=rows if kind == "embedding" else None,
         )
         for name, kind in kinds
     ]
@@ -73,6 +81,46 @@ class EmbeddingUnit(nn.Module):
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
         return (self.tokens(microbatch.tokens),)
+
+
+class EmbeddingRowsUnit(nn.Module):
+    """() -> (part of x,): rows that lie here, (B, S, H), from `microbatch.tokens`. Weights as of the whole embedding."""
+
+    def __init__(self, shape: LlamaShape, context: BuildContext, rows: tuple[int, int]) -> None:
+        super().__init__()
+        self.tokens = EmbeddingRows(
+            shape.vocab_size,
+            shape.hidden_size,
+            context.tp,
+            rows=rows,
+            init=_init(context, "tokens"),
+            device=context.device,
+            dtype=context.dtype,
+        )
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        return (self.tokens(microbatch.tokens),)
+
+    def share_rows(self, weight: nn.Parameter, spec: ShardSpec, first: int) -> None:
+        """Looks up in the head's weight."""
+        self.tokens.share_rows(weight, spec, first)
+
+
+class SummedRowsUnit(nn.Module):
+    """(sum of all parts of x,) -> (x,)."""
+
+    def __init__(self, shape: LlamaShape, context: BuildContext) -> None:
+        super().__init__()
+        self.hidden_size = shape.hidden_size
+        self.dtype = context.dtype
+        self.sum = SummedRows(context.tp, sequence_parallel=context.sequence_parallel)
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        return (self.sum(carry[0]),)
+
+    def zeros(self, tokens_BS: Tensor) -> Tensor:
+        """(B, S, H) of a rank without rows."""
+        return torch.zeros(*tokens_BS.shape, self.hidden_size, dtype=self.dtype, device=tokens_BS.device)
 
 
 class AttentionUnit(nn.Module):

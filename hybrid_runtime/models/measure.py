@@ -108,6 +108,7 @@ def _measure(
         input_grad_flops=inputs_only,
         weight_grad_flops=whole - inputs_only,
         parameters=held,
+        parts=1 if spec.rows is None else spec.rows.count,
     )
     return cost, output
 

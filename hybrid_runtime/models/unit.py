@@ -81,6 +81,27 @@ class BuildContext:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardedRows:
+    """How a first unit is built when the rows of its weight are spread over the pipeline ranks.
+
+    Attributes:
+        count: rows of the weight, not padded.
+        build: makes rows start..stop (of the weight padded to a multiple of tp_degree, the same slice of every tensor
+            rank's share): a module that is called as the unit is, with an empty carry, and returns one tensor, alike on
+            all ranks in shape and type, with zeros where a token's row is not among its own. Its parameter has the name
+            that it has in the whole unit. If that weight is tied, the module has `share_rows(weight, spec, first)`:
+            from then on its rows are those from `first` on of another unit's weight with that `ShardSpec` (None for
+            plain modules), which gets the values of its own.
+        rest: makes what stage 0 then runs instead of the unit: called with the ranks' sum as its carry, it returns what
+            the unit would. Its method `zeros(tokens)` makes the sum of no rows at all.
+    """
+
+    count: int
+    build: Callable[[BuildContext, int, int], nn.Module]
+    rest: Callable[[BuildContext], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
 class UnitSpec:
     """One unit before it is built.
 
@@ -90,12 +111,14 @@ class UnitSpec:
         tied: own parameter name -> (unit, parameter) whose weight it shares. Same weight on another stage: both hold a
             copy that starts equal and whose gradients are summed before every update.
         parts: over how many equal parts the unit is a sum, if `build` can build pieces of it; 1 if it cannot.
+        rows: of a first unit that can be sharded by rows (`pipeline.embedding_rows`); None if it cannot.
     """
 
     name: str
     build: Callable[[BuildContext], nn.Module]
     tied: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     parts: int = 1
+    rows: ShardedRows | None = None
 
 
 def specs_of(names: Sequence[str], specs: Sequence[UnitSpec]) -> list[UnitSpec]:
@@ -111,7 +134,7 @@ def specs_of(names: Sequence[str], specs: Sequence[UnitSpec]) -> list[UnitSpec]:
     by_name = {spec.name: spec for spec in specs}
     found = []
     for name in names:
-        piece = read_piece(name)
+        piece = None if name in by_name else read_piece(name)
         spec = by_name.get(name if piece is None else piece.unit)
         if spec is None:
             raise PlanError(f"the plan has a unit {name!r} that the model lacks; make the plan again for this model")
@@ -125,3 +148,35 @@ def _piece_spec(spec: UnitSpec, piece: Piece) -> UnitSpec:
         raise PlanError(f"the plan has a piece {str(piece)!r} of unit {spec.name!r}, but {can}; make the plan again")
     part = Slice(piece.start, piece.stop, spec.parts)
     return UnitSpec(str(piece), lambda context: spec.build(replace(context, unit=piece.unit, piece=part)))
+
+
+def sharded_specs(specs: Sequence[UnitSpec], pieces: Sequence[str], pp_rank: int) -> list[UnitSpec]:
+    """The model's units with the first one sharded by rows: what is left of it, and the rows of this pipeline rank.
+
+    Args:
+        pieces: per pipeline rank, its rows as a piece (pieces.py), "" for none; empty if the unit is not sharded.
+
+    Raises:
+        PlanError: the first unit cannot be sharded.
+    """
+    if not pieces:
+        return list(specs)
+    first, rows = specs[0], specs[0].rows
+    if rows is None:
+        raise PlanError(
+            f"unit {first.name!r} cannot be sharded by rows; leave pipeline.embedding_rows out, or give its UnitSpec "
+            "`rows`"
+        )
+    mine = read_piece(pieces[pp_rank])
+    rest = UnitSpec(first.name, rows.rest)
+    if mine is None:  # nothing here is tied to
+        return [rest, *(replace(spec, tied=_tied_to_others(spec, first.name)) for spec in specs[1:])]
+    return [rest, *specs[1:], _rows_spec(rows, mine)]  # behind the head, whose weight they may share
+
+
+def _tied_to_others(spec: UnitSpec, unit: str) -> dict[str, tuple[str, str]]:
+    return {own: target for own, target in spec.tied.items() if target[0] != unit}
+
+
+def _rows_spec(rows: ShardedRows, piece: Piece) -> UnitSpec:
+    return UnitSpec(str(piece), lambda context: rows.build(context, piece.start, piece.stop))

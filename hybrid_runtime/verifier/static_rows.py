@@ -13,6 +13,7 @@ from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import costs_of_names
 from hybrid_runtime.planner.cover import parts_of, stage_cover, tp_findings, wanted_by
 from hybrid_runtime.planner.cuts import Stages, cut_units
+from hybrid_runtime.planner.embedding_rows import embedding_pieces, rows_problems, stage_parameters
 from hybrid_runtime.schedule.choose import place
 from hybrid_runtime.schedule.placement import linear
 from hybrid_runtime.shapes import LlamaShape
@@ -94,8 +95,22 @@ class Facts:
     @property
     def stage_parameters(self) -> tuple[int, ...]:
         """Parameters per stage; empty where nothing is known or counted."""
-        known = any(cost.parameters for cost in self.costs)
-        return tuple(sum(cost.parameters for cost in stage) for stage in self._stage_costs) if known else ()
+        if self.stages is None or not any(cost.parameters for cost in self.costs):
+            return ()
+        return stage_parameters(self.stages, self.stage_to_rank, self.costs, self.embedding_pieces)
+
+    @cached_property
+    def rows_problems(self) -> tuple[str, ...]:
+        """Why the rows of a sharded embedding do not hold it, one sentence each."""
+        rows = self.deployment.pipeline.embedding_rows
+        return tuple(rows_problems(rows, self.costs[0], self.deployment.mesh)) if rows and self.costs else ()
+
+    @cached_property
+    def embedding_pieces(self) -> tuple[str, ...]:
+        """Rows of the embedding per pipeline rank; empty where it is not sharded, or wrongly."""
+        if self.rows_problems or not self.costs:
+            return ()
+        return embedding_pieces(self.deployment.pipeline.embedding_rows, self.costs, self.deployment.mesh)
 
     @cached_property
     def _stage_costs(self) -> list[list[UnitCost]]:
