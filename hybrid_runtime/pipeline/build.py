@@ -72,9 +72,8 @@ def share_tied(tie: Tie | None, units: Mapping[str, nn.Module], groups: Groups) 
         copy, counts = units[tie.user_unit].get_parameter(tie.user_parameter), False
     else:
         return None, True
-    place, mesh = groups.place, groups.mesh
-    owner = mesh.rank(dp=place.dp, pp=tie.owner_pp_rank, tp=place.tp)
-    dist.broadcast(copy.detach(), owner, group=groups.tied.group)
+    owner = int(tie.owner_pp_rank > tie.user_pp_rank)  # its rank in the group of the two
+    dist.broadcast(copy.detach(), group=groups.tied.group, group_src=owner)
     return copy, counts
 
 
