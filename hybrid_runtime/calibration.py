@@ -66,13 +66,19 @@ class UnitTimes(_Frozen):
 
 
 class CollectiveTime(_Frozen):
-    """One collective of `ranks` neighbours, alone; `num_bytes` of the whole tensor."""
+    """One collective of `ranks` neighbours, alone; `num_bytes` of the whole tensor.
+
+    Attributes:
+        own_cpu_ns: of `time`, what the rank's own thread computes (median): copies and additions in shared memory. On a
+            CPU they are part of a unit's or a rehearsed action's compute already.
+    """
 
     kind: Literal["all_reduce", "reduce_scatter", "all_gather"]
     ranks: int
     num_bytes: int
     same_host: bool = True
     time: Spread
+    own_cpu_ns: int = 0
 
 
 class MessageTime(_Frozen):

@@ -28,7 +28,7 @@ from hybrid_runtime.plan import Plan
 from hybrid_runtime.rehearsal import RehearsedRank
 from hybrid_runtime.tensor_parallel.initialise import any_weights
 
-WARMUP_STEPS = 2  # the optimizer makes its state in the first; the byte ledger watches the second
+WARMUP_STEPS = 3  # the optimizer makes its state in the first; the byte ledger watches the others
 _TOKENS = 65_536
 
 
@@ -67,30 +67,30 @@ def _source(deployment: Deployment, plan: Plan) -> TokenSource:
 
 
 class LoneRank:
-    """`with LoneRank(stage, pp_rank, tp_rank, visit) as rank`: built on entry, its memory given back on exit.
+    """`with LoneRank(stage, pp_rank, tp_rank) as rank`: built on entry, its memory given back on exit.
 
     Raises:
         EnvironmentProblem: the rank does not fit on the device.
     """
 
-    def __init__(self, stage: Stage, pp_rank: int, tp_rank: int = 0, visit: int = 0) -> None:
+    def __init__(self, stage: Stage, pp_rank: int, tp_rank: int = 0) -> None:
+        self.pp_rank = pp_rank
         self._stage = stage
-        self._pp, self._tp = pp_rank, tp_rank
-        self._visit = visit
+        self._tp = tp_rank
         self._steps = 0
         self._units: Mapping[str, nn.Module] = {}
         self._parts: Parts | None = None
         self._recorder: LoneRecorder
 
     def __enter__(self) -> LoneRank:
-        refuse_too_large(self._stage, self._pp)
+        refuse_too_large(self._stage, self.pp_rank)
         if self._stage.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._stage.device)
         try:
             self._build()
         except (torch.OutOfMemoryError, MemoryError) as problem:
-            raise does_not_fit(self._stage, self._pp, str(problem)) from None
+            raise does_not_fit(self._stage, self.pp_rank, str(problem)) from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,14 +104,16 @@ class LoneRank:
         for step in range(WARMUP_STEPS):
             self._one(Order(self._steps, self._steps, phase="warmup", watch=step > 0))
 
-    def measure(self, steps: int) -> None:
-        """Steps that count."""
+    def measure(self, steps: int, visit: int) -> None:
+        """Steps that count; `visit` says in which of the rank's turns."""
+        self._recorder.visit = visit
         for _ in range(steps):
             self._one(Order(self._steps, self._steps))
 
     @property
     def last_window_ns(self) -> int:
-        return self._recorder.steps[-1].window_ns
+        """How long the newest step took."""
+        return self._recorder.window_ns
 
     def rehearsed(self) -> RehearsedRank:
         """What this visit recorded."""
@@ -124,9 +126,9 @@ class LoneRank:
             }
             memory = [found.model_copy(update=peaks) for found in memory]
         return RehearsedRank(
-            pp_rank=self._pp,
+            pp_rank=self.pp_rank,
             tp_rank=self._tp,
-            stages=tuple(part.index for part in stage.plan.stages_of(self._pp)),
+            stages=tuple(part.index for part in stage.plan.stages_of(self.pp_rank)),
             flops=sum(flops_per_step(stage.deployment, stage.plan, self._units).values()),
             parameters=sum({id(p): p.numel() for unit in self._units.values() for p in unit.parameters()}.values()),
             calls=recorder.calls_of_actions(),
@@ -141,7 +143,7 @@ class LoneRank:
         tie, traffic = find_tie(plan, stage.specs), Traffic()
         groups = lone_groups(
             plan.mesh,
-            plan.mesh.rank(dp=0, pp=self._pp, tp=self._tp),
+            plan.mesh.rank(dp=0, pp=self.pp_rank, tp=self._tp),
             edges_of(plan),
             device=stage.device,
             dtype=getattr(torch, deployment.model.dtype),
@@ -150,11 +152,11 @@ class LoneRank:
         )
         with any_weights():
             built: Built = build(deployment, plan, stage.specs, groups)
-        self._recorder = LoneRecorder(stage.device, groups.clocks, built.ledger, traffic, self._visit)
+        self._recorder = LoneRecorder(stage.device, groups.clocks, built.ledger, traffic)
         self._units = built.units
         self._parts = assemble(deployment, plan, groups, built, stage.source, self._recorder)
         for index, spec in stage.shapes.items():
-            if any(part.index == index for part in plan.stages_of(self._pp)):
+            if any(part.index == index for part in plan.stages_of(self.pp_rank)):
                 self._parts.executor.expect(index, spec)
 
     def _one(self, order: Order) -> None:
@@ -163,10 +165,10 @@ class LoneRank:
             run_step(self._parts, order)
         except RunError as problem:
             if _is_out_of_memory(problem):
-                raise does_not_fit(self._stage, self._pp, str(problem)) from None
+                raise does_not_fit(self._stage, self.pp_rank, str(problem)) from None
             raise
         except (torch.OutOfMemoryError, MemoryError) as problem:
-            raise does_not_fit(self._stage, self._pp, str(problem)) from None
+            raise does_not_fit(self._stage, self.pp_rank, str(problem)) from None
         self._steps += 1
 
 
@@ -185,17 +187,22 @@ def _is_out_of_memory(problem: BaseException) -> bool:
     return False
 
 
-def refuse_too_large(stage: Stage, pp_rank: int) -> None:
-    """Asks before the device is filled, from what parameters, gradients and the optimizer will take at least.
-
-    Raises:
-        EnvironmentProblem: the rank cannot fit.
-    """
+def least_bytes(stage: Stage, pp_rank: int) -> int:
+    """What parameters, gradients and the optimizer's state of a rank take at least."""
     assert stage.deployment.model is not None
     share = sum(stage.plan.prediction.stage_parameters[part.index] for part in stage.plan.stages_of(pp_rank))
     copies = 4 if stage.plan.workload == "train" else 1
     element = torch.empty((), dtype=getattr(torch, stage.deployment.model.dtype)).element_size()
-    needed, there = share // stage.plan.tp_degree * copies * element, free_bytes(stage.device)
+    return share // stage.plan.tp_degree * copies * element
+
+
+def refuse_too_large(stage: Stage, pp_rank: int) -> None:
+    """Asks before the device is filled.
+
+    Raises:
+        EnvironmentProblem: the rank cannot fit.
+    """
+    needed, there = least_bytes(stage, pp_rank), free_bytes(stage.device)
     if there is not None and needed > there:
         raise does_not_fit(stage, pp_rank, f"its states alone take {needed / 2**30:.1f} GiB")
 

@@ -40,23 +40,26 @@ class LoneRecorder(NullRecorder):
         traffic: of the rank's groups.
 
     Attributes:
+        visit: in which of its turns on the device the rank is.
+        window_ns: of the newest step.
         steps: the steps of phase "measure".
         memory: of the watched steps.
         calls: by "<stage><kind>", phase or BETWEEN: how often each call was made in the newest step.
         counts: how many such actions the newest step had.
     """
 
-    def __init__(self, device: torch.device, clocks: Clocks, ledger: ByteLedger, traffic: Traffic, visit: int) -> None:
+    def __init__(self, device: torch.device, clocks: Clocks, ledger: ByteLedger, traffic: Traffic) -> None:
         super().__init__(device)
         self._clock: StepClock = CudaClock(device) if device.type == "cuda" else HostClock()
         self._on_cpu = device.type == "cpu"
         self._ledger = ledger
         self._traffic = traffic
-        self._visit = visit
         self._pieces: list[_Piece] = []
         self._mark = (0, 0)
         self._watched = self._measures = False
         self._cpu_start_ns = self._stub_start_ns = 0
+        self.visit = 0
+        self.window_ns = 0
         self.steps: list[RehearsedStep] = []
         self.memory: list[Memory] = []
         self.calls: dict[str, Counter[Call]] = {}
@@ -99,11 +102,12 @@ class LoneRecorder(NullRecorder):
         measured = self._clock.end_step()
         if self._watched:
             self._watch.__exit__(None, None, None)
+        self.window_ns = measured.end_ns - measured.start_ns
         computed = [self._compute_ns(span, piece) for span, piece in zip(measured.spans, self._pieces, strict=True)]
         if self._measures:
             self.steps.append(self._step(measured, computed, cpu_ns))
         self._count_calls(measured)
-        self._summary = StepSummary(sum(computed), None, measured.end_ns - measured.start_ns)
+        self._summary = StepSummary(sum(computed), None, self.window_ns)
         return self._summary
 
     def end_step(
@@ -140,7 +144,7 @@ class LoneRecorder(NullRecorder):
         window_ns = measured.end_ns - measured.start_ns
         spent_ns = cpu_ns if self._on_cpu else window_ns
         return RehearsedStep(
-            visit=self._visit,
+            visit=self.visit,
             actions_ns={key: tuple(times.values()) for key, times in sorted(actions.items())},
             phases_ns=dict(phases),
             overhead_ns=max(0, spent_ns - sum(computed)),
