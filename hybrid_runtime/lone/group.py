@@ -55,7 +55,7 @@ class _Done(dist.Work):
     """A handle that was complete from the start."""
 
     def __init__(self, finish: Callable[[], None] | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._finish = finish
 
     def wait(self, timeout: Any = None) -> bool:
@@ -72,24 +72,26 @@ class LoneGroup(dist.ProcessGroup):
     """One member of a group of `size`, alone."""
 
     def __init__(self, rank: int, size: int, traffic: Traffic) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg, arg-type]  # its second overload, which the stubs lack
         self._size = size
         self._rank = rank
         self._traffic = traffic
 
-    def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
+    def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:  # type: ignore[override]
         return self._counted("all_reduce", tensors[0])
 
-    def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
+    def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:  # type: ignore[override]
         return self._counted("broadcast", tensors[0])
 
-    def reduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
+    def reduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:  # type: ignore[override]
         return self._counted("reduce", tensors[0])
 
     def barrier(self, opts: Any = None) -> dist.Work:
         return _Done()
 
-    def allgather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None) -> dist.Work:
+    def allgather(  # type: ignore[override]
+        self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None
+    ) -> dist.Work:
         for part in outputs[0]:
             part.copy_(inputs[0])
         return _Done()
@@ -102,8 +104,8 @@ class LoneGroup(dist.ProcessGroup):
         own = given.view(self._size, -1)[self._rank]
         return self._counted("reduce_scatter", given, lambda: output.view(-1).copy_(own))
 
-    _allgather_base = all_gather_single  # before torch 2.13
-    _reduce_scatter_base = reduce_scatter_single
+    _allgather_base = all_gather_single  # type: ignore[assignment]  # before torch 2.13
+    _reduce_scatter_base = reduce_scatter_single  # type: ignore[assignment]
 
     def send(self, tensors: Sequence[Tensor], target: int, tag: int) -> dist.Work:
         return self._counted("send", tensors[0])

@@ -212,8 +212,8 @@ def does_not_fit(stage: Stage, pp_rank: int, why: str) -> EnvironmentProblem:
     there = free_bytes(stage.device)
     room = "" if there is None else f" with {there / 2**30:.1f} GiB free"
     return EnvironmentProblem(
-        f"pipeline rank {pp_rank} of {stage.plan.name} does not fit on {stage.device}{room} ({why}); a rehearsal scales "
-        "nothing down: use a larger device, more ranks, or a smaller [batch] microbatch_size"
+        f"pipeline rank {pp_rank} of {stage.plan.name} does not fit on {stage.device}{room} ({why}); a rehearsal "
+        "scales nothing down: use a larger device, more ranks, or a smaller [batch] microbatch_size"
     )
 
 

@@ -32,7 +32,7 @@ from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
 from hybrid_runtime.planner.make import baseline_deployment, make_plan
-from hybrid_runtime.rehearsal import FILE, RehearsedRank, Rehearsal
+from hybrid_runtime.rehearsal import FILE, Rehearsal, RehearsedRank
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.telemetry.host import cpu_name, find_gpu, settle, versions
 from hybrid_runtime.telemetry.machine import machine

@@ -1,4 +1,4 @@
-"""What collectives and messages take: as calibrated on this machine, as a deployment file declares its links, or nothing.
+"""What collectives and messages take: as calibrated on this machine, as a file declares its links, or nothing.
 
 All of it is `modelled`. What a calibration does not hold is never made up: it counts as 0 and is named.
 """

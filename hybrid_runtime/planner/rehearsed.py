@@ -1,7 +1,7 @@
 """From a rehearsal to the costs of a replay, and to the prediction of a plan. No torch.
 
-    computed    rehearsed: medians of every (stage, kind), of the update and of what the executor adds
-    messages, collectives, and so the step's time    modelled: counted calls, and what a `Network` says of them
+computed    rehearsed: medians of every (stage, kind), of the update and of what the executor adds
+messages, collectives, and so the step's time    modelled: counted calls, and what a `Network` says of them
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.network import Network
 from hybrid_runtime.predicted import Label, PredictedRank, PredictedStep, RankMemory, RankTime, TimeInterval
 from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD
-from hybrid_runtime.rehearsal import Calls, RehearsedRank, Rehearsal
+from hybrid_runtime.rehearsal import Calls, Rehearsal, RehearsedRank
 from hybrid_runtime.schedule.actions import Kind, parse_actions
 from hybrid_runtime.schedule.messages import DirectedEdge
 from hybrid_runtime.schedule.replay import Replay, replay_step

@@ -1,7 +1,7 @@
 """Judges a rehearsal folder: shares of compute and memory as rehearsed, everything about speed as modelled.
 
-The rules are the verifier's own (`decide.py`). Tensor-parallel ranks of a stage and replicas are alike, so the shares of
-pipeline ranks are those of devices times tp x dp, and so is the limit.
+The rules are the verifier's own (`decide.py`). Tensor-parallel ranks of a stage and replicas are alike, so the shares
+of pipeline ranks are those of devices times tp x dp, and so is the limit.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from fractions import Fraction
 
 from hybrid_runtime.calibration import Calibration
 from hybrid_runtime.deployment import Deployment, load_deployment
+from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.plan import Plan, read_plan
 from hybrid_runtime.planner.network import Network, network_of
 from hybrid_runtime.planner.rehearsed import busy_ns, predicted_step
 from hybrid_runtime.predicted import Label, PredictedStep
-from hybrid_runtime.errors import RecordsError
-from hybrid_runtime.rehearsal import FILE, RehearsedRank, Rehearsal, read_rehearsal
+from hybrid_runtime.rehearsal import FILE, Rehearsal, RehearsedRank, read_rehearsal
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.verdict import Outcome
 from hybrid_runtime.verifier.decide import decide_exact_range, decide_range, decide_repeated_range
@@ -123,11 +123,13 @@ def _range_claim(
     how: str,
 ) -> WouldClaim:
     if len(amounts) < 2:
-        return _undecided(name, text, "<=", limit, unit, "rehearsed", "one pipeline rank has nothing to be balanced with")
+        return _undecided(
+            name, text, "<=", limit, unit, "rehearsed", "one pipeline rank has nothing to be balanced with"
+        )
     if decision is None:
         return _undecided(name, text, "<=", limit, unit, "rehearsed", "no FLOPs were counted")
     high, low = amounts.index(max(amounts)), amounts.index(min(amounts))
-    shares = f"pp rank {high} holds {percent(amounts[high], sum(amounts))} %, pp rank {low} {percent(amounts[low], sum(amounts))} %"
+    shares = ", ".join(f"pp rank {rank} holds {percent(amounts[rank], sum(amounts))} %" for rank in (high, low))
     why = f"{decision.reason}: {decision.note}; " if decision.reason else ""
     return WouldClaim(
         id=name,
@@ -144,9 +146,7 @@ def _range_claim(
     )
 
 
-def _undecided(
-    name: str, text: str, op: str, limit: object, unit: str, label: Label, detail: str
-) -> WouldClaim:
+def _undecided(name: str, text: str, op: str, limit: object, unit: str, label: Label, detail: str) -> WouldClaim:
     values = {"id": name, "text": text, "op": op, "threshold": f"{limit:f}", "unit": unit, "figure": None}
     return WouldClaim.model_validate(values | {"outcome": "UNDECIDED", "label": label, "detail": detail})
 
@@ -156,7 +156,7 @@ def _speed(
 ) -> Iterator[WouldClaim]:
     targets, step_ns = deployment.targets, predicted.step_time.p50_ns
     if (theta := targets.utilisation_percent) is not None:
-        busy = [Fraction(_busy(rank.time.compute_ns, rank.time.optimizer_ns), step_ns) for rank in predicted.ranks]
+        busy = [Fraction(rank.time.compute_ns + rank.time.optimizer_ns, step_ns) for rank in predicted.ranks]
         worst = busy.index(min(busy))
         text = f"every device computes for at least {theta:f} % of the step (communication and waits excluded)"
         detail = f"least busy is pp rank {worst}: {_where(predicted, worst)}"
@@ -192,10 +192,6 @@ def _point_claim(name: str, text: str, limit: object, figure: Fraction, unit: st
     )
 
 
-def _busy(compute_ns: int, optimizer_ns: int) -> int:
-    return compute_ns + optimizer_ns
-
-
 def _where(predicted: PredictedStep, rank: int) -> str:
     time = predicted.ranks[rank].time
     parts = {
@@ -229,7 +225,8 @@ def _rows(plan: Plan, rehearsal: Rehearsal, predicted: PredictedStep) -> Iterato
             memory_bytes=memory[index],
             memory_share=percent(memory[index], sum(memory)),
             memory_parts={
-                name: getattr(parts, name) for name in ("parameters", "gradients", "optimizer", "activations", "buffers")
+                name: getattr(parts, name)
+                for name in ("parameters", "gradients", "optimizer", "activations", "buffers")
             },
             actions={key: _ends(rank, key) for key in rank.steps[0].actions_ns},
         )
@@ -246,6 +243,4 @@ def _unlike_shards(rehearsal: Rehearsal) -> Iterator[str]:
         mine, its = max(_peaks(rehearsal.ranks[shard.pp_rank])), max(_peaks(shard))
         if mine != its:
             gap = percent(abs(mine - its), mine)
-            yield f"tensor-parallel shard {shard.tp_rank} of pp rank {shard.pp_rank} holds {gap} % other bytes than shard 0"
-
-
+            yield f"shard {shard.tp_rank} of pp rank {shard.pp_rank} holds {gap} % more or fewer bytes than shard 0"
