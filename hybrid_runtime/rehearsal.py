@@ -27,7 +27,7 @@ class Calls(_Frozen):
     """Equal collectives, or messages, of one action.
 
     Attributes:
-        kind: "all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "send" or "receive".
+        kind: a collective by its name in calibration.py, "broadcast", "reduce", "send" or "receive".
         ranks: of the group.
         num_bytes: of the whole tensor, in each call.
         count: how many in one action.

@@ -43,7 +43,7 @@ class Echo(SharedMemory):
         self._traffic = traffic
 
     def start(self, x: Tensor) -> SharedMemory:
-        self._traffic.count("all_reduce", self._size, x.nbytes)
+        self._traffic.count("shared_all_reduce", self._size, x.nbytes)
         return super().start(x)
 
 

@@ -64,7 +64,12 @@ class LoneRecorder(NullRecorder):
         self.memory: list[Memory] = []
         self.calls: dict[str, Counter[Call]] = {}
         self.counts: Counter[str] = Counter()
-        clocks.current = self._clock
+        self._clocks = clocks
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Waits of the axes are this recorder's from now on, where several share them."""
+        self._clocks.current = self._clock
 
     def begin_step(
         self,

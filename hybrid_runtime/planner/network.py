@@ -66,7 +66,7 @@ class DeclaredNetwork:
         self.source = f"declared: links of {float(bytes_per_s / 10**9):g} GB/s, no latency"
 
     def collective_ns(self, kind: str, ranks: int, num_bytes: int) -> int:
-        rounds = 2 if kind == "all_reduce" else 1
+        rounds = 2 if kind.endswith("all_reduce") else 1
         return self.message_ns(num_bytes * rounds * (ranks - 1) // ranks)
 
     def message_ns(self, num_bytes: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-from hybrid_runtime.calibration import Calibration
+from hybrid_runtime.calibration import Calibration, refuse_other_machine
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.exact import decimal_text
@@ -33,8 +33,11 @@ def judge_rehearsal(folder: RunFolder, calibration: Calibration | None = None) -
 
     Raises:
         RecordsError: the folder is damaged, or its files do not belong together.
+        UsageError: the calibration was taken on another machine.
     """
     deployment, plan, rehearsal = read_folder(folder)
+    if calibration is not None:
+        refuse_other_machine(calibration, rehearsal.fingerprint)
     network = network_of(calibration, deployment.hardware)
     predicted = predicted_step(rehearsal, plan, network)
     baseline, why_not = _baseline(folder, network)

@@ -62,7 +62,7 @@ def really(settings: Deployment, plan: Plan) -> tuple[list[Memory], dict[str, tu
     start = SharedMemory.start
 
     def count_shared(self: SharedMemory, x: Tensor) -> SharedMemory:
-        traffic.count("all_reduce", groups.tp.size, x.nbytes)
+        traffic.count("shared_all_reduce", groups.tp.size, x.nbytes)
         return start(self, x)
 
     with (
