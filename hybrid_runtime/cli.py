@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from hybrid_runtime.cli_lone import rehearse
+from hybrid_runtime.cli_lone import calibrate, rehearse
 from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json
 from hybrid_runtime.cli_report import report
 from hybrid_runtime.cli_schedule import schedule_app, simulate
@@ -259,6 +259,7 @@ def schema(
 
 app.command()(simulate)
 app.command()(report)
+app.command()(calibrate)
 app.command()(rehearse)
 
 

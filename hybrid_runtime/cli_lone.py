@@ -62,6 +62,28 @@ def rehearse(
     raise typer.Exit(_exit_code(verdict))
 
 
+def calibrate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="where to write")] = Path("calibration.json"),
+    quiet: Quiet = False,
+) -> None:
+    """Measure what the model's units, messages, collectives and the optimizer cost on this machine: calibration.json.
+
+    Costs hold on this machine with these versions only. What it cannot show is named with the reason, not made up.
+    """
+    refuse_unwritable("--out", out)
+    from hybrid_runtime.deployment import load_deployment
+
+    load_deployment(file)  # problems of the file are said before torch is loaded
+    _torch("hybrid_runtime.lone.calibrate", [str(file), "--out", str(out)], quiet=quiet)
+    from hybrid_runtime.report.calibration_tables import calibration_tables
+    from hybrid_runtime.report.terminal import print_plainly
+
+    console = console_for(None)
+    print_plainly(calibration_tables(_calibration(out)), console)
+    console.print(f"file: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _rehearsed(file: Path, plan: Path | None, run_folder: Path | None, *, quiet: bool) -> RunFolder:
     from hybrid_runtime.deployment import load_deployment
 

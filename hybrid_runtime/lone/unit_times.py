@@ -1,4 +1,4 @@
-"""Every distinct unit alone: F, B, I and W of one microbatch, and what they keep, for several degrees, widths and sizes.
+"""Every distinct unit alone: F, B, I and W of a microbatch, and what they keep, for several degrees, widths, sizes.
 
     a round   every case in turn:  F B | F I W      so that a drift of the machine spreads over all of them
 
