@@ -39,7 +39,7 @@ def describe_rank(
     gpu = find_gpu(device.index or 0) if device.type == "cuda" else None
     found = cast("list[Found]", groups.gather_objects(Found(host, gpu, telemetry_host.cpu_name())))
     offset = measure_offset(place.rank, [rank.host.name for rank in found], group=groups.control)
-    by_kind = _flops_per_step(deployment, plan, units)
+    by_kind = flops_per_step(deployment, plan, units)
     first_here = [rank.host.name for rank in found].index(host.name) == place.rank
     launches = note_launch(folder, deployment.name, deployment.fingerprint) if place.rank == 0 else Launches()
     return Header(
@@ -93,7 +93,7 @@ def start_sampler(records: Path, header: Header, launch: Launch, groups: Groups)
     return sampling(uuids, records / f"nvml-{header.host.name}.jsonl")
 
 
-def _flops_per_step(deployment: Deployment, plan: Plan, units: Mapping[str, nn.Module]) -> dict[str, int]:
+def flops_per_step(deployment: Deployment, plan: Plan, units: Mapping[str, nn.Module]) -> dict[str, int]:
     """This rank's FLOPs of one step by kind, counted on the modules that will run.
 
     A user's own units were counted when the plan was made, for the whole model: a rank does its tensor-parallel share.

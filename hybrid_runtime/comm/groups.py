@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from hybrid_runtime.comm.axis import Axis, Clocks
-from hybrid_runtime.comm.shared_memory import open_shared_memory
+from hybrid_runtime.comm.shared_memory import SharedMemory, open_shared_memory
 from hybrid_runtime.mesh import Mesh, Place
 
 Backend = Literal["nccl", "gloo"]
@@ -33,7 +33,7 @@ Backend = Literal["nccl", "gloo"]
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A directed pipeline edge as one of its two ends sees it; `peer` is the other end's global rank."""
+    """A directed pipeline edge as one of its two ends sees it; `peer` is the other end's rank in the edge's group."""
 
     source_pp: int
     target_pp: int
@@ -96,14 +96,25 @@ def join_groups(
         lookup_ranks: pp ranks that take part in the lookups of a sharded embedding.
         timeout: how long a collective may wait for a peer.
     """
-    place = mesh.place(dist.get_rank())
+    return make_groups(GroupMaker(dist.get_rank(), backend, timeout), mesh, edges, device, tied_pairs, lookup_ranks)
+
+
+def make_groups(
+    new: GroupMaker,
+    mesh: Mesh,
+    edges: Iterable[tuple[int, int]],
+    device: torch.device,
+    tied_pairs: Iterable[tuple[int, int]] = (),
+    lookup_ranks: Sequence[int] = (),
+) -> Groups:
+    """The groups of the mesh as the rank of `new` sees them; arguments as of `join_groups`."""
+    place = mesh.place(new.rank)
     clocks = Clocks()
-    new = _Maker(place.rank, backend, timeout)
     return Groups(
         mesh=mesh,
         place=place,
         device=device,
-        tp=new.axis(mesh.tp_groups(), clocks, share_memory=device.type == "cpu" and backend == "gloo"),
+        tp=new.axis(mesh.tp_groups(), clocks, share_memory=device.type == "cpu" and new.backend == "gloo"),
         dp=new.axis(mesh.dp_groups(), clocks),
         replica=new.axis(_replicas(mesh), clocks),
         tied={pair: new.axis(_among(mesh, pair), clocks) for pair in tied_pairs},
@@ -116,16 +127,24 @@ def join_groups(
 
 
 @dataclass(frozen=True, slots=True)
-class _Maker:
-    """Creates groups in one order on every rank, which torch.distributed requires."""
+class GroupMaker:
+    """Creates groups in one order on every rank, which torch.distributed requires.
+
+    A rank that runs alone makes its groups another way (lone/maker.py); which groups there are is said here only.
+    """
 
     rank: int
     backend: Backend
     timeout: timedelta
 
     def group(self, ranks: list[int], backend: Backend | None = None) -> dist.ProcessGroup:
+        """A group of these global ranks; every rank of the world calls it."""
         group: dist.ProcessGroup = dist.new_group(ranks, timeout=self.timeout, backend=backend or self.backend)
         return group
+
+    def shared_memory(self, group: dist.ProcessGroup) -> SharedMemory | None:
+        """What joins the ranks of a gloo group beside it, if they are on one host."""
+        return open_shared_memory(group, self.timeout)
 
     def axis(self, families: list[list[int]], clocks: Clocks, *, share_memory: bool = False) -> Axis:
         mine = Axis(clocks=clocks)
@@ -134,7 +153,7 @@ class _Maker:
                 continue
             group = self.group(ranks)
             if self.rank in ranks:
-                shared = open_shared_memory(group, self.timeout) if share_memory else None
+                shared = self.shared_memory(group) if share_memory else None
                 mine = Axis(len(ranks), ranks.index(self.rank), group, clocks, shared)
         return mine
 
@@ -145,10 +164,10 @@ class _Maker:
         mine: dict[tuple[int, int], Edge] = {}
         for column in mesh.pp_columns():
             for source, target in pairs:
-                group = self.group(sorted((column[source], column[target])))
-                if place.rank in (column[source], column[target]):
-                    peer = column[target] if place.rank == column[source] else column[source]
-                    mine[source, target] = Edge(source, target, peer, group)
+                ends = sorted((column[source], column[target]))
+                group = self.group(ends)
+                if place.rank in ends:
+                    mine[source, target] = Edge(source, target, 1 - ends.index(place.rank), group)
         return mine
 
 

@@ -24,7 +24,7 @@ class Sums:
     """One sum per microbatch of equally shaped parts, one part from every rank of the axis, made on rank `root`.
 
     Args:
-        root: global rank.
+        root: rank of the axis.
     """
 
     def __init__(self, axis: Axis, root: int, is_root: bool, device: torch.device, ledger: Ledger | None) -> None:
@@ -41,7 +41,7 @@ class Sums:
         """Starts adding this rank's contiguous part, which is overwritten; on the root it becomes the sum."""
         part = part.to("cpu") if self._host else part
         group = self._axis.group
-        work = None if group is None else dist.reduce(part, self._root, group=group, async_op=True)
+        work = None if group is None else dist.reduce(part, group_dst=self._root, group=group, async_op=True)
         if not self._is_root:
             self._under_way.count(part.nbytes)
             self._under_way.add(work, part)
@@ -95,7 +95,7 @@ class Broadcasts:
             return
         tensor = tensor.detach().contiguous().to("cpu" if self._host else tensor.device)
         self._under_way.count(tensor.nbytes)
-        self._under_way.add(dist.broadcast(tensor, self._root, group=self._axis.group, async_op=True), tensor)
+        self._under_way.add(dist.broadcast(tensor, group_src=self._root, group=self._axis.group, async_op=True), tensor)
 
     def take(self, spec: Spec, name: str, *, more: bool) -> tuple[Tensor, ...]:
         """On another rank: waits for the next tensor, which is the caller's until `give_back`.
@@ -129,7 +129,7 @@ class Broadcasts:
 
     def _post(self, spec: Spec) -> None:
         buffers = self._pool.take(spec)
-        work = dist.broadcast(buffers[0], self._root, group=self._axis.group, async_op=True)
+        work = dist.broadcast(buffers[0], group_src=self._root, group=self._axis.group, async_op=True)
         self._posted.append((work, buffers))
 
 

@@ -105,7 +105,8 @@ class Sender:
             self._start(tensor.detach().contiguous().to(self._staging or tensor.device))
 
     def _start(self, tensor: Tensor) -> None:
-        work = dist.isend(tensor, self._edge.peer, group=self._edge.group, tag=self._sequence)
+        work = dist.isend(tensor, group=self._edge.group, tag=self._sequence, group_dst=self._edge.peer)
+        assert work is not None
         self._sequence += 1
         self._under_way.add(work, tensor)
 
@@ -199,7 +200,7 @@ class Receiver:
         self._post()
 
     def _receive(self, buffer: Tensor) -> dist.Work:
-        work = dist.irecv(buffer, self._edge.peer, group=self._edge.group, tag=self._sequence)
+        work = dist.irecv(buffer, group=self._edge.group, tag=self._sequence, group_src=self._edge.peer)
         assert work is not None
         self._sequence += 1
         return work
@@ -207,7 +208,7 @@ class Receiver:
 
 def _staging(edge: Edge, device: torch.device) -> torch.device | None:
     """gloo moves host memory only: with several ranks on one GPU, messages go through the host."""
-    return torch.device("cpu") if device.type == "cuda" and dist.get_backend(edge.group) == "gloo" else None
+    return torch.device("cpu") if device.type == "cuda" and edge.group.name() == "gloo" else None
 
 
 def _encode(spec: Spec) -> Tensor:

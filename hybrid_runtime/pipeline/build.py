@@ -107,7 +107,8 @@ def share_tied(tie: Tie | None, units: Mapping[str, nn.Module], groups: Groups) 
         tied = TiedRows(
             units[unit].get_parameter(parameter), _local_rows(copy.rows, mesh) if counts else None, axis, counts
         )
-        dist.broadcast(tied.of(tied.parameter), mesh.rank(dp=place.dp, pp=copy.pp_rank, tp=place.tp), group=axis.group)
+        sender = int(copy.pp_rank > tie.pp_rank)  # its rank in the group of the two
+        dist.broadcast(tied.of(tied.parameter), group=axis.group, group_src=sender)
         found.append(tied)
     return found
 
@@ -125,8 +126,8 @@ def build_lookups(
     Raises:
         UsageError: stage 0's rank has no rows and its unit does not say what no rows add up to.
     """
-    place, home = groups.place, plan.stage_to_rank[0]
-    if place.pp not in lookup_ranks(plan):
+    place, ranks = groups.place, lookup_ranks(plan)
+    if place.pp not in ranks:
         return None
     name = plan.embedding_pieces[place.pp]
     first = (
@@ -140,7 +141,7 @@ def build_lookups(
             f"stage 0's rank has no rows in pipeline.embedding_rows and {plan.stages[0].units[0]!r} has no method "
             "zeros(tokens); add it, or give that rank rows"
         )
-    return Lookups(first, zeros, home, groups, plan.num_microbatches, ledger)
+    return Lookups(first, zeros, ranks, groups, plan.num_microbatches, ledger)
 
 
 def lookup_ranks(plan: Plan) -> tuple[int, ...]:

@@ -132,6 +132,14 @@ class Executor:
         self._until_w: list[tuple[Receiver, Carry]] = []  # buffers that waiting weight gradients read
         self._losses: dict[int, Tensor] = {}
 
+    def expect(self, stage: int, spec: Sequence[TensorSpec]) -> None:
+        """What a stage's input looks like is known before its first message, which then comes without a header.
+
+        For a rank that runs alone: its neighbours send nothing that could tell.
+        """
+        if stage > 0 and not self._is_here(stage - 1):
+            self._receivers[self._stage_to_rank[stage - 1]].know(stage, Kind.RECV_F, tuple(spec))
+
     def run_step(self, microbatches: Sequence[Microbatch], step: int | None = None) -> Tensor | None:
         """Walks the list once.
 

@@ -7,7 +7,7 @@ EB   on stage 0's rank: start sending the sum's gradient to all others;  on all 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -27,17 +27,24 @@ class Lookups:
     Args:
         rows: a stage of one unit, the rank's rows; None where it has none.
         zeros: what a rank without rows adds; only stage 0's rank may be one.
-        home: pipeline rank of stage 0.
+        ranks: pipeline ranks that take part; stage 0's first.
         count: microbatches of a step.
     """
 
     def __init__(
-        self, rows: Stage | None, zeros: Zeros | None, home: int, groups: Groups, count: int, ledger: Ledger | None
+        self,
+        rows: Stage | None,
+        zeros: Zeros | None,
+        ranks: Sequence[int],
+        groups: Groups,
+        count: int,
+        ledger: Ledger | None,
     ) -> None:
         place = groups.place
-        root = groups.mesh.rank(dp=place.dp, pp=home, tp=place.tp)
         self._rows = rows
         self._zeros = zeros
+        home = ranks[0]
+        root = sorted(ranks).index(home)
         self._is_home = place.pp == home
         self._count = count
         self._device = groups.device

@@ -24,7 +24,7 @@ def six_ranks(rank: int) -> None:
     assert set(groups.edges) == expected
     for (source, target), edge in groups.edges.items():
         other = target if place.pp == source else source
-        assert edge.peer == mesh.rank(dp=0, pp=other, tp=place.tp)
+        assert dist.get_global_rank(edge.group, edge.peer) == mesh.rank(dp=0, pp=other, tp=place.tp)
         assert dist.get_world_size(edge.group) == 2
     total = torch.tensor(rank)
     dist.all_reduce(total, group=groups.tp.group)
