@@ -27,6 +27,7 @@ from hybrid_runtime.run_folder import RunFolder, new_run_folder
 
 if TYPE_CHECKING:  # every command loads what it needs: `check` answers at once
     from hybrid_runtime.deployment import Deployment
+    from hybrid_runtime.plan import Plan
     from hybrid_runtime.report.exports import Exports
     from hybrid_runtime.verdict import StaticCheck, Verdict
 
@@ -60,6 +61,10 @@ def _root(
 File = Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Folder = Annotated[Path | None, typer.Option("--run-folder", help="where to write; default runs/<name>-<time>")]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="PLAN.JSON", help="follow this plan: its degrees, stages, schedule and lists"),
+]
 TensorBoard = Annotated[
     Path | None,
     typer.Option("--tensorboard", metavar="FOLDER", help="scalars for TensorBoard, in a sub-folder per run"),
@@ -89,6 +94,7 @@ def run(
     json_file: Json = None,
     quiet: Quiet = False,
     run_folder: Folder = None,
+    plan_file: PlanFile = None,
     tensorboard: TensorBoard = None,
     prometheus: Prometheus = None,
     nodes: Annotated[int, typer.Option(help="machines that take part")] = 1,
@@ -101,14 +107,15 @@ def run(
 
     On several machines, call it on each with the same --run-folder on a shared disk; node 0 judges.
     """
-    from hybrid_runtime.deployment import load_deployment
     from hybrid_runtime.launcher import Rendezvous, torchrun_command
 
     _refuse_unwritable(json_file)
-    deployment = load_deployment(file)
+    deployment, plan = _planned(file, plan_file)
     rendezvous = Rendezvous(nodes=nodes, node_rank=node_rank, endpoint=rdzv_endpoint, run_id=rdzv_id)
     folder = _folder(run_folder, deployment.name)
-    command = torchrun_command(deployment.mesh.world_size, [str(file), "--run-folder", str(folder.path)], rendezvous)
+    follow = ["--plan", str(plan_file)] if plan_file else []
+    arguments = [str(file), *follow, "--run-folder", str(folder.path)]
+    command = torchrun_command(deployment.mesh.world_size, arguments, rendezvous)
     if dry_run:
         print(shlex.join(command))
         return
@@ -120,7 +127,7 @@ def run(
     deployment = _with_telemetry(deployment, tensorboard, prometheus)
     console = _progress_console()
     with _exports(deployment, folder, console, first=rendezvous.is_first) as exports:
-        verdict = run_alone(deployment, folder, rendezvous, console, quiet=quiet, exports=exports)
+        verdict = run_alone(deployment, folder, rendezvous, console, quiet=quiet, exports=exports, plan=plan)
         exports.judged(verdict)
     if verdict is None:
         print(f"hybrid-runtime: this machine's ranks are done; the first machine judges the records in {folder.path}")
@@ -154,6 +161,7 @@ def verify(
     json_file: Json = None,
     quiet: Quiet = False,
     run_folder: Folder = None,
+    plan_file: PlanFile = None,
     tensorboard: TensorBoard = None,
     prometheus: Prometheus = None,
 ) -> None:
@@ -163,17 +171,16 @@ def verify(
     _refuse_unwritable(json_file)
     overrides = {} if inconclusive is None else {"inconclusive": inconclusive.value}
     if recheck is not None:
-        if tensorboard or prometheus or self_test or all_baselines or run_folder:
+        if tensorboard or prometheus or self_test or all_baselines or run_folder or plan_file:
             raise UsageError(
-                "--recheck runs nothing, so --tensorboard, --prometheus, --self-test, --all-baselines and --run-folder "
-                "mean nothing beside it; drop them"
+                "--recheck runs nothing, so --tensorboard, --prometheus, --self-test, --all-baselines, --plan and "
+                "--run-folder mean nothing beside it; drop them"
             )
         _show(_judged_again(RunFolder(recheck), overrides), RunFolder(recheck), json_file)
     assert file is not None
-    from hybrid_runtime.deployment import load_deployment
     from hybrid_runtime.planner.baseline import with_all_baselines
 
-    deployment = load_deployment(file)
+    deployment, plan = _planned(file, plan_file)
     if self_test and all_baselines:
         raise UsageError("--self-test runs no baseline; drop it or --all-baselines")
     deployment = with_all_baselines(deployment) if all_baselines else deployment
@@ -185,9 +192,21 @@ def verify(
     console = _progress_console()
     measure = run_self_test if self_test else run_against_baseline
     with _exports(deployment, folder, console, first=True) as exports:
-        verdict = measure(deployment, folder, console, quiet=quiet, exports=exports, overrides=overrides)
+        verdict = measure(deployment, folder, console, quiet=quiet, exports=exports, overrides=overrides, plan=plan)
         exports.judged(verdict)
     _show(verdict, folder, json_file)
+
+
+def _planned(file: Path, plan_file: Path | None) -> tuple[Deployment, Plan | None]:
+    """The deployment that runs: the file's own, or resolved from the plan that it is to follow."""
+    from hybrid_runtime.deployment import load_deployment
+    from hybrid_runtime.planner.given import read_given, resolved
+
+    deployment = load_deployment(file)
+    if plan_file is None:
+        return deployment, None
+    plan = read_given(plan_file)
+    return resolved(deployment, plan, f"--plan {plan_file}"), plan
 
 
 def _with_telemetry(deployment: Deployment, tensorboard: Path | None, prometheus: Path | None) -> Deployment:

@@ -1,6 +1,7 @@
 """One rank, from deployment to records; read it top to bottom.
 
     torchrun --nproc-per-node 6 -m hybrid_runtime.job configs/demo.toml
+    torchrun --nproc-per-node 6 -m hybrid_runtime.job configs/demo.toml --plan plan.json      as many ranks as it plans
 
 A rank writes down what happened and judges nothing: `hybrid-runtime verify --recheck RUN_FOLDER` does.
 """
@@ -36,6 +37,7 @@ from hybrid_runtime.job_planted import run_planted_step
 from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.given import adopted, read_given, resolved
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.records import DATA, OPTIMIZER, PLANTED, REDUCE_GRAD
 from hybrid_runtime.report.exports import Exports, open_exports
@@ -47,16 +49,22 @@ from hybrid_runtime.turns import CANDIDATE, Turns
 
 
 def run_rank(
-    deployment: Deployment, folder: RunFolder, launch: Launch, turns: Turns | None, progress: RankProgress
+    deployment: Deployment,
+    folder: RunFolder,
+    launch: Launch,
+    turns: Turns | None,
+    progress: RankProgress,
+    given: Plan | None = None,
 ) -> None:
-    """Everything one rank does."""
+    """Everything one rank does. `given` is the plan it follows, for which the deployment was resolved."""
     device, backend = choose_device(deployment.hardware, launch)
     threads = deployment.hardware.threads_per_rank
     host = settle(launch.local_rank, launch.local_world_size, threads, pin=device.type == "cpu")
     torch.set_num_threads(threads)
     timeout = timedelta(seconds=deployment.measurement.timeout_s)
     specs = model_units(deployment.model, deployment.shape)
-    plan = make_plan(deployment, model_costs(deployment, specs))
+    costs = model_costs(deployment, specs)
+    plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
     source = _open_source(deployment, plan)
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
@@ -88,7 +96,7 @@ def _demand_one_plan(plan: Plan, groups: Groups) -> None:
     other = next((rank for rank, found in enumerate(fingerprints) if found != fingerprints[0]), None)
     if other is not None:
         raise RunError(
-            f"rank {other} made another plan than rank 0 from this deployment: give all machines the same files and "
+            f"rank {other} has another plan than rank 0 for this deployment: give all machines the same files and "
             "the same versions of this package and of numba"
         )
 
@@ -150,14 +158,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         last_words.watch_signals()
     try:
         launch = last_words.launch = launch_from_environment()
-        deployment = load_deployment(Path(options.file))
+        deployment, given = _deployment(options)
         _refuse_wrong_world(deployment, launch)
         last_words.mesh = deployment.mesh
         folder = _run_folder(options, deployment, launch)
         last_words.begin(folder)
         turns = None if options.turns is None else Turns(Path(options.turns), options.side)
         with _progress(options, deployment, launch, folder) as progress:
-            run_rank(deployment, folder, launch, turns, progress)
+            run_rank(deployment, folder, launch, turns, progress, given)
     except (Exception, KeyboardInterrupt) as problem:
         return last_words.say(problem)
     if launch.rank == 0 and not options.launched:
@@ -170,12 +178,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="hybrid_runtime.job", description="One rank of a deployment; torchrun starts it."
     )
     parser.add_argument("file", help="deployment file")
+    parser.add_argument("--plan", help="plan.json to follow: degrees, stages and lists are the plan's")
     parser.add_argument("--run-folder", help="where to write; default: runs/<name>-<time>")
     parser.add_argument("--turns", help="folder in which candidate and baseline take turns")
     parser.add_argument("--side", default=CANDIDATE, help="its name in that folder")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--launched", action="store_true", help="started by hybrid-runtime, which shows the progress")
     return parser.parse_args(arguments)
+
+
+def _deployment(options: argparse.Namespace) -> tuple[Deployment, Plan | None]:
+    """The deployment that runs, and the plan that it follows, if one was given."""
+    deployment = load_deployment(Path(options.file))
+    if options.plan is None:
+        return deployment, None
+    plan = read_given(Path(options.plan))
+    return resolved(deployment, plan, options.plan), plan
 
 
 def _refuse_wrong_world(deployment: Deployment, launch: Launch) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from hybrid_runtime.deployment import BaselineKind, Deployment
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.launcher import Rendezvous
+from hybrid_runtime.plan import Plan
 from hybrid_runtime.report.exports import Exports
 from hybrid_runtime.report.progress_view import ProgressFollower
 from hybrid_runtime.report.write import write_reports
@@ -28,19 +29,23 @@ def run_alone(
     *,
     quiet: bool,
     exports: Exports | None = None,
+    plan: Plan | None = None,
 ) -> Verdict | None:
     """Runs the candidate only; claims that need a baseline stay INCONCLUSIVE(not_measured).
+
+    Args:
+        plan: what the ranks follow, for which `deployment` was resolved (`planner.given`); None lets them plan.
 
     Of several machines, which share the run folder, the first shows the progress and judges; the others return None.
 
     Raises:
         RunError: a rank failed; names rank, stage, step and action.
     """
-    _prepare(folder, deployment, rendezvous)
+    _prepare(folder, deployment, rendezvous, plan)
     shown_on = console if rendezvous.is_first else None
     with (
         ProgressFollower([folder], shown_on, quiet=quiet, exports=exports) as view,
-        Sides(deployment, folder, view.update) as sides,
+        Sides(deployment, folder, view.update, planned=plan is not None) as sides,
     ):
         sides.start_candidate(rendezvous, in_turns=False)
         sides.wait()
@@ -55,6 +60,7 @@ def run_against_baseline(
     quiet: bool,
     exports: Exports | None = None,
     overrides: Mapping[str, str] | None = None,
+    plan: Plan | None = None,
 ) -> Verdict:
     """Runs candidate and baseline on the same devices in alternating blocks until the claims are decided, then judges.
 
@@ -65,12 +71,12 @@ def run_against_baseline(
     Raises:
         RunError: the candidate failed, or a baseline for another reason than its memory.
     """
-    _prepare(folder, deployment, Rendezvous())
+    _prepare(folder, deployment, Rendezvous(), plan)
     empty(folder.turns)
     followed = [folder, folder.baseline, *(folder.other_baseline(kind) for kind in _others(deployment))]
     with (
         ProgressFollower(followed, console, quiet=quiet, exports=exports) as view,
-        Sides(deployment, folder, view.update) as sides,
+        Sides(deployment, folder, view.update, planned=plan is not None) as sides,
     ):
         sides.start_candidate(Rendezvous(), in_turns=True)
         conductor = Conductor(deployment, folder, sides)
@@ -99,17 +105,18 @@ def run_self_test(
     quiet: bool,
     exports: Exports | None = None,
     overrides: Mapping[str, str] | None = None,
+    plan: Plan | None = None,
 ) -> Verdict:
     """Runs the candidate's ranks only to test the instrument: planted imbalances, A/A, the cost of telemetry.
 
     Raises:
         RunError: a rank failed.
     """
-    _prepare(folder, deployment, Rendezvous())
+    _prepare(folder, deployment, Rendezvous(), plan)
     empty(folder.turns)
     with (
         ProgressFollower([folder], console, quiet=quiet, exports=exports) as view,
-        Sides(deployment, folder, view.update) as sides,
+        Sides(deployment, folder, view.update, planned=plan is not None) as sides,
     ):
         sides.start_candidate(Rendezvous(), in_turns=True)
         conductor = Conductor(deployment, folder, sides)
@@ -133,7 +140,7 @@ def _others(deployment: Deployment) -> Sequence[BaselineKind]:
     return [] if declared is None else [kind for kind in dict.fromkeys(declared.others) if kind != declared.kind]
 
 
-def _prepare(folder: RunFolder, deployment: Deployment, rendezvous: Rendezvous) -> None:
+def _prepare(folder: RunFolder, deployment: Deployment, rendezvous: Rendezvous, plan: Plan | None) -> None:
     if deployment.model is None or deployment.batch is None:
         missing = " and ".join(f"[{name}]" for name in ("model", "batch") if getattr(deployment, name) is None)
         raise UsageError(f"{deployment.name}: a run needs {missing}; add it (`check` alone works without)")
@@ -142,3 +149,5 @@ def _prepare(folder: RunFolder, deployment: Deployment, rendezvous: Rendezvous) 
     if rendezvous.is_first:
         empty(folder.failures)
     write_whole(folder.deployment_of_node(rendezvous.node_rank), deployment.canonical_json())
+    if plan is not None:
+        write_whole(folder.plan_of_node(rendezvous.node_rank), plan.to_json())

@@ -83,6 +83,10 @@ class RunFolder:
         """What this machine was given; the ranks compare it with the others' before they start."""
         return self.path / f"deployment.node{node_rank}.json" if node_rank else self.deployment
 
+    def plan_of_node(self, node_rank: int | None) -> Path:
+        """The plan that this machine was given to run; the ranks compare it with the others' before they start."""
+        return self.path / f"plan.node{node_rank}.json" if node_rank else self.plan
+
     @property
     def baseline(self) -> RunFolder:
         return RunFolder(self.path / "baseline")

@@ -31,12 +31,16 @@ class Sides:
     Args:
         folder: of the run, which is the candidate's.
         on_tick: called some ten times a second while something is waited for.
+        planned: the candidate follows the plan that lies in its folder.
     """
 
-    def __init__(self, deployment: Deployment, folder: RunFolder, on_tick: Callable[[], None]) -> None:
+    def __init__(
+        self, deployment: Deployment, folder: RunFolder, on_tick: Callable[[], None], *, planned: bool = False
+    ) -> None:
         self._deployment = deployment
         self._folder = folder
         self._on_tick = on_tick
+        self._planned = planned
         self._running: dict[str, Launched] = {}
         self._timeout_s = deployment.measurement.timeout_s
         self._deadline_s = time.monotonic() + self._timeout_s
@@ -56,8 +60,10 @@ class Sides:
         return name in self._running
 
     def start_candidate(self, rendezvous: Rendezvous, *, in_turns: bool) -> None:
-        """Its deployment lies in the folder already."""
+        """Its deployment, and the plan that it follows, lie in the folder already."""
         arguments = self._turn_arguments(CANDIDATE) if in_turns else []
+        if self._planned:
+            arguments += ["--plan", str(self._folder.plan_of_node(rendezvous.node_rank))]
         self._running[CANDIDATE] = start(self._folder, self._deployment, rendezvous, arguments)
 
     def start_baseline(self, kind: BaselineKind | None = None) -> str | None:

@@ -183,6 +183,6 @@ def test_simulate_refuses_an_edited_plan(said: Any, tmp_path: Path) -> None:
     for old, new in (('"0F0"', '"0X0"'), ('"0B0"', '"0B1"'), ('"pp_degree": 2', '"pp_degree": 3')):
         path.write_text(text.replace(old, new, 1))
         code, _, err = said("simulate", str(path))
-        assert (code, "use the file as the run wrote it" in err) == (2, True), err
+        assert (code, "plan again, or use the file as it was written" in err) == (2, True), err
     path.write_text(text)
     assert read_plan(path).schedule == "1f1b"

@@ -17,5 +17,5 @@ def test_ranks_with_different_plans_do_not_start() -> None:
     groups: Any = SimpleNamespace(gather_objects=lambda mine: [mine, mine])
     job._demand_one_plan(plan, cast(Any, groups))
     groups.gather_objects = lambda mine: [mine, mine, "another"]
-    with pytest.raises(RunError, match="rank 2 made another plan than rank 0"):
+    with pytest.raises(RunError, match="rank 2 has another plan than rank 0"):
         job._demand_one_plan(plan, cast(Any, groups))

@@ -11,10 +11,9 @@ from fractions import Fraction
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.given import checked_lists
 from hybrid_runtime.planner.predict import durations_in_flops
 from hybrid_runtime.schedule.account import RankTime, rank_times
-from hybrid_runtime.schedule.actions import ActionList, parse_actions
-from hybrid_runtime.schedule.check import CheckResult, check
 from hybrid_runtime.schedule.critical_path import CriticalPath, critical_path
 from hybrid_runtime.schedule.replay import Replay, replay
 from hybrid_runtime.schedule.step_costs import StageKind, Time
@@ -47,37 +46,10 @@ def simulate_plan(plan: Plan, source: str, flops_per_s: Fraction | None = None) 
         PlanError: the lists of the plan are wrong, they do not fit its stages, or a rate is given for a plan without
             FLOPs.
     """
-    lists = _lists(plan, source)
-    checked = _checked(plan, lists, source)
+    lists, checked = checked_lists(plan, source)
     durations, unit = _durations(plan, source, flops_per_s)
     step = replay(lists, plan.stage_to_rank, durations)
     return Simulated(plan, unit, step, rank_times(step), critical_path(step), checked.peak_in_flight)
-
-
-def _lists(plan: Plan, source: str) -> tuple[ActionList, ...]:
-    try:
-        return tuple(map(parse_actions, plan.actions))
-    except ValueError as problem:
-        raise PlanError(f"{source}: {problem}; use the file as the run wrote it") from None
-
-
-def _checked(plan: Plan, lists: tuple[ActionList, ...], source: str) -> CheckResult:
-    known = {cost.name for cost in plan.units}
-    unknown = [name for stage in plan.stages for name in stage.units if name not in known]
-    placed = set(plan.stage_to_rank) == set(range(plan.pp_degree)) and len(lists) == plan.pp_degree
-    ordered = [stage.index for stage in plan.stages] == list(range(len(plan.stages)))
-    negative = any(min(cost.forward_flops, cost.input_grad_flops, cost.weight_grad_flops) < 0 for cost in plan.units)
-    if unknown or not placed or not ordered or negative or min(plan.tp_degree, plan.pp_degree) < 1:
-        wrong = (
-            f"the cost of unit {unknown[0]!r} is missing"
-            if unknown
-            else "its stages, lists, degrees and costs do not fit"
-        )
-        raise PlanError(f"{source}: {wrong}; use the file as the run wrote it")
-    checked = check(lists, plan.stage_to_rank, plan.num_microbatches, plan.workload)
-    if checked.findings:
-        raise PlanError(f"{source}: its lists are wrong: {checked.findings[0]}; use the file as the run wrote it")
-    return checked
 
 
 def _durations(plan: Plan, source: str, flops_per_s: Fraction | None) -> tuple[dict[StageKind, Time], str]:

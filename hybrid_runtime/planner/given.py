@@ -1,0 +1,167 @@
+"""A plan that somebody made before: is it right, is it for this deployment, and which deployment does it make of it?
+
+    FILE --> deployment --+
+                          +--resolved--> the deployment that runs: the plan's degrees, schedule, cuts, microbatch size
+    plan.json --> plan ---+--adopted---> the plan that runs, if the model's own units say the same
+
+The plan decides how the work is laid out; what the work is (model, batch, workload) must be the same in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hybrid_runtime.deployment import Batch, Deployment, Parallel, Pipeline
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.pieces import unit_of
+from hybrid_runtime.plan import Plan, StagePlan, UnitCost, read_plan
+from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.planner.cover import stage_cover
+from hybrid_runtime.schedule.actions import ActionList, parse_actions
+from hybrid_runtime.schedule.check import CheckResult, check
+from hybrid_runtime.schedule.choose import is_searched
+
+_FIGURES = ("forward_flops", "input_grad_flops", "weight_grad_flops", "parameters")
+
+
+def read_given(path: Path) -> Plan:
+    """Reads a plan that is to be run.
+
+    Raises:
+        PlanError: it is no plan, its stages do not hold its units, or its lists are wrong.
+    """
+    plan = read_plan(path)
+    problems = stage_cover([stage.units for stage in plan.stages], [cost.name for cost in plan.units])
+    if problems:
+        raise PlanError(f"{path}: its stages do not hold its model: {problems[0]}; plan again")
+    checked_lists(plan, str(path))
+    return plan
+
+
+def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
+    """The deployment that runs when it follows a plan; resolving it once more changes nothing.
+
+    Args:
+        source: where the plan was read, for messages.
+
+    Raises:
+        PlanError: the plan is for other work: another workload, batch or model.
+    """
+    differing = next(_differences(deployment, plan), None)
+    if differing is not None:
+        raise PlanError(f"{source}: is a plan for other work: {differing}; plan this deployment, or name its own plan")
+    per_rank, rest = divmod(len(plan.stages), plan.pp_degree)
+    return deployment.model_copy(
+        update={
+            "parallel": Parallel(
+                tp_degree=plan.tp_degree,
+                pp_degree=plan.pp_degree,
+                dp_degree=plan.dp_degree,
+                sequence_parallel=plan.sequence_parallel,
+            ),
+            "pipeline": Pipeline(
+                schedule=plan.schedule,
+                virtual_stages=None if rest else per_rank,
+                in_flight_limit=deployment.pipeline.in_flight_limit if is_searched(plan.schedule) else None,
+                cuts=[_range(stage) for stage in plan.stages],
+            ),
+            "batch": Batch(
+                global_batch_size=plan.global_batch_size,
+                microbatch_size=plan.microbatch_size,
+                sequence_length=plan.sequence_length,
+            ),
+        }
+    )
+
+
+def adopted(plan: Plan, costs: Sequence[UnitCost], source: str) -> Plan:
+    """The plan, once the units that will be built were seen to be the ones that it was made for.
+
+    Raises:
+        PlanError: they are of another model.
+    """
+    difference = other_model(plan.units, costs)
+    if difference is not None:
+        raise PlanError(f"{source}: is a plan for another model: {difference}; plan this deployment")
+    return plan
+
+
+def other_model(planned: Sequence[UnitCost], costs: Sequence[UnitCost]) -> str | None:
+    """In what a plan's units and a model's differ, in words; None if they are the same."""
+    names, own = [cost.name for cost in planned], [cost.name for cost in costs]
+    if names != own:
+        if len(names) != len(own):
+            return f"it has {len(names)} units, the model {len(own)}"
+        there, here = next(pair for pair in zip(names, own) if pair[0] != pair[1])
+        return f"its unit {there!r} is {here!r} in the model"
+    for there, here in zip(planned, costs):
+        for figure in _FIGURES:
+            if getattr(there, figure) != getattr(here, figure):
+                words = figure.replace("_", " ")
+                return f"{there.name} has {getattr(there, figure)} {words} in the plan, {getattr(here, figure)} here"
+    return None
+
+
+def checked_lists(plan: Plan, source: str) -> tuple[tuple[ActionList, ...], CheckResult]:
+    """The action lists of a plan that was read from `source`, and what their checker says of them.
+
+    Raises:
+        PlanError: the lists are wrong, or do not fit the plan's stages.
+    """
+    try:
+        lists = tuple(map(parse_actions, plan.actions))
+    except ValueError as problem:
+        raise PlanError(f"{source}: {problem}; plan again, or use the file as it was written") from None
+    known = {cost.name for cost in plan.units}
+    unknown = [name for stage in plan.stages for name in stage.units if unit_of(name) not in known]
+    placed = set(plan.stage_to_rank) == set(range(plan.pp_degree)) and len(lists) == plan.pp_degree
+    ordered = [stage.index for stage in plan.stages] == list(range(len(plan.stages)))
+    negative = any(min(cost.forward_flops, cost.input_grad_flops, cost.weight_grad_flops) < 0 for cost in plan.units)
+    batch = plan.dp_degree * plan.microbatch_size * plan.num_microbatches
+    if unknown or not placed or not ordered or negative or min(plan.tp_degree, plan.pp_degree, plan.dp_degree) < 1:
+        wrong = (
+            f"the cost of unit {unknown[0]!r} is missing"
+            if unknown
+            else "its stages, lists, degrees and costs do not fit"
+        )
+        raise PlanError(f"{source}: {wrong}; plan again, or use the file as it was written")
+    if batch != plan.global_batch_size:
+        raise PlanError(
+            f"{source}: {plan.dp_degree} replicas of {plan.num_microbatches} microbatches of {plan.microbatch_size} "
+            f"are {batch} sequences, not {plan.global_batch_size}; plan again, or use the file as it was written"
+        )
+    checked = check(lists, plan.stage_to_rank, plan.num_microbatches, plan.workload)
+    if checked.findings:
+        raise PlanError(
+            f"{source}: its lists are wrong: {checked.findings[0]}; plan again, or use the file as it was written"
+        )
+    return lists, checked
+
+
+def _differences(deployment: Deployment, plan: Plan) -> Iterator[str]:
+    """What the work of a deployment and of a plan differ in, the first first."""
+    batch, shape = deployment.batch, deployment.shape
+    if plan.workload != deployment.workload.kind:
+        yield f"workload {plan.workload!r} in the plan, {deployment.workload.kind!r} in {deployment.name}"
+    if batch is None:
+        yield f"{deployment.name} has no [batch]"
+        return
+    for name in ("global_batch_size", "sequence_length"):
+        if getattr(plan, name) != getattr(batch, name):
+            yield f"{name} {getattr(plan, name)} in the plan, {getattr(batch, name)} in {deployment.name}"
+    if shape is not None:
+        own = unit_costs(
+            shape,
+            microbatch_size=plan.microbatch_size,
+            sequence_length=plan.sequence_length,
+            workload=plan.workload,
+        )
+        difference = other_model(plan.units, own)
+        if difference is not None:
+            yield f"another model: {difference}"
+
+
+def _range(stage: StagePlan) -> str:
+    first, last = stage.units[0], stage.units[-1]
+    return first if first == last else f"{first}..{last}"
