@@ -13,7 +13,7 @@ are those of Korthikanti et al. 2022 (arXiv 2205.05198, section 4), adapted to g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from typing import Literal, NamedTuple
@@ -124,7 +124,7 @@ def analytic_line(
 def _piece(
     cost: UnitCost, kept: Kept, tp_degree: int, time_of: Callable[[int], int], tp_time: int
 ) -> Callable[[int, int], Work]:
-    """What parts of a unit cost; pieces that cover it cost together what it does, but for what later ones keep twice."""
+    """What parts of a unit cost; pieces that cover it cost together what it does, and keep the normed input each."""
     shared = (cost.parameters - cost.fixed_parameters) // tp_degree
     has_input = kind_of(cost.name) != "embedding"
 
@@ -186,6 +186,7 @@ class AnalyticCosts:
     sequence_parallel: bool
     rates: Rates
     granule: int | None = None
+    _lines: dict[tuple[int, int], Line] = field(default_factory=dict, compare=False, repr=False)
 
     action_ns = 0
     step_ns = 0
@@ -216,6 +217,11 @@ class AnalyticCosts:
         return (FORWARD_ONLY if self.workload == "forward" else TRAINING)[self.dtype]
 
     def line(self, tp_degree: int, microbatch_size: int) -> Line:
+        if (tp_degree, microbatch_size) not in self._lines:
+            self._lines[tp_degree, microbatch_size] = self._line(tp_degree, microbatch_size)
+        return self._lines[tp_degree, microbatch_size]
+
+    def _line(self, tp_degree: int, microbatch_size: int) -> Line:
         tokens = microbatch_size * self.sequence_length
         divisor = tp_degree if self.sequence_parallel else 1
         element_bytes = ELEMENT_BYTES[self.dtype]

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-
 Fits = Callable[[int, int, int], bool]  # (part, first, end): whether the part may hold weights[first:end]
 
 
@@ -77,9 +76,7 @@ def _smallest_fitting(upto: Sequence[int], num_parts: int, fits: Fits) -> int | 
     return best.get(0)
 
 
-def _evenest(
-    upto: Sequence[int], num_parts: int, limit: int, fits: Fits | None
-) -> list[dict[int, tuple[int, int]]]:
+def _evenest(upto: Sequence[int], num_parts: int, limit: int, fits: Fits | None) -> list[dict[int, tuple[int, int]]]:
     """best[parts][first] = (sum of squares, end of the first part) of the best cut of weights[first:] into `parts`."""
     count = len(upto) - 1
     best: list[dict[int, tuple[int, int]]] = [{count: (0, count)}]

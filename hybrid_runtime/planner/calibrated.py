@@ -1,10 +1,10 @@
 """Costs as `calibrate` measured them on this machine: looked up, interpolated inside what was measured, never beyond.
 
-    unit time |            o        measured widths and microbatch sizes; straight lines between them
-              |        o  .
-              |    o .              a piece narrower than the narrowest measured one is taken as proportional to it, and
-              |____:___________     what was not measured is modelled from declared rates: both are said in `notes`
-                   parts
+unit time |            o        measured widths and microbatch sizes; straight lines between them
+          |        o  .
+          |    o .              a piece narrower than the narrowest measured one is taken as proportional to it, and
+          |____:___________     what was not measured is modelled from declared rates: both are said in `notes`
+               parts
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class CalibratedCosts:
     sequence_parallel: bool
     rates: Rates
     granule: int | None = None
+    _lines: dict[tuple[int, int], Line] = field(default_factory=dict, compare=False, repr=False)
     _said: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -86,6 +87,11 @@ class CalibratedCosts:
         return self.calibration.step_ns
 
     def line(self, tp_degree: int, microbatch_size: int) -> Line:
+        if (tp_degree, microbatch_size) not in self._lines:
+            self._lines[tp_degree, microbatch_size] = self._line(tp_degree, microbatch_size)
+        return self._lines[tp_degree, microbatch_size]
+
+    def _line(self, tp_degree: int, microbatch_size: int) -> Line:
         costs = unit_costs(
             self.shape,
             microbatch_size=microbatch_size,
@@ -97,7 +103,9 @@ class CalibratedCosts:
         carry = whole_carry // (tp_degree if self.sequence_parallel else 1)
         tp_ns = 0 if tp_degree == 1 else self._tp_ns(tp_degree, whole_carry)
         widths = {kind: self._widths(kind, tp_degree, microbatch_size) for kind in {kind_of(c.name) for c in costs}}
-        return Line(tuple(self._unit(cost, widths[kind_of(cost.name)], tp_degree, tp_ns, carry) for cost in costs), carry)
+        return Line(
+            tuple(self._unit(cost, widths[kind_of(cost.name)], tp_degree, tp_ns, carry) for cost in costs), carry
+        )
 
     def collective_ns(self, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:
         measured = {
@@ -111,7 +119,8 @@ class CalibratedCosts:
             return self.rates.collective_ns(kind, ranks, num_bytes, same_host=same_host)
         if num_bytes > max(measured):
             raise PlanError(
-                f"{kind} of {ranks} ranks was measured up to {max(measured)} bytes, not {num_bytes}; calibrate larger ones"
+                f"{kind} of {ranks} ranks was measured up to {max(measured)} bytes, not {num_bytes}; "
+                "calibrate larger ones"
             )
         return _between(sorted(measured.items()), num_bytes)
 
@@ -178,7 +187,9 @@ class CalibratedCosts:
         for times in of_degree:
             if times.sequence_length == self.sequence_length:
                 sizes[times.parts].append((times.microbatch_size, _work(times, self.workload)))
-        return [(parts, self._at_size(kind, sorted(points), microbatch_size)) for parts, points in sorted(sizes.items())]
+        return [
+            (parts, self._at_size(kind, sorted(points), microbatch_size)) for parts, points in sorted(sizes.items())
+        ]
 
     def _at_size(self, kind: str, points: Sequence[_Point], microbatch_size: int) -> Work:
         sizes = [size for size, _ in points]

@@ -1,15 +1,15 @@
 """Cuts of a line into stages one after another: between units by dynamic programming, or anywhere by the target.
 
-    whole        the largest stage as small as possible under every stage's memory, then as even as possible; exact
-    fractional   stage q ends where q/S of the work is done, at the nearest granule: inside an MLP, or between the
-                 head groups of an attention
+whole        the largest stage as small as possible under every stage's memory, then as even as possible; exact
+fractional   stage q ends where q/S of the work is done, at the nearest granule: inside an MLP, or between the
+             head groups of an attention
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from hybrid_runtime.planner.balance import balanced_sizes
 from hybrid_runtime.planner.work import Boundaries, Line, Load, Position, Work
@@ -87,15 +87,19 @@ def _refined(line: Line, boundaries: Boundaries, load: Load, extra: Sequence[int
             start, place, stop = found[index - 1 : index + 2]
             beside = extra[index - 1 : index + 1] or (0, 0)
 
-            def larger(position: Position, start: Position = start, stop: Position = stop) -> int:
-                parts = load(line.work(start, position)), load(line.work(position, stop))
-                return max(part + more for part, more in zip(parts, beside))
-
             choices = [position for position in _neighbours(line, place) if start < position < stop]
-            found[index] = min([place, *choices], key=larger)
+            found[index] = min(
+                [place, *choices],
+                key=lambda position: _larger(line, load, (start, position, stop), beside),
+            )
         if found == before:
             break
     return tuple(found)
+
+
+def _larger(line: Line, load: Load, cuts: Sequence[Position], beside: Sequence[int]) -> int:
+    """Load of the larger of two neighbouring stages."""
+    return max(load(line.work(a, b)) + more for (a, b), more in zip(pairwise(cuts), beside))
 
 
 def _neighbours(line: Line, place: Position) -> Iterator[Position]:

@@ -23,7 +23,7 @@ from hybrid_runtime.planner.work import Boundaries, Line, Load, Position, Work, 
 Weigh = Callable[[int, Work], int]  # (rank, what it holds) -> bytes, without the rows of a sharded embedding
 FitsV = Callable[[int, int, int, int, int], bool]  # (rank, first, end, back first, back end)
 FLOORS = (Fraction(2, 5), Fraction(1, 4), Fraction(0))  # least share of a chunk in a rank's mean load, tried in turn
-BEAM = 150
+BEAM = 1200  # partial cuts times ranks: 150 on eight ranks
 
 
 def whole_v_cut(
@@ -64,9 +64,7 @@ Ends = list[tuple[int, int]]
 def _largest(upto: Sequence[int], ends: Ends) -> int:
     """The largest rank of a cut."""
     starts = [(0, len(upto) - 1), *ends]
-    return max(
-        upto[end] - upto[front] + upto[back] - upto[begin] for (front, back), (end, begin) in zip(starts, ends)
-    )
+    return max(upto[end] - upto[front] + upto[back] - upto[begin] for (front, back), (end, begin) in zip(starts, ends))
 
 
 def _v_under(
@@ -116,7 +114,9 @@ def v_boundaries(ends: Sequence[tuple[int, int]], count: int) -> Boundaries:
     return tuple(map(Position, (0, *fronts, *reversed(backs[:-1]), count)))
 
 
-def whole_units_v(line: Line, num_ranks: int, load: Load, room: Callable[[int, Work], bool] | None) -> Boundaries | None:
+def whole_units_v(
+    line: Line, num_ranks: int, load: Load, room: Callable[[int, Work], bool] | None
+) -> Boundaries | None:
     """The best V cut between units of a line, with stages of a fair size if there is one that fits."""
 
     def fits(rank: int, first: int, end: int, begin: int, back: int) -> bool:
@@ -161,7 +161,7 @@ def fractional_v_cut(
     *,
     extra: Sequence[int] = (),
     share: Fraction = Fraction(1, 2),
-    beam: int = BEAM,
+    beam: int | None = None,
 ) -> Boundaries | None:
     """A V cut whose ranks' loads are equal to a granule, and whose bytes stay below the water level as far as possible.
 
@@ -186,7 +186,7 @@ def fractional_v_cut(
     for rank in range(num_ranks - 1):
         exact = {new for partial in partials for new in search.grow(partial, rank, exact=True)}
         partials = sorted(exact or {new for partial in partials for new in search.grow(partial, rank, exact=False)})
-        partials = partials[:beam]
+        partials = partials[: beam or max(8, BEAM // num_ranks)]
         if not partials:
             return None
     closed = [found for partial in partials if (found := search.close(partial)) is not None]

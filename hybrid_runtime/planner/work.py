@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 from hybrid_runtime.pieces import Piece
@@ -165,7 +166,7 @@ Boundaries = tuple[Position, ...]  # of S stages: S + 1 positions, from the line
 
 def stage_works(line: Line, boundaries: Sequence[Position]) -> list[Work]:
     """What every stage costs."""
-    return [line.work(start, stop) for start, stop in zip(boundaries, boundaries[1:])]
+    return [line.work(start, stop) for start, stop in pairwise(boundaries)]
 
 
 def durations(works: Sequence[Work]) -> dict[StageKind, int]:
