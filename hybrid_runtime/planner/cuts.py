@@ -50,15 +50,15 @@ def cut_units(cuts: str | Sequence[str], costs: Sequence[UnitCost], num_stages: 
         )
     assert cuts in ("even", "balanced"), cuts
     flops = [cost.flops for cost in costs]
-    sizes = balanced_sizes(flops, num_stages) if cuts == "balanced" and any(flops) else _even_sizes(names, num_stages)
-    return _slices(names, sizes)
+    balanced = balanced_sizes(flops, num_stages) if cuts == "balanced" and any(flops) else None
+    return _slices(names, balanced or even_sizes(names, num_stages))
 
 
 def _slices(names: Sequence[str], sizes: Sequence[int]) -> Stages:
     return tuple(tuple(names[end - size : end]) for size, end in zip(sizes, accumulate(sizes)))
 
 
-def _even_sizes(names: Sequence[str], num_stages: int) -> list[int]:
+def even_sizes(names: Sequence[str], num_stages: int) -> list[int]:
     """Units per stage: equally many layers; equally many units if there are no layers or a stage would stay empty.
 
     What stands before the first layer joins the first stage, what stands after the last layer joins the last.
