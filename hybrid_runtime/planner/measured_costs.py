@@ -41,8 +41,9 @@ def measured_costs(
     Args:
         ranks: all ranks of a side, as `read_side` returns them.
         purpose: which of the measured steps; they must hold spans ("trace").
-        clock: of durations. "thread_cpu" where ranks share cores: then an action was held up as long as its thread did
-            not run, and of that, as of messages, the least that was ever seen is taken: a lower bound.
+        clock: of durations. "thread_cpu" where ranks share cores: then a collective held an action up for as long as
+            it waited and its thread did not run, and of that, as of messages, the least that was ever seen is taken: a
+            lower bound.
 
     Returns:
         durations: per (stage, kind), the median over steps, microbatches, tensor ranks and replicas of an action's
@@ -158,7 +159,7 @@ def _actions(
             before = done.get(action, _Done(start_ns, end_ns, 0, 0))
             wall_ns, cpu_ns = end_ns - start_ns, max(0, span.cpu_ns)
             compute_ns = wall_ns - span.wait_ns if clock == "wall" else cpu_ns
-            held_up_ns = span.wait_ns if clock == "wall" else max(0, wall_ns - cpu_ns)
+            held_up_ns = span.wait_ns if clock == "wall" else max(0, min(span.wait_ns, wall_ns - cpu_ns))
             done[action] = _Done(before.start_ns, end_ns, before.compute_ns + compute_ns, before.wait_ns + held_up_ns)
     if not any(found.values()):
         raise RecordsError(

@@ -28,6 +28,7 @@ from hybrid_runtime.verifier.comparison import Baseline
 from hybrid_runtime.verifier.metrics import Metrics
 
 BASELINE = "declared baseline"
+METHOD = "replay with this run's own costs"
 TIME_CLAIMS = ("utilisation", "latency_reduction", "throughput_gain")
 
 
@@ -61,7 +62,7 @@ def modelled_run(
     others = [*_baseline(baseline), *_other_plans(candidate.side.plan, costs)]
     method = f"{source}; replayed are the plan's own lists"
     rows = tuple(_row(one, own.step) for one in (own, *others))
-    figured = (_with_figure(claim, own.step, others, method) if _undecided(claim) else claim for claim in claims)
+    figured = (_with_figure(claim, own.step, others) if _undecided(claim) else claim for claim in claims)
     return tuple(figured), ModelledRun(method=method, steps=rows, ranks=own.step.ranks)
 
 
@@ -163,7 +164,7 @@ def _gain(own: WholeStep, other: WholeStep) -> Fraction:
     return Fraction(other.step_ns, own.step_ns) - 1
 
 
-def _with_figure(claim: Claim, own: WholeStep, others: Sequence[Replayed], method: str) -> Claim:
+def _with_figure(claim: Claim, own: WholeStep, others: Sequence[Replayed]) -> Claim:
     known = {one.kind: one.step for one in others if one.step is not None}
     if claim.id == "utilisation":
         point, beside = own.utilisation, {kind: step.utilisation for kind, step in known.items()}
@@ -178,7 +179,7 @@ def _with_figure(claim: Claim, own: WholeStep, others: Sequence[Replayed], metho
         point=_percent(point),
         exact=exact_text(point * 100),
         would=would,
-        method=method,
+        method=METHOD,
         beside={kind: f"{_percent(value)} %" for kind, value in beside.items()},
     )
     return claim.model_copy(update={"modelled": figure})
