@@ -88,33 +88,15 @@ def pipeline_times_ns(ranks: Sequence[RankRecords], purpose: str = TRACE) -> tup
     return tuple(longest[step] for step in sorted(longest))
 
 
-def message_waits_ns(ranks: Sequence[RankRecords], purpose: str = TRACE) -> dict[tuple[int, int], int]:
-    """Per (rank, step), how long the rank waited for messages that had been sent already: they were under way.
-
-    Raises:
-        RecordsError: as `measured_costs`.
-    """
-    found: dict[tuple[int, int], int] = defaultdict(int)
-    for receive in _receives(ranks, purpose, _actions(ranks, purpose)):
-        found[receive.rank, receive.step] += max(0, receive.end_ns - max(receive.start_ns, receive.sent_ns))
-    return found
-
-
-class _Receive(NamedTuple):
-    """A wait for a message, on the common clock; `sent_ns` is the end of the action that made what was sent."""
-
-    rank: int
-    step: int
-    edge: DirectedEdge
-    start_ns: int
-    end_ns: int
-    sent_ns: int
-
-
-def _receives(
-    ranks: Sequence[RankRecords], purpose: str, done_at: Mapping[_Place, Mapping[Action, _Done]]
-) -> Iterator[_Receive]:
+def _hops(
+    ranks: Sequence[RankRecords],
+    purpose: str,
+    done_at: Mapping[_Place, Mapping[Action, _Done]],
+    typical: Callable[[list[int]], int],
+) -> dict[DirectedEdge, Hop]:
     stage_to_rank = {stage: rank.header.pp for rank in ranks for stage in rank.header.stages}
+    waited_for: dict[DirectedEdge, list[int]] = defaultdict(list)
+    at_most: dict[DirectedEdge, list[int]] = defaultdict(list)
     for rank, step in _steps(ranks, purpose):
         done, offset_ns = done_at[_place(rank, step)], rank.header.clock_offset_ns
         for wait in step.waits:
@@ -122,23 +104,11 @@ def _receives(
             if receive is None or not receive.kind.is_receive:
                 continue
             made = next((done[action] for action in producers(partner(receive)) if action in done), None)
-            if made is not None:
-                edge = stage_to_rank[partner(receive).stage], rank.header.pp
-                times = wait.start_ns + offset_ns, wait.end_ns + offset_ns, made.end_ns
-                yield _Receive(rank.header.rank, step.step, edge, *times)
-
-
-def _hops(
-    ranks: Sequence[RankRecords],
-    purpose: str,
-    done_at: Mapping[_Place, Mapping[Action, _Done]],
-    typical: Callable[[list[int]], int],
-) -> dict[DirectedEdge, Hop]:
-    waited_for: dict[DirectedEdge, list[int]] = defaultdict(list)
-    at_most: dict[DirectedEdge, list[int]] = defaultdict(list)
-    for receive in _receives(ranks, purpose, done_at):
-        waited = receive.start_ns <= receive.sent_ns
-        (waited_for if waited else at_most)[receive.edge].append(max(0, receive.end_ns - receive.sent_ns))
+            if made is None:
+                continue
+            edge = stage_to_rank[partner(receive).stage], rank.header.pp
+            waited = wait.start_ns + offset_ns <= made.end_ns
+            (waited_for if waited else at_most)[edge].append(max(0, wait.end_ns + offset_ns - made.end_ns))
     known = {edge: typical(times) for edge, times in waited_for.items()}
     bounds = {edge: min(times) for edge, times in at_most.items() if edge not in known}
     return {edge: Hop(latency=time_ns) for edge, time_ns in sorted((known | bounds).items())}

@@ -1,16 +1,16 @@
 """Where the recorded steps of every pipeline rank went, by the components that a plan predicts.
 
-    rank 0 | 0F0 | 0F1 |~~ RECV ~~>>| 0B0 ~~ |  | 0B1 | ~~~ REDUCE ~~|## REDUCE ##|OPT|
-    rank 1 |~~~~~| 1F0 | 1B0 | ...                             | 1B5 |## REDUCE ##|OPT|
-                                >> message under way                 ^ the pipeline has ended on every rank
+    rank 0 | 0F0 | 0F1 |~~ RECV ~~| 0B0 ~~ |  | 0B1 | ~~~ REDUCE ~~|## REDUCE ##|OPT|
+    rank 1 |~~~~~| 1F0 | 1B0 | ...                           | 1B5 |## REDUCE ##|OPT|
+                                                                   ^ the pipeline has ended on every rank
 
 forward, backward, weight_grad   actions, the waits inside them left out
 tensor_parallel                  those waits
-messages                         waiting for a message that has been sent already (>>)
 data_parallel                    phases that only communicate and waits inside the update, after the pipeline's end (##)
 optimizer                        the update without waits
-overhead                         reading data, and gaps between spans in which nobody was waited for
-idle                             the rest of the step's window (~~)
+overhead                         reading data, and gaps between spans in which nobody was waited for; what a rank does
+                                 itself to move messages is there too, so "messages" is 0
+idle                             the rest of the step's window (~~): for others, and for messages under way
 
 So the parts of a rank add up to the window of the step. On the clock "thread_cpu" only compute is known: the first
 three and the update.
@@ -22,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from hybrid_runtime.planner.measured_costs import message_waits_ns
 from hybrid_runtime.predicted import RankTime
 from hybrid_runtime.records import OPTIMIZER, REDUCE_GRAD, RankRecords, StepRecord
 from hybrid_runtime.schedule.actions import Kind, parse_action
@@ -55,14 +54,12 @@ def rank_parts(metrics: Metrics, clock: Clock) -> dict[int, Parts]:
     """
     sums: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     counts: dict[int, int] = defaultdict(int)
-    messages = message_waits_ns(metrics.side.ranks, metrics.purpose) if clock == "wall" else {}
     for window_ns, row in zip(metrics.windows_ns, metrics.rows(), strict=True):
         ends = _pipeline_ends(row) if clock == "wall" else {}
         for rank, step in row:
             parts = _compute(step, clock)
             if clock == "wall":
-                message_ns = messages.get((rank.header.rank, step.step), 0)
-                parts = _whole(parts, step, ends[rank.header.dp] - rank.header.clock_offset_ns, message_ns, window_ns)
+                parts = _whole(parts, step, ends[rank.header.dp] - rank.header.clock_offset_ns, window_ns)
             counts[rank.header.pp] += 1
             for name, time_ns in parts.items():
                 sums[rank.header.pp][name] += time_ns
@@ -82,14 +79,12 @@ def _compute(step: StepRecord, clock: Clock) -> dict[str, int]:
     return parts
 
 
-def _whole(
-    compute: Mapping[str, int], step: StepRecord, pipeline_end_ns: int, message_ns: int, window_ns: int
-) -> dict[str, int]:
+def _whole(compute: Mapping[str, int], step: StepRecord, pipeline_end_ns: int, window_ns: int) -> dict[str, int]:
     """All components of one step on one rank; `pipeline_end_ns` is on the rank's own clock."""
     parts = {
         **compute,
         "tensor_parallel": sum(span.wait_ns for span in step.spans if is_action(span.name)),
-        "messages": message_ns,
+        "messages": 0,
         "data_parallel": union_ns(_communication(step, pipeline_end_ns)),
         "overhead": host_ns(step),
     }
