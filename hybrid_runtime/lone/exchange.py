@@ -120,7 +120,8 @@ def _measure(rank: int, ranks: int, folder: Path, device_kind: str, sizes: Seque
     torch.set_num_threads(1)
     if not cpu:
         torch.cuda.set_device(device)
-    store, timeout = dist.FileStore(str(folder / "store"), ranks), timedelta(seconds=_TIMEOUT_S)
+    timeout = timedelta(seconds=_TIMEOUT_S)
+    store = torch.distributed.FileStore(str(folder / "store"), ranks)  # type: ignore[attr-defined]
     dist.init_process_group("gloo" if cpu else "nccl", store=store, rank=rank, world_size=ranks, timeout=timeout)
     group = dist.new_group(list(range(ranks)))
     shared = open_shared_memory(group, timeout) if cpu else None

@@ -95,11 +95,11 @@ def other_model(planned: Sequence[UnitCost], costs: Sequence[UnitCost]) -> str |
             return f"it has {len(names)} units, the model {len(own)}"
         there, here = next(pair for pair in zip(names, own) if pair[0] != pair[1])
         return f"its unit {there!r} is {here!r} in the model"
-    for there, here in zip(planned, costs):
+    for one, other in zip(planned, costs):
         for figure in _FIGURES:
-            if getattr(there, figure) != getattr(here, figure):
+            if getattr(one, figure) != getattr(other, figure):
                 words = figure.replace("_", " ")
-                return f"{there.name} has {getattr(there, figure)} {words} in the plan, {getattr(here, figure)} here"
+                return f"{one.name} has {getattr(one, figure)} {words} in the plan, {getattr(other, figure)} here"
     return None
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from hybrid_runtime.calibration import Calibration, Spread, UnitTimes
 from hybrid_runtime.report.cells import bytes_text, duration_text, printable
-from hybrid_runtime.report.terminal import plain_table
+from hybrid_runtime.report.plain_table import plain_table
 
 
 def calibration_tables(found: Calibration) -> RenderableType:

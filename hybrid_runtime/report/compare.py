@@ -22,8 +22,9 @@ from hybrid_runtime.report.pairs import (
     self_check_pairs,
     side_pairs,
 )
+from hybrid_runtime.report.plain_table import plain_table
 from hybrid_runtime.report.run_data import Run
-from hybrid_runtime.report.terminal import STYLES, plain_table
+from hybrid_runtime.report.terminal import STYLES
 
 
 def compare_page(first: Run, second: Run) -> str:

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_runtime.report.cells import bytes_text, duration_text, printable, ranges_text
-from hybrid_runtime.report.terminal import ShareBar, plain_table
+from hybrid_runtime.report.plain_table import plain_table
+from hybrid_runtime.report.terminal import ShareBar
 from hybrid_runtime.would import RankRow, RehearsalVerdict, Would, WouldClaim
 
 STYLES: dict[Would, str] = {"WOULD PASS": "green", "WOULD FAIL": "red", "UNDECIDED": "yellow"}
