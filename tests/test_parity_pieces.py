@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hybrid_runtime.schedule.choose import AUTO
-from tests.parity import assert_same, deployment, one_process, this_rank
+from tests.parity import VOCABULARY, assert_same, deployment, one_process, this_rank
 from tests.ranks import run_ranks
 
 TWO = ["embedding..1.mlp[:20]", "1.mlp[20:]..head"]
@@ -39,12 +39,30 @@ def compare(rank: int, tp: int, cases: list[tuple[str, list[str]]]) -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("tp", [1, 2])
-def test_two_ranks_of_pieces_equal_one_process(tp: int) -> None:
-    cases = [("1f1b", TWO), ("zb_h1", TWO), ("zb_v", V), ("zb_v", V_THREE), (AUTO, V), ("zb_v", V_ALONE)]
-    run_ranks(2 * tp, compare, tp, cases, timeout_s=240)
+def test_pieces_on_two_ranks_equal_one_process() -> None:
+    cases = [("1f1b", TWO), ("zb_v", V_THREE), ("zb_v", V_ALONE)]
+    run_ranks(2, compare, 1, cases, timeout_s=240)
+
+
+@pytest.mark.ranks
+def test_pieces_on_two_by_two_ranks_equal_one_process() -> None:
+    run_ranks(4, compare, 2, [("1f1b", TWO), ("zb_v", V), (AUTO, V_THREE)], timeout_s=240)
+
+
+def compare_own(rank: int) -> None:
+    """A user's plain modules, cut where they offer it, in three pieces."""
+    model = {"units": "tests.own_pieces:units", "options": {"vocab_size": VOCABULARY, "width": 8}}
+    cuts = ["embedding..0.mlp[:9]", "0.mlp[9:10]", "0.mlp[10:]..head"]
+    settings = deployment(model=model, parallel={"pp_degree": 3}, pipeline={"cuts": cuts})
+    _, _, run = this_rank(settings)
+    assert_same(run, one_process(settings))
+
+
+@pytest.mark.ranks
+def test_own_pieces_equal_one_process() -> None:
+    run_ranks(3, compare_own)
 
 
 @pytest.mark.ranks
 def test_middle_pieces_equal_one_process() -> None:
-    run_ranks(3, compare, 1, [("1f1b", THREE), ("zb_h1", THREE)], timeout_s=240)
+    run_ranks(3, compare, 1, [("zb_h1", THREE)], timeout_s=240)

@@ -90,7 +90,20 @@ def _build(spec: UnitSpec, context: BuildContext) -> nn.Module:
         unit = spec.build(context)
     if not isinstance(unit, nn.Module):
         raise UsageError(f"unit {spec.name!r} was built as a {type(unit).__name__}; build must return an nn.Module")
-    return unit.to(device=context.device, dtype=context.dtype)
+    unit = unit.to(device=context.device, dtype=context.dtype)
+    for parameter in unit.parameters():
+        _lay_out(parameter)
+    return unit
+
+
+def _lay_out(parameter: nn.Parameter) -> None:
+    """Gives a parameter that is a view (a slice of a weight that was drawn whole) memory of its own, in order.
+
+    torch's fused AdamW (2.13) writes past the rows of a strided parameter instead of into it, and what is left of the
+    whole would be held as long as its slice.
+    """
+    if not parameter.is_contiguous() or parameter.untyped_storage().nbytes() > parameter.nbytes:
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def _share_rows(unit: nn.Module, rows: Piece, owner: nn.Module, leaf: str, tp_degree: int) -> None:
