@@ -13,8 +13,8 @@ from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost
 from hybrid_runtime.planner.baseline import baseline_deployment
 from hybrid_runtime.planner.cover import stage_cover, wanted_by
-from hybrid_runtime.planner.embedding_rows import embedding_pieces
 from hybrid_runtime.planner.cuts import Stages, cut_units
+from hybrid_runtime.planner.embedding_rows import embedding_pieces
 from hybrid_runtime.planner.predict import durations_in_flops, predict
 from hybrid_runtime.planner.searched import searched_lists
 from hybrid_runtime.schedule.actions import ActionList, texts
