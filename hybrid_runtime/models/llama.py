@@ -84,7 +84,7 @@ class EmbeddingUnit(nn.Module):
 
 
 class EmbeddingRowsUnit(nn.Module):
-    """() -> (part of x,): rows that lie here, (B, S, H), from `microbatch.tokens`. Weights as of the whole embedding."""
+    """() -> (part of x,): rows that lie here, (B, S, H), of `microbatch.tokens`. Weights are the whole embedding's."""
 
     def __init__(self, shape: LlamaShape, context: BuildContext, rows: tuple[int, int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From a plan to this rank's stages, and to the facts about tied weights and sharded rows that groups and optimizer need."""
+"""From a plan to this rank's stages, and what groups and optimizer need to know of tied weights and sharded rows."""
 
 from __future__ import annotations
 

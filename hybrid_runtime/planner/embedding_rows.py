@@ -2,8 +2,8 @@
 
     vocabulary 250, tp 2, rows [64, 128, 58]     rank 0 embedding[0:64]   rank 1 embedding[64:192]   rank 2 ...[192:250]
 
-Rows are counted over the vocabulary padded to a multiple of tp_degree. Each tensor-parallel rank holds the same slice of
-its own share (pieces.py), so every number of rows is a multiple of tp_degree. 0 rows are allowed.
+Rows are counted over the vocabulary padded to a multiple of tp_degree. Each tensor-parallel rank holds the same slice
+of its own share (pieces.py), so every number of rows is a multiple of tp_degree. 0 rows are allowed.
 """
 
 from __future__ import annotations

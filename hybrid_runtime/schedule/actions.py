@@ -7,9 +7,9 @@ F forward, I input gradient, W weight gradient, B both in one traversal. `kSEND_
 i to stage k+1, `kRECV_Fi` receives stage k's input from stage k-1; `kSEND_Bi` sends the gradient of stage k's input to
 stage k-1, `kRECV_Bi` receives the gradient of stage k's output from stage k+1.
 
-Where the embedding's rows are sharded over the pipeline ranks, `rEFi` looks up microbatch i in the rows of the rank whose
-first stage is r and starts to add the result up on stage 0's rank, where 0Fi takes the sum; `rEBi` adds the gradient of
-that sum, which 0EBi sends to all, to the rank's rows.
+Where the embedding's rows are sharded over the pipeline ranks, `rEFi` looks microbatch i up in the rows of the rank
+whose first stage is r and starts to add the result up on stage 0's rank, where 0Fi takes the sum; `rEBi` adds the
+gradient of that sum, which 0EBi sends to all, to the rank's rows.
 
     action  := stage (EF | EB) microbatch    0EF3 on stage 0's rank, 2EF3 on that of stage 2, ...
 

@@ -81,6 +81,7 @@ def check_compute(
     findings = [*_ranks(lists, stage_to_rank), *_places(placed, stage_to_rank, num_microbatches)]
     if not findings:
         findings += _coverage(placed, lists, stage_to_rank, num_microbatches, workload)
+        findings += _lookups(lists, stage_to_rank, num_microbatches, workload)
         findings += _gradient_order(placed) if findings else ()
     if findings:
         return CheckResult(tuple(findings), {}, tuple(map(peak_in_flight, lists)))
