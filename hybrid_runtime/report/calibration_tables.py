@@ -10,6 +10,8 @@ from hybrid_runtime.calibration import Calibration, Spread, UnitTimes
 from hybrid_runtime.report.cells import bytes_text, duration_text, printable
 from hybrid_runtime.report.plain_table import plain_table
 
+_UNSTEADY = 3
+
 
 def calibration_tables(found: Calibration) -> RenderableType:
     """All of it; times are medians."""
@@ -18,6 +20,7 @@ def calibration_tables(found: Calibration) -> RenderableType:
     if found.collectives or found.messages:
         parts.append(_communication(found))
     parts.append(Text(f"\n{_rest(found)}"))
+    parts += [Text(unsteady, style="yellow")] if (unsteady := _unsteady(found)) else []
     parts += [Text(f"not measured: {printable(what)} ({printable(why)})") for what, why in found.not_measured.items()]
     return Group(*parts)
 
@@ -49,12 +52,26 @@ def _add(table: Table, what: str, ranks: str, num_bytes: int, time: Spread) -> N
     table.add_row(*map(Text, (what.replace("_", " "), ranks, bytes_text(num_bytes), *times)))
 
 
+def _unsteady(found: Calibration) -> str:
+    """Whether something else ran meanwhile: then a tenth of the times is several times as long as another tenth."""
+    times = [row.time for row in found.collectives] + [row.one_way for row in found.messages]
+    times += [time for row in found.units for time in (row.forward, row.backward)]
+    wide = sum(time.p90_ns > _UNSTEADY * time.p10_ns for time in times)
+    if 4 * wide < len(times):
+        return ""
+    return f"warning: {wide} of {len(times)} times vary by more than {_UNSTEADY}x: calibrate again on an idle machine"
+
+
 def _rest(found: Calibration) -> str:
     slower = ", ".join(f"{what} x{factor}" for what, factor in found.overlap.items()) or "not measured"
+    action, step, fixed, per_million = (
+        duration_text(ns / 1e9)
+        for ns in (found.action_ns, found.step_ns, found.optimizer_fixed_ns, found.optimizer_per_million_ns)
+    )
+    each = found.optimizer_bytes_per_parameter
     return (
-        f"executor: {duration_text(found.action_ns / 1e9)} per action, {duration_text(found.step_ns / 1e9)} per step\n"
-        f"optimizer: {duration_text(found.optimizer_fixed_ns / 1e9)} and "
-        f"{duration_text(found.optimizer_per_million_ns / 1e9)} per million parameters, {found.optimizer_bytes_per_parameter} bytes each\n"
+        f"executor: {action} per action, {step} per step\n"
+        f"optimizer: {fixed} and {per_million} per million parameters, {each} bytes each\n"
         f"side by side: {slower}\n"
         f"devices, against the median: {', '.join(found.device_factors) or 'not measured'}"
     )
