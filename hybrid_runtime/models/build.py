@@ -170,6 +170,12 @@ def _checked(specs: object, path: str) -> list[UnitSpec]:
         raise UsageError(
             f"model.units = {path!r}: unit names must be unique, but {twice[0]!r} appears twice; rename it"
         )
+    unreadable = next((name for name in names if not name or ".." in name or set(name) & set("[]")), None)
+    if unreadable is not None:
+        raise UsageError(
+            f"model.units = {path!r}: a unit is named {unreadable!r}, but cuts are written with names, '..' and "
+            "[first:end]; use a name without them"
+        )
     return list(specs)
 
 

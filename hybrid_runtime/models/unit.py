@@ -143,8 +143,8 @@ def specs_of(names: Sequence[str], specs: Sequence[UnitSpec]) -> list[UnitSpec]:
 
 
 def _piece_spec(spec: UnitSpec, piece: Piece) -> UnitSpec:
-    if spec.parts == 1 or not 0 <= piece.start < piece.stop <= spec.parts:
-        can = "it cannot be cut" if spec.parts == 1 else f"its parts are 0 to {spec.parts}"
+    if not 0 <= piece.start < piece.stop <= spec.parts or spec.parts == 1:
+        can = "it cannot be cut" if spec.parts <= 1 else f"its parts are 0 to {spec.parts}"
         raise PlanError(f"the plan has a piece {str(piece)!r} of unit {spec.name!r}, but {can}; make the plan again")
     part = Slice(piece.start, piece.stop, spec.parts)
     return UnitSpec(str(piece), lambda context: spec.build(replace(context, unit=piece.unit, piece=part)))

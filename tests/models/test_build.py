@@ -58,6 +58,9 @@ def boom():
 def number():
     return 3
 
+def bracket():
+    return [UnitSpec("0.mlp[0:3]", lambda context: Block(2, 1.0))]
+
 def mixed():
     return [*units(), "head"]
 
@@ -114,6 +117,7 @@ def test_wrong_user_functions_are_explained(user_module: str) -> None:
         (f"{user_module}:number", "returned a int; it must return a list of UnitSpec"),
         (f"{user_module}:mixed", "returned a list with a str"),
         (f"{user_module}:twice", "'embedding' appears twice"),
+        (f"{user_module}:bracket", r"named '0\.mlp\[0:3\]', but cuts are written with names"),
     ):
         with pytest.raises(UsageError, match=message):
             model_units(Model(units=units), None)
