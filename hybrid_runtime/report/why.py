@@ -98,7 +98,9 @@ def _words(kind: str) -> str:
         return printable(kind)
     action = parse_action(f"{kind}0")
     if action.kind.is_lookup:
-        what = "the sum of a sharded embedding" if action.kind is Kind.EF else "its gradient, from stage 0"
+        what = (
+            "the sum of a sharded embedding" if action.kind is Kind.EF else "the gradient of a sharded embedding's sum"
+        )
         return f"{what} ({kind})"
     what = "activations" if action.kind in (Kind.RECV_F, Kind.SEND_F) else "gradients"
     if action.kind.is_receive:

@@ -17,7 +17,7 @@ from hybrid_runtime.comm.collectives import all_gather_stack
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.llama import llama_units
-from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec, specs_of
+from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec, sharded_specs, specs_of
 from hybrid_runtime.pieces import unit_of
 from hybrid_runtime.shapes import shape_from_hugging_face
 from hybrid_runtime.tensor_parallel.shard import gather_full, iter_parameters
@@ -86,6 +86,26 @@ def test_logits_equal_transformers(folders: Path, name: str) -> None:
     expected = torch.load(folders / f"{name}.pt")
     assert expected.abs().max() > 1, "too small to show a difference"
     torch.testing.assert_close(logits_of(load(folders / name), Axis()), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", [LLAMA, QWEN])
+def test_rows_of_a_sharded_embedding(folders: Path, name: str) -> None:
+    """Each rank's rows are read from the folder, and with them the sum of lookups is the embedding's, to the bit."""
+    specs = llama_units(shape_from_hugging_face(folders / name))
+    whole = load(folders / name)
+    pieces = ("", "embedding[0:20]", "embedding[20:51]")
+    parts = []
+    for rank in (1, 2):
+        held = sharded_specs(specs, pieces, rank)
+        mine = [spec for spec in held if spec.name == pieces[rank] or (rank == 2 and spec.name == "head")]
+        units = build_units(mine, BuildContext(seed=99), weights=folders / name)
+        parts.append(units[pieces[rank]]((), Microbatch(TOKENS))[0])
+    rows, head = units[pieces[2]], units["head"]
+    assert (rows.get_parameter("tokens.weight") is head.get_parameter("output.weight")) == (name == QWEN)
+    (rest,) = build_units(sharded_specs(specs, pieces, 0)[:1], BuildContext(), weights=folders / name).values()
+    assert torch.equal(rest.zeros(TOKENS), torch.zeros_like(parts[0]))
+    summed = rest((parts[0] + parts[1],), Microbatch(TOKENS))[0]
+    assert torch.equal(summed, whole["embedding"]((), Microbatch(TOKENS))[0])
 
 
 @pytest.mark.ranks
