@@ -28,7 +28,6 @@ from hybrid_runtime.schedule.replay import replay_step
 from hybrid_runtime.schedule.step_costs import StageKind, StepCosts, Time
 
 Clock = Literal["wall", "thread_cpu"]
-_NAMES = {Kind.F: "forward_ns", Kind.W: "weight_grad_ns"}  # everything else that computes is a backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def _rank_time(actions: ActionList, costs: RunCosts, pp: int, step_ns: int) -> R
     parts: dict[str, int] = defaultdict(int)
     for action in actions:
         if action.kind.is_compute:
-            parts[_NAMES.get(action.kind, "backward_ns")] += int(costs.step.compute(action.stage, action.kind))
+            parts[_component(action.kind)] += int(costs.step.compute(action.stage, action.kind))
             parts["tensor_parallel_ns"] += int(costs.step.collectives(action.stage, action.kind))
             parts["overhead_ns"] += costs.gap_ns
     phases = costs.phases_ns[pp]
@@ -127,6 +126,12 @@ def _rank_time(actions: ActionList, costs: RunCosts, pp: int, step_ns: int) -> R
     parts["data_parallel_ns"] = phases.get(REDUCE_GRAD, 0)
     parts["optimizer_ns"] = phases.get(OPTIMIZER, 0)
     return RankTime(**parts, idle_ns=step_ns - sum(parts.values()))
+
+
+def _component(kind: Kind) -> str:
+    if kind is Kind.W:
+        return "weight_grad_ns"
+    return "forward_ns" if kind.value.endswith("F") else "backward_ns"
 
 
 def _gaps_ns(step: StepRecord) -> list[int]:

@@ -29,7 +29,6 @@ from hybrid_runtime.verifier.metrics import Clock, Metrics, host_ns, union_ns
 
 COMPONENTS = tuple(name.removesuffix("_ns") for name in RankTime.model_fields)
 COMPUTE = ("forward", "backward", "weight_grad", "optimizer")
-_OF_KIND = {Kind.F: "forward", Kind.W: "weight_grad"}  # everything else that computes is a backward
 
 Parts = dict[str, Fraction]
 
@@ -41,7 +40,9 @@ def component_of(name: str) -> str | None:
     if not is_action(name):
         return None
     kind = parse_action(name).kind
-    return _OF_KIND.get(kind, "forward" if kind.value.endswith("F") else "backward")
+    if kind is Kind.W:
+        return "weight_grad"
+    return "forward" if kind.value.endswith("F") else "backward"
 
 
 def rank_parts(metrics: Metrics, clock: Clock) -> dict[int, Parts]:
