@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -84,6 +84,7 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
     """Replays a schedule with the costs of a layout's stages and fills in the rows.
 
     A rank without rows looks nothing up, so the cuts are made again when the rows say so; the order of actions stays.
+    Where that breaks a promise of balance, every rank gets at least a few rows: looking up costs all the same then.
 
     Args:
         rows: of compute lists (`to_rows`).
@@ -92,20 +93,33 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
     Raises:
         PlanError: as `stage`.
     """
-    staged = staged or stage(layout, setting, model)
-    found = _evaluate(staged, setting, model, rows)
-    lookers = frozenset(rank for rank, rows in enumerate(found.rows) if rows)
-    if layout.sharded and lookers != staged.lookers:
-        again = _evaluate(stage(layout, setting, model, lookers), setting, model, rows)
-        if frozenset(rank for rank, rows in enumerate(again.rows) if rows) == lookers:
-            return again
-    return found
+    everyone = _evaluate(staged or stage(layout, setting, model), setting, model, rows)
+    found = everyone
+    while (lookers := frozenset(rank for rank, count in enumerate(found.rows) if count)) != found.staged.lookers:
+        found = _evaluate(stage(layout, setting, model, lookers), setting, model, rows)  # fewer every time
+    if found is everyone or not broken_promises(found, setting):
+        return found
+    some_each = _evaluate(everyone.staged, setting, model, rows, some_each=True)
+    return min(found, some_each, key=lambda one: (len(broken_promises(one, setting)), one.step_ns))
 
 
-def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows) -> Evaluated:
+def broken_promises(found: Evaluated, setting: Setting) -> list[str]:
+    """The balance that the deployment promises and a layout does not have, in words."""
+    figures = (
+        ("compute", found.compute_share_range, setting.compute_share_limit),
+        ("memory", found.memory_share_range, setting.memory_share_limit),
+    )
+    return [
+        f"shares of {what} differ by {float(100 * share):.2f} pp, {float(100 * limit):g} are promised"
+        for what, share, limit in figures
+        if limit is not None and share > limit
+    ]
+
+
+def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows, *, some_each: bool = False) -> Evaluated:
     layout, ranks = staged.layout, range(staged.layout.mesh.pp_degree)
     step = replay_rows(order, step_costs(staged, setting, model))
-    rows, memory = _memory(staged, setting, model, step)
+    rows, memory = _memory(staged, setting, model, step, some_each)
     parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
     summed = tuple(gradient_sum_ns(count * model.state.gradient, layout, setting, model) for count in parameters)
     train = setting.workload == "train"
@@ -124,7 +138,7 @@ def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows) -
 
 
 def _memory(
-    staged: Staged, setting: Setting, model: StepModel, step: Replay
+    staged: Staged, setting: Setting, model: StepModel, step: Replay, some_each: bool
 ) -> tuple[tuple[int, ...], tuple[RankMemory, ...]]:
     """Rows of the embedding, and what every rank holds with them."""
     layout, state = staged.layout, model.state
@@ -134,7 +148,7 @@ def _memory(
     held = [state.total * staged.rank_parameters(rank) + activations[rank] + buffers[rank] for rank in ranks]
     rows: tuple[int, ...] = ()
     if layout.sharded:
-        rows = embedding_rows(held, layout, setting, state.total)
+        rows = embedding_rows(held, staged.lookers, layout, setting, state.total, some_each=some_each)
     hidden, tp = setting.shape.hidden_size, layout.mesh.tp_degree
     memory = []
     for rank in ranks:
@@ -151,13 +165,33 @@ def _memory(
     return rows, tuple(memory)
 
 
-def embedding_rows(held_bytes: Sequence[int], layout: Layout, setting: Setting, state_bytes: int) -> tuple[int, ...]:
-    """Rows per pipeline rank that make what all hold equal; the vocabulary padded to what tensor ranks divide."""
+def embedding_rows(
+    held_bytes: Sequence[int],
+    lookers: Collection[int],
+    layout: Layout,
+    setting: Setting,
+    state_bytes: int,
+    *,
+    some_each: bool = False,
+) -> tuple[int, ...]:
+    """Rows per pipeline rank that make what all hold equal; the vocabulary padded to what tensor ranks divide.
+
+    Args:
+        lookers: the ranks that may have rows.
+        some_each: none of them stays without.
+    """
     tp, vocab = layout.mesh.tp_degree, setting.shape.vocab_size
     num_rows = -(-vocab // tp) * tp
     multiple = rows_multiple(vocab, tp, len(held_bytes))
     per_row = Fraction(state_bytes * setting.shape.hidden_size, tp)
-    return fill_rows(held_bytes, num_rows, per_row, multiple)
+    chosen = sorted(lookers)
+    least = min(multiple, num_rows // len(chosen) // tp * tp) if some_each else 0
+    held = [held_bytes[rank] + int(least * per_row) for rank in chosen]
+    filled = [least + count for count in fill_rows(held, num_rows - least * len(chosen), per_row, multiple)]
+    rows = [0] * len(held_bytes)
+    for rank, count in zip(chosen, filled):
+        rows[rank] = count
+    return tuple(rows)
 
 
 def _buffer_bytes(staged: Staged, rank: int) -> int:
