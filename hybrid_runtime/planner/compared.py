@@ -8,7 +8,6 @@ dp_only                        every device a replica, the microbatch size that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 
 from hybrid_runtime.errors import PlanError
@@ -90,11 +89,3 @@ def _missing(kind: str, mesh: Mesh, schedule: str, count: int, why: str) -> Pred
         speed_up=None,
         why_not=why,
     )
-
-
-def grouped(losers: Iterator[tuple[str, str]]) -> list[str]:
-    """One line per reason, with how many layouts it rules out and the first of them."""
-    groups: dict[str, list[str]] = {}
-    for what, why in losers:
-        groups.setdefault(why, []).append(what)
-    return [f"{whats[0]}{f' and {len(whats) - 1} more' if whats[1:] else ''}: {why}" for why, whats in groups.items()]

@@ -6,14 +6,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from hybrid_runtime.pieces import read_piece
+from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting, dp_crosses_nodes
 from hybrid_runtime.planner.rows import fill_rows, rows_multiple
-from hybrid_runtime.planner.staged import Staged, lower_bound_ns, stage, step_costs
+from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, stage, step_costs
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import RankMemory
-from hybrid_runtime.schedule.actions import ActionList
+from hybrid_runtime.schedule.actions import ActionList, parse_actions
 from hybrid_runtime.schedule.replay import Replay, replay_rows
-from hybrid_runtime.schedule.rows import Rows
+from hybrid_runtime.schedule.rows import Rows, to_rows
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that are summed over replicas at once (data_parallel/buckets.py)
 
@@ -103,6 +105,17 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
     return min(found, some_each, key=lambda one: (len(broken_promises(one, setting)), one.step_ns))
 
 
+def evaluate_as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel) -> tuple[RankMemory, ...]:
+    """What the ranks of an existing plan are calculated to hold, with its own stages, rows and lists."""
+    compute = [tuple(one for one in parse_actions(row) if one.kind.is_compute) for row in plan.actions]
+    lookers = frozenset(rank for rank, piece in enumerate(plan.embedding_pieces) if piece)
+    staged = as_planned(plan, layout, setting, model, lookers)
+    step = replay_rows(to_rows(compute, plan.stage_to_rank), step_costs(staged, setting, model))
+    pieces = [read_piece(name) for name in plan.embedding_pieces]
+    rows = tuple(0 if piece is None else piece.parts for piece in pieces)
+    return _memory(staged, setting, model, step, some_each=False, rows=rows)[1]
+
+
 def broken_promises(found: Evaluated, setting: Setting) -> list[str]:
     """The balance that the deployment promises and a layout does not have, in words."""
     figures = (
@@ -119,7 +132,7 @@ def broken_promises(found: Evaluated, setting: Setting) -> list[str]:
 def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows, *, some_each: bool = False) -> Evaluated:
     layout, ranks = staged.layout, range(staged.layout.mesh.pp_degree)
     step = replay_rows(order, step_costs(staged, setting, model))
-    rows, memory = _memory(staged, setting, model, step, some_each)
+    rows, memory = _memory(staged, setting, model, step, some_each=some_each)
     parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
     summed = tuple(gradient_sum_ns(count * model.state.gradient, layout, setting, model) for count in parameters)
     train = setting.workload == "train"
@@ -138,16 +151,22 @@ def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows, *
 
 
 def _memory(
-    staged: Staged, setting: Setting, model: StepModel, step: Replay, some_each: bool
+    staged: Staged,
+    setting: Setting,
+    model: StepModel,
+    step: Replay,
+    *,
+    some_each: bool,
+    rows: tuple[int, ...] = (),
 ) -> tuple[tuple[int, ...], tuple[RankMemory, ...]]:
     """Rows of the embedding, and what every rank holds with them."""
     layout, state = staged.layout, model.state
     ranks = range(layout.mesh.pp_degree)
-    activations = [peak.num_bytes for peak in step.peaks]
+    beside = setting.beside_bytes or (0,) * len(ranks)
+    activations = [peak.num_bytes + more for peak, more in zip(step.peaks, beside)]
     buffers = [_buffer_bytes(staged, rank) for rank in ranks]
     held = [state.total * staged.rank_parameters(rank) + activations[rank] + buffers[rank] for rank in ranks]
-    rows: tuple[int, ...] = ()
-    if layout.sharded:
+    if layout.sharded and not rows:
         rows = embedding_rows(held, staged.lookers, layout, setting, state.total, some_each=some_each)
     hidden, tp = setting.shape.hidden_size, layout.mesh.tp_degree
     memory = []

@@ -26,6 +26,7 @@ class Setting:
         limit_text: that limit as the user wrote it, for messages.
         devices_per_node: neighbours by rank that share fast links.
         compute_share_limit, memory_share_limit: promised gaps between devices' shares, of 1; None for no promise.
+        beside_bytes: per pipeline rank, what it is known to hold beyond what is calculated; empty for nothing.
         seed: of the schedule search.
     """
 
@@ -41,6 +42,7 @@ class Setting:
     limit_text: str = ""
     compute_share_limit: Fraction | None = None
     memory_share_limit: Fraction | None = None
+    beside_bytes: tuple[int, ...] = ()
     seed: int = 0
 
 
