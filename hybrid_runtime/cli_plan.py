@@ -1,4 +1,4 @@
-"""The command `hybrid-runtime plan`: search, print, write plan.json; with --try, run the best few and choose by time."""
+"""The command `hybrid-runtime plan`: search, print, write plan.json; with --try, run the best few first."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, writ
 from hybrid_runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from hybrid_runtime.calibration import Calibration
     from hybrid_runtime.deployment import Deployment
     from hybrid_runtime.planner.planned import Planned
 
@@ -62,14 +63,14 @@ def plan(
     write_json(json_file, planned.plan.model_dump(mode="json") | {"why_not": list(planned.why_not)})
 
 
-def _search(deployment: Deployment, measured: object, keep: int, quiet: bool) -> Planned:
+def _search(deployment: Deployment, measured: Calibration | None, keep: int, quiet: bool) -> Planned:
     from hybrid_runtime.planner.planned import plan_deployment
 
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
         task = progress.add_task("planning", total=1.0)
         return plan_deployment(
             deployment,
-            measured,  # type: ignore[arg-type]
+            measured,
             keep=keep,
             progress=lambda what, part: progress.update(task, description=what, completed=part),
         )

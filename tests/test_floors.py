@@ -22,7 +22,7 @@ FLOORS = [
     "planner verifier report comm tensor_parallel data_parallel models data telemetry training",
     "pipeline",
     "job job_header job_last_words job_orders job_parts job_planted job_progress",
-    "launcher sides sampling measure cli cli_output cli_plan cli_report cli_schedule __main__",
+    "launcher sides sampling measure tried cli cli_output cli_plan cli_report cli_schedule __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE = {*FLOORS[0].split(), "schedule", "planner", "verifier", "report", *FLOORS[-1].split()} - {"__main__"}

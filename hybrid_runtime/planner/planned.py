@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hybrid_runtime.calibration import Calibration
@@ -40,9 +40,9 @@ class Planned:
     sentences: tuple[str, ...]
     why_not: tuple[str, ...]
 
-    def plan_of(self, found: Evaluated) -> Plan:
-        """The plan of one of the best, with nothing beside it."""
-        return write_plan(found, self.setting, self.model)
+    def plan_of(self, found: Evaluated, alternatives: Sequence[Alternative] = ()) -> Plan:
+        """The plan of one of the best."""
+        return write_plan(found, self.setting, self.model, baselines(found, self.setting, self.model), alternatives)
 
 
 def plan_deployment(
@@ -94,7 +94,7 @@ def grouped(losers: Iterable[Loser]) -> list[str]:
 def _kind(loser: Loser) -> str:
     """Losers of one mesh and reason are told once."""
     if loser.layout is None:
-        return f"{loser.what} {loser.why}"
+        return loser.what.split()[0]
     words = loser.why.split()
     reason = " ".join(word for word in words[:4] if not any(letter.isdigit() for letter in word))
     return f"{loser.layout.mesh} {reason}"

@@ -37,6 +37,8 @@ def plan_tables(plan: Plan, sentences: Sequence[str], why_not: Sequence[str]) ->
         _rank_table(plan, predicted),
         Text(),
         _compared_table(predicted),
+        Text("other candidates", style="underline dim"),
+        *_candidates(predicted),
         Text("why not the others" if why_not else "no other layout is possible", style="underline dim"),
         *(Text(printable(line)) for line in why_not[:SHOWN_REASONS]),
         *([Text(f"and {more} more reasons")] if more > 0 else []),
@@ -96,10 +98,18 @@ def _compared_table(predicted: PredictedStep) -> Table:
     table = _table(_COMPARED)
     for one in predicted.baselines:
         table.add_row(one.kind, one.mesh, one.schedule, str(one.num_microbatches or "-"), *_against(one))
+    return table
+
+
+def _candidates(predicted: PredictedStep) -> list[Text]:
+    """One line each, with what a trial measured."""
+    lines = []
     for other in predicted.alternatives:
         step = "-" if other.step_time_ns is None else duration_text(other.step_time_ns / 1e9)
-        table.add_row("candidate", printable(other.description), "", "", step, printable(other.why_not))
-    return table
+        if other.measured_ns is not None:
+            step += f" predicted, {duration_text(other.measured_ns / 1e9)} measured"
+        lines.append(Text(printable(f"{step}: {other.description}: {other.why_not}")))
+    return lines
 
 
 def _against(one: PredictedBaseline) -> tuple[str, str]:
