@@ -165,8 +165,9 @@ class Pipeline(Table):
     cuts: Cuts = Field(
         "balanced",
         description="even (equally many layers per stage), balanced (stages as equal in FLOPs as cuts between units "
-        "allow), or one 'first..last' of unit names per stage",
-        examples=[["embedding..1.mlp", "2.attn..head"]],
+        "allow), or one 'first..last' of unit names per stage; an end may be a part of a unit, '3.mlp[:96]' or "
+        "'3.mlp[96:]', counted in an MLP's neurons or an attention's key/value heads",
+        examples=[["embedding..1.mlp", "2.attn..head"], ["embedding..1.mlp[:96]", "1.mlp[96:]..head"]],
     )
 
     @classmethod

@@ -20,6 +20,7 @@ from hybrid_runtime.git_state import git_state
 from hybrid_runtime.launches import Launches, note_launch
 from hybrid_runtime.models.flops import flops
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.costs import costs_of_names
 from hybrid_runtime.records import Header, Host
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry import host as telemetry_host
@@ -98,12 +99,11 @@ def _flops_per_step(deployment: Deployment, plan: Plan, units: Mapping[str, nn.M
     A user's own units were counted when the plan was made, for the whole model: a rank does its tensor-parallel share.
     """
     total = {"F": 0, "I": 0, "W": 0}
-    planned = {cost.name: cost for cost in plan.units}
-    for name, unit in units.items():
+    planned = costs_of_names(list(units), plan.units)
+    for (_, unit), cost in zip(units.items(), planned, strict=True):
         if deployment.shape is not None or callable(getattr(unit, "flops", None)):
             counted = flops(unit, plan.microbatch_size, plan.sequence_length)
         else:
-            cost = planned[name]
             kinds = {"F": cost.forward_flops, "I": cost.input_grad_flops, "W": cost.weight_grad_flops}
             counted = {kind: value // plan.tp_degree for kind, value in kinds.items()}
         for kind in total if plan.workload == "train" else "F":

@@ -14,7 +14,7 @@ from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.data.tokens import TokenSource
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.models.build import build_units
-from hybrid_runtime.models.unit import BuildContext, UnitSpec
+from hybrid_runtime.models.unit import BuildContext, UnitSpec, specs_of
 from hybrid_runtime.pipeline.build import build_stages, edges_of, find_tie, share_tied
 from hybrid_runtime.pipeline.executor import Executor
 from hybrid_runtime.plan import Plan
@@ -69,7 +69,7 @@ def build(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], groups:
     """
     assert deployment.model is not None
     place, seed = groups.place, deployment.workload.seed
-    wanted = {name for stage in plan.stages_of(groups.place.pp) for name in stage.units}
+    names = [name for stage in plan.stages_of(groups.place.pp) for name in stage.units]
     context = BuildContext(
         tp=groups.tp,
         sequence_parallel=plan.sequence_parallel,
@@ -78,7 +78,7 @@ def build(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], groups:
         seed=seed,
         random=RandomStates(derived_seed(seed, "random", place.dp, place.pp), groups.tp, groups.device),
     )
-    units = build_units([spec for spec in specs if spec.name in wanted], context, weights=deployment.model.weights)
+    units = build_units(specs_of(names, specs), context, weights=deployment.model.weights)
     update = None
     if plan.workload == "train":
         tied, counts = share_tied(find_tie(plan, specs), units, groups)

@@ -6,6 +6,7 @@ own function and updates with torch's AdamW. The runtime's ranks run `job.run_st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, cast
@@ -151,6 +152,15 @@ def _whole_gradients(units: dict[str, nn.Module], local: dict[str, Tensor], grou
             if name in whole:  # another replica or tensor rank: must hold the very same
                 torch.testing.assert_close(gradient, whole[name], rtol=1e-6, atol=1e-9)
             whole[name] = gradient
+    return _joined(whole)
+
+
+def _joined(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pieces of a unit under the unit's name: each is zero where the others are."""
+    whole: dict[str, Tensor] = {}
+    for name, gradient in gradients.items():
+        unit = re.sub(r"\[\d+:\d+\]", "", name)
+        whole[unit] = whole[unit] + gradient if unit in whole else gradient
     return whole
 
 

@@ -19,6 +19,7 @@ from hybrid_runtime.models.hugging_face import load_hugging_face
 from hybrid_runtime.models.llama import llama_units
 from hybrid_runtime.models.measure import measured_costs
 from hybrid_runtime.models.unit import BuildContext, UnitSpec
+from hybrid_runtime.pieces import unit_of
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.shapes import LlamaShape
@@ -52,12 +53,12 @@ def model_units(model: Model | None, shape: LlamaShape | None) -> list[UnitSpec]
 def build_units(
     specs: Sequence[UnitSpec], context: BuildContext, *, weights: str | Path | None = None
 ) -> dict[str, nn.Module]:
-    """Builds the given units only, by name and in order; qualified parameter names are `<unit>.<parameter>`.
+    """Builds the given units and pieces only, by name and in order; parameters are then named `<unit>.<parameter>`.
 
     Where both ends of a tie are among them, they share one Parameter.
 
     Args:
-        specs: a slice of the model's list.
+        specs: of one rank's units, in model order (`specs_of`).
         context: where and how to build; its `unit` is filled in here.
         weights: folder of safetensors files in Hugging Face names; None keeps the random weights.
 
@@ -82,11 +83,24 @@ def _build(spec: UnitSpec, context: BuildContext) -> nn.Module:
     the same weights on every mesh, whatever else a rank builds."""
     forked = [context.device] if context.device.type == "cuda" else []
     with torch.random.fork_rng(devices=forked), context.device:
-        torch.manual_seed(derived_seed(context.seed, spec.name))
+        torch.manual_seed(derived_seed(context.seed, unit_of(spec.name)))
         unit = spec.build(context)
     if not isinstance(unit, nn.Module):
         raise UsageError(f"unit {spec.name!r} was built as a {type(unit).__name__}; build must return an nn.Module")
-    return unit.to(device=context.device, dtype=context.dtype)
+    unit = unit.to(device=context.device, dtype=context.dtype)
+    for parameter in unit.parameters():
+        _lay_out(parameter)
+    return unit
+
+
+def _lay_out(parameter: nn.Parameter) -> None:
+    """Gives a parameter that is a view (a slice of a weight that was drawn whole) memory of its own, in order.
+
+    torch's fused AdamW (2.13) writes past the rows of a strided parameter instead of into it, and what is left of the
+    whole would be held as long as its slice.
+    """
+    if not parameter.is_contiguous() or parameter.untyped_storage().nbytes() > parameter.nbytes:
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def model_costs(deployment: Deployment, specs: Sequence[UnitSpec]) -> tuple[UnitCost, ...]:

@@ -1,5 +1,7 @@
 """Weights of a Hugging Face Llama, Mistral or Qwen2 folder into built units; each rank reads only its own slices.
 
+Pieces of a unit (`3.mlp[0:96]`) read their slices of the unit's tensors.
+
 unit        parameter           tensors in the folder (joined along dim 0)
 embedding   tokens.weight       model.embed_tokens.weight
 k.attn      norm.weight         model.layers.k.input_layernorm.weight
@@ -100,8 +102,8 @@ def _sources(name: str, unit: nn.Module) -> dict[str, list[tuple[str, int]]]:
     layer = f"model.layers.{name.partition('.')[0]}"
     if isinstance(unit, EmbeddingUnit):
         return {"tokens.weight": [("model.embed_tokens.weight", unit.tokens.vocab_size)]}
-    hidden = unit.norm.weight.numel() if isinstance(unit, AttentionUnit | MlpUnit | HeadUnit) else 0
     if isinstance(unit, AttentionUnit):
+        hidden = unit.output.shards["weight"].global_shape[0]
         projections = [f"{layer}.self_attn.{letter}_proj" for letter in "qkv"]
         return {
             "norm.weight": [(f"{layer}.input_layernorm.weight", hidden)],
@@ -110,6 +112,7 @@ def _sources(name: str, unit: nn.Module) -> dict[str, list[tuple[str, int]]]:
             "output.weight": [(f"{layer}.self_attn.o_proj.weight", hidden)],
         }
     if isinstance(unit, MlpUnit):
+        hidden = unit.down.shards["weight"].global_shape[0]
         projections = [f"{layer}.mlp.{side}_proj" for side in ("gate", "up")]
         return {
             "norm.weight": [(f"{layer}.post_attention_layernorm.weight", hidden)],
@@ -118,7 +121,10 @@ def _sources(name: str, unit: nn.Module) -> dict[str, list[tuple[str, int]]]:
         }
     if isinstance(unit, HeadUnit):
         output = "model.embed_tokens.weight" if unit.tied else "lm_head.weight"
-        return {"norm.weight": [("model.norm.weight", hidden)], "output.weight": [(output, unit.vocab_size)]}
+        return {
+            "norm.weight": [("model.norm.weight", unit.norm.weight.numel())],
+            "output.weight": [(output, unit.vocab_size)],
+        }
     raise UsageError(
         f"unit {name!r} is a {type(unit).__name__}; model.weights can be loaded into Llama-family units only"
     )

@@ -11,6 +11,7 @@ from torch import nn
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.models.unit import UnitSpec
+from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.pipeline.stage import Stage
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.schedule.actions import parse_actions
@@ -43,15 +44,20 @@ def find_tie(plan: Plan, specs: Sequence[UnitSpec]) -> Tie | None:
     """The model's tied weight, if it has one.
 
     Raises:
-        PlanError: more than one weight is tied, or a tie names an unknown unit.
+        PlanError: more than one weight is tied, a tie names an unknown unit, or one that is cut.
     """
     place = {unit: stage.pp_rank for stage in plan.stages for unit in stage.units}
+    cut = {unit_of(unit) for unit in place if read_piece(unit)}
     ties = [(spec.name, own, *target) for spec in specs for own, target in spec.tied.items()]
     if not ties:
         return None
     if len(ties) > 1:
         raise PlanError(f"{len(ties)} tied weights; this runtime supports one (embedding and head)")
     user, user_parameter, owner, owner_parameter = ties[0]
+    if cut & {user, owner}:
+        raise PlanError(
+            f"unit {(cut & {user, owner}).pop()!r} has a tied weight and cannot be cut; cut before or after it"
+        )
     if owner not in place:
         raise PlanError(f"unit {user!r} ties {user_parameter!r} to unknown unit {owner!r}")
     return Tie(owner, owner_parameter, place[owner], user, user_parameter, place[user])

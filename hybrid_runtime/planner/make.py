@@ -12,7 +12,7 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost
 from hybrid_runtime.planner.baseline import baseline_deployment
-from hybrid_runtime.planner.cover import stage_cover, wanted_by
+from hybrid_runtime.planner.cover import parts_of, stage_cover, tp_findings, wanted_by
 from hybrid_runtime.planner.cuts import Stages, cut_units
 from hybrid_runtime.planner.predict import durations_in_flops, predict
 from hybrid_runtime.planner.searched import searched_lists
@@ -41,7 +41,7 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
     schedule, workload = deployment.pipeline.schedule, deployment.workload.kind
     virtual_stages = deployment.pipeline.virtual_stages
     stage_to_rank = place(schedule, mesh.pp_degree, virtual_stages)
-    stages = _stages(deployment, costs, len(stage_to_rank), mesh.pp_degree)
+    stages = _stages(deployment, costs, len(stage_to_rank), mesh)
     if is_searched(schedule):
         accept(schedule, mesh.pp_degree, num_microbatches, workload, virtual_stages)
         durations, limit = durations_in_flops(stages, costs), deployment.pipeline.in_flight_limit
@@ -104,10 +104,11 @@ def _valid_sizes(batch: Batch, dp_degree: int) -> str:
     return ", or ".join(valid)
 
 
-def _stages(deployment: Deployment, costs: Sequence[UnitCost], num_stages: int, pp_degree: int) -> Stages:
-    stages = cut_units(deployment.pipeline.cuts, costs, num_stages)
-    asked_by = wanted_by(num_stages, pp_degree)
-    problems = stage_cover(stages, [cost.name for cost in costs], num_stages, asked_by=asked_by)
+def _stages(deployment: Deployment, costs: Sequence[UnitCost], num_stages: int, mesh: Mesh) -> Stages:
+    stages, parts = cut_units(deployment.pipeline.cuts, costs, num_stages), parts_of(costs)
+    asked_by = wanted_by(num_stages, mesh.pp_degree)
+    problems = stage_cover(stages, [cost.name for cost in costs], num_stages, asked_by=asked_by, parts=parts)
+    problems = problems or tp_findings(stages, parts, mesh.tp_degree)
     if problems:
         raise PlanError("pipeline.cuts: " + "; ".join(problems))
     return stages

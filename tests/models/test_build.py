@@ -170,3 +170,17 @@ def test_plain_modules_start_equal_whatever_else_a_rank_builds() -> None:
     assert not torch.equal(whole["a"].weight, whole["b"].weight)  # type: ignore[arg-type]
     half = build_units(specs, BuildContext(dtype=torch.bfloat16))
     assert {p.dtype for p in half["c"].parameters()} == {torch.bfloat16}
+
+
+def test_a_slice_of_a_weight_gets_memory_of_its_own() -> None:
+    """torch's fused AdamW updates a strided parameter wrongly, without a word."""
+
+    def build(context: BuildContext) -> nn.Module:
+        linear = nn.Linear(4, 6)
+        linear.weight = nn.Parameter(linear.weight[:, 1:3])
+        return linear
+
+    (unit,) = build_units([UnitSpec("one", build)], BuildContext()).values()
+    weight = dict(unit.named_parameters())["weight"]
+    assert weight.is_contiguous()
+    assert weight.untyped_storage().nbytes() == weight.nbytes == 6 * 2 * 4

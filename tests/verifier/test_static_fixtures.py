@@ -31,6 +31,9 @@ layers_missing.toml                1 stage_cover            FAIL  30.attn, 30.ml
 unit_twice.toml                    1 stage_cover            FAIL  unit '8.attn' is held 2 times
 stage_empty.toml                   1 stage_cover            FAIL  stage 1 is empty
 unit_unknown.toml                  1 stage_cover            FAIL  no unit '32.mlp'
+piece_missing.toml                 1 stage_cover            FAIL  parts 96 to 100 of unit '1.mlp' are on no stage
+piece_not_divisible.toml           1 pieces_divisible       FAIL  cut at 96 or 98
+pieces.toml                        0 pieces_divisible       PASS  1.mlp at 96, 4.attn at 2
 cuts_too_few.toml                  1 stage_cover            FAIL  3 stages are given, but pp_degree asks for 4
 more_stages_than_units.toml        1 stage_cover            FAIL  to 14 stages or less
 parts_contradict.toml              1 stage_cover            FAIL  4 parts are declared
