@@ -21,6 +21,7 @@ from rich.console import Console
 
 from hybrid_runtime.cli_lone import calibrate, rehearse
 from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json
+from hybrid_runtime.cli_plan import plan
 from hybrid_runtime.cli_report import report
 from hybrid_runtime.cli_schedule import schedule_app, simulate
 from hybrid_runtime.errors import ExitCode, HybridRuntimeError, RunError, UsageError
@@ -280,6 +281,7 @@ def schema(
     write_json(json_file or "-", make())
 
 
+app.command()(plan)
 app.command()(simulate)
 app.command()(report)
 app.command()(calibrate)

@@ -46,6 +46,7 @@ from hybrid_runtime.deployment_fields import (
     refuse,
 )
 from hybrid_runtime.deployment_measurement import Measurement
+from hybrid_runtime.deployment_search import Search
 from hybrid_runtime.deployment_telemetry import Telemetry
 from hybrid_runtime.deployment_text import read_values
 from hybrid_runtime.errors import DeploymentError, Problem
@@ -299,6 +300,7 @@ class Deployment(Table):
     optimizer: Optimizer = Optimizer()
     data: Data = Data()
     hardware: Hardware = Hardware()
+    search: Search = Search()
     baseline: Baseline | None = None
     targets: Targets = Targets()
     declared: Declared = Declared()
@@ -337,8 +339,8 @@ class Deployment(Table):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical form without [telemetry]: where figures are shown is no part of what runs."""
-        values = self.model_dump(mode="json", exclude={"telemetry"})
+        """SHA-256 of the canonical form without [telemetry] and [search]: neither is a part of what runs."""
+        values = self.model_dump(mode="json", exclude={"telemetry", "search"})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -192,7 +192,7 @@ class AnalyticCosts:
     step_ns = 0
 
     @property
-    def source(self) -> Literal["analytic", "calibration"]:
+    def source(self) -> Literal["analytic", "calibration", "records"]:
         return "analytic"
 
     @property

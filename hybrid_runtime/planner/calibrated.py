@@ -54,7 +54,7 @@ class CalibratedCosts:
     _said: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def source(self) -> Literal["analytic", "calibration"]:
+    def source(self) -> Literal["analytic", "calibration", "records"]:
         return "calibration"
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from hybrid_runtime.errors import PlanError
@@ -11,6 +11,9 @@ from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.planner.layout import CutKind, Layout, Setting
 from hybrid_runtime.schedule.choose import accept, is_searched, place
 from hybrid_runtime.schedule.registry import SCHEDULES
+
+# Of a rank's work in V placement: fills the pipeline sooner, at the price of memory on some ranks.
+SMALLER_FIRST_STAGE = Fraction(21, 50)
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,13 @@ def _of_mesh(space: Space, setting: Setting, mesh: Mesh, size: int, count: int) 
                 continue
             if is_searched(schedule):
                 limit = space.in_flight or mesh.pp_degree + 1
-                for share in (Fraction(1, 2), Fraction(21, 50)):
-                    yield Layout(mesh, size, count, schedule, None, space.cuts, sharded, share, min(limit, count))
+                common = Layout(
+                    mesh, size, count, schedule, cuts=space.cuts, sharded=sharded, in_flight=min(limit, count)
+                )
+                yield common
+                yield replace(common, share=SMALLER_FIRST_STAGE)
+                if setting.memory_share_limit is not None:
+                    yield replace(common, level=True)
             else:
                 yield Layout(mesh, size, count, schedule, virtual, space.cuts, sharded)
 

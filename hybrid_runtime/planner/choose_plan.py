@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, replace
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import Impossible, Space, layouts
-from hybrid_runtime.planner.evaluate import Evaluated, evaluate, gradient_sum_ns
-from hybrid_runtime.planner.layout import Layout, Setting
-from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_slower
+from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, gradient_sum_ns
+from hybrid_runtime.planner.layout import Layout, Setting, in_flight
+from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_not
+from hybrid_runtime.planner.rows import water_level
 from hybrid_runtime.planner.staged import (
     Staged,
+    embedding_parameters,
     load_of,
     lower_bound_ns,
     stage,
@@ -34,6 +36,8 @@ from hybrid_runtime.schedule.rows import Rows, to_rows
 
 # Actions replayed in a round of annealing, all searched layouts of a plan together: some twenty seconds in all.
 MOST_REPLAYED = 250_000_000
+MOST_SEARCHED = 6_000  # actions of a step; annealing more than that takes minutes to beat the known schedules
+LONG = 10_000  # actions of a step that take a second to replay
 _STAND_IN = "zb_v"  # whose idle time a searched schedule is guessed to have
 
 
@@ -83,20 +87,17 @@ def choose(
     ]
     if not found.best:
         raise PlanError(infeasible(found.losers, setting))
-    found.best.sort(key=_rank_key)
+    found.best.sort(key=lambda one: (len(broken_promises(one, setting)), one.step_ns, one.peak_bytes, str(one.layout)))
     chosen = found.best[0]
     for other in found.best[keep:]:
-        found.losers.append(_slower(other, chosen))
+        found.losers.append(_beaten(other, chosen, setting))
     del found.best[keep:]
     return found
 
 
-def _rank_key(found: Evaluated) -> tuple[int, int, str]:
-    return found.step_ns, found.peak_bytes, str(found.layout)
-
-
-def _slower(other: Evaluated, chosen: Evaluated) -> Loser:
-    return Loser(str(other.layout), why_slower(other, chosen), other.layout, other.step_ns, other.peak_bytes)
+def _beaten(other: Evaluated, chosen: Evaluated, setting: Setting) -> Loser:
+    why = why_not(other, chosen, setting)
+    return Loser(str(other.layout), why, other.layout, other.step_ns, other.peak_bytes)
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,16 @@ def _possible(
             found.losers.append(Loser(str(layout), str(problem), layout))
             continue
         if lacking > 0:
-            found.losers.append(too_large(layout, int(lacking), setting, "parameters and one microbatch alone"))
+            found.losers.append(too_large(layout, int(lacking), setting, "already with equal parts"))
             continue
         possible.append(_Open(bound, _guess_ns(layout, bound), layout))
-    possible.sort(key=lambda one: (one.guess_ns, str(one.layout)))
+    possible.sort(key=lambda one: (_is_long(one.layout), one.guess_ns, str(one.layout)))
     return possible
+
+
+def _is_long(layout: Layout) -> bool:
+    """Whether a replay takes seconds: such layouts come last, when more of them are hopeless."""
+    return 3 * len(layout.stage_to_rank) * layout.num_microbatches > LONG
 
 
 def _idle_free_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
@@ -179,9 +185,11 @@ class _Cuts:
 
 
 def _least_bytes(layout: Layout, setting: Setting, model: StepModel) -> int:
-    """What the fullest rank holds at least: its part of all parameters, and one microbatch of its part."""
-    total = model.line(layout.mesh.tp_degree, layout.microbatch_size).total
-    return (model.state.total * total.parameters + total.saved) // layout.mesh.pp_degree
+    """What the fullest rank holds at least: the mean of parameters, and of the activations in flight, less 5 %."""
+    total, ranks = model.line(layout.mesh.tp_degree, layout.microbatch_size).total, layout.mesh.pp_degree
+    head = model.line(layout.mesh.tp_degree, layout.microbatch_size).units[-1].whole.saved
+    held = sum(in_flight(layout, rank) for rank in range(ranks)) / ranks * 19 / 20
+    return (model.state.total * total.parameters + int(max(1, held) * (total.saved - head))) // ranks
 
 
 def _guess_ns(layout: Layout, bound_ns: int) -> int:
@@ -224,10 +232,15 @@ def _replayed(
             found.losers.append(too_large(one.layout, lacking, setting, "what the schedule holds with equal stages"))
             continue
         if is_searched(one.layout.schedule):
-            waiting.append((bound_ns, one.layout))
+            actions = 3 * len(staged.works) * one.layout.num_microbatches
+            if actions <= MOST_SEARCHED:
+                waiting.append((bound_ns, one.layout))
+            else:
+                why = f"not searched: {actions} actions are more than the {MOST_SEARCHED} that a search improves"
+                found.losers.append(Loser(str(one.layout), why, one.layout))
             continue
         done = _within_memory(one.layout, setting, model, known_rows(one.layout, setting), staged, found)
-        if done is not None:
+        if done is not None and not broken_promises(done, setting):
             heapq.heappush(best, -done.step_ns)
             if len(best) > keep:
                 heapq.heappop(best)
@@ -365,11 +378,12 @@ def limits(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
     """Bytes that the actions of every rank may hold: so many microbatches of its share, the head's logits once, and
     no more than its memory leaves.
     """
-    layout, found = staged.layout, []
-    for rank in range(layout.mesh.pp_degree):
-        states = model.state.total * staged.rank_parameters(rank)
-        work = staged.rank_work(rank)
-        limit = weigh(staged.line, layout, model, rank, work, staged.tied_parameters) - states
-        left = math.inf if setting.memory_bytes is None else setting.memory_bytes - states
-        found.append(int(min(limit, left)))
-    return found
+    layout, state = staged.layout, model.state.total
+    ranks = range(layout.mesh.pp_degree)
+    states = [state * staged.rank_parameters(rank) for rank in ranks]
+    held = [weigh(staged.line, layout, model, rank, staged.rank_work(rank), staged.tied_parameters) for rank in ranks]
+    most = setting.memory_bytes or max(held)
+    if layout.level:
+        rows = state * embedding_parameters(layout, setting) if layout.sharded else 0
+        most = min(most, int(water_level(held, rows)))
+    return [min(here, most) - below for here, below in zip(held, states)]

@@ -23,7 +23,7 @@ from hybrid_runtime.planner.work import Boundaries, Line, Load, Position, Work, 
 Weigh = Callable[[int, Work], int]  # (rank, what it holds) -> bytes, without the rows of a sharded embedding
 FitsV = Callable[[int, int, int, int, int], bool]  # (rank, first, end, back first, back end)
 FLOORS = (Fraction(2, 5), Fraction(1, 4), Fraction(0))  # least share of a chunk in a rank's mean load, tried in turn
-BEAM = 1200  # partial cuts times ranks: 150 on eight ranks
+BEAM = 640  # partial cuts times ranks: 80 on eight ranks
 
 
 def whole_v_cut(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from hybrid_runtime.pieces import read_piece
+from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting, dp_crosses_nodes
 from hybrid_runtime.planner.rows import fill_rows, rows_multiple
-from hybrid_runtime.planner.staged import Staged, lower_bound_ns, stage, step_costs
+from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, stage, step_costs
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import RankMemory
-from hybrid_runtime.schedule.actions import ActionList
+from hybrid_runtime.schedule.actions import ActionList, parse_actions
 from hybrid_runtime.schedule.replay import Replay, replay_rows
-from hybrid_runtime.schedule.rows import Rows
+from hybrid_runtime.schedule.rows import Rows, to_rows
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that are summed over replicas at once (data_parallel/buckets.py)
 
@@ -84,6 +86,7 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
     """Replays a schedule with the costs of a layout's stages and fills in the rows.
 
     A rank without rows looks nothing up, so the cuts are made again when the rows say so; the order of actions stays.
+    Where that breaks a promise of balance, every rank gets at least a few rows: looking up costs all the same then.
 
     Args:
         rows: of compute lists (`to_rows`).
@@ -92,20 +95,44 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
     Raises:
         PlanError: as `stage`.
     """
-    staged = staged or stage(layout, setting, model)
-    found = _evaluate(staged, setting, model, rows)
-    lookers = frozenset(rank for rank, rows in enumerate(found.rows) if rows)
-    if layout.sharded and lookers != staged.lookers:
-        again = _evaluate(stage(layout, setting, model, lookers), setting, model, rows)
-        if frozenset(rank for rank, rows in enumerate(again.rows) if rows) == lookers:
-            return again
-    return found
+    everyone = _evaluate(staged or stage(layout, setting, model), setting, model, rows)
+    found = everyone
+    while (lookers := frozenset(rank for rank, count in enumerate(found.rows) if count)) != found.staged.lookers:
+        found = _evaluate(stage(layout, setting, model, lookers), setting, model, rows)  # fewer every time
+    if found is everyone or not broken_promises(found, setting):
+        return found
+    some_each = _evaluate(everyone.staged, setting, model, rows, some_each=True)
+    return min(found, some_each, key=lambda one: (len(broken_promises(one, setting)), one.step_ns))
 
 
-def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows) -> Evaluated:
+def evaluate_as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel) -> tuple[RankMemory, ...]:
+    """What the ranks of an existing plan are calculated to hold, with its own stages, rows and lists."""
+    compute = [tuple(one for one in parse_actions(row) if one.kind.is_compute) for row in plan.actions]
+    lookers = frozenset(rank for rank, piece in enumerate(plan.embedding_pieces) if piece)
+    staged = as_planned(plan, layout, setting, model, lookers)
+    step = replay_rows(to_rows(compute, plan.stage_to_rank), step_costs(staged, setting, model))
+    pieces = [read_piece(name) for name in plan.embedding_pieces]
+    rows = tuple(0 if piece is None else piece.parts for piece in pieces)
+    return _memory(staged, setting, model, step, some_each=False, rows=rows)[1]
+
+
+def broken_promises(found: Evaluated, setting: Setting) -> list[str]:
+    """The balance that the deployment promises and a layout does not have, in words."""
+    figures = (
+        ("compute", found.compute_share_range, setting.compute_share_limit),
+        ("memory", found.memory_share_range, setting.memory_share_limit),
+    )
+    return [
+        f"shares of {what} differ by {float(100 * share):.2f} pp, {float(100 * limit):g} are promised"
+        for what, share, limit in figures
+        if limit is not None and share > limit
+    ]
+
+
+def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows, *, some_each: bool = False) -> Evaluated:
     layout, ranks = staged.layout, range(staged.layout.mesh.pp_degree)
     step = replay_rows(order, step_costs(staged, setting, model))
-    rows, memory = _memory(staged, setting, model, step)
+    rows, memory = _memory(staged, setting, model, step, some_each=some_each)
     parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
     summed = tuple(gradient_sum_ns(count * model.state.gradient, layout, setting, model) for count in parameters)
     train = setting.workload == "train"
@@ -124,17 +151,23 @@ def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows) -
 
 
 def _memory(
-    staged: Staged, setting: Setting, model: StepModel, step: Replay
+    staged: Staged,
+    setting: Setting,
+    model: StepModel,
+    step: Replay,
+    *,
+    some_each: bool,
+    rows: tuple[int, ...] = (),
 ) -> tuple[tuple[int, ...], tuple[RankMemory, ...]]:
     """Rows of the embedding, and what every rank holds with them."""
     layout, state = staged.layout, model.state
     ranks = range(layout.mesh.pp_degree)
-    activations = [peak.num_bytes for peak in step.peaks]
+    beside = setting.beside_bytes or (0,) * len(ranks)
+    activations = [peak.num_bytes + more for peak, more in zip(step.peaks, beside)]
     buffers = [_buffer_bytes(staged, rank) for rank in ranks]
     held = [state.total * staged.rank_parameters(rank) + activations[rank] + buffers[rank] for rank in ranks]
-    rows: tuple[int, ...] = ()
-    if layout.sharded:
-        rows = embedding_rows(held, layout, setting, state.total)
+    if layout.sharded and not rows:
+        rows = embedding_rows(held, staged.lookers, layout, setting, state.total, some_each=some_each)
     hidden, tp = setting.shape.hidden_size, layout.mesh.tp_degree
     memory = []
     for rank in ranks:
@@ -151,13 +184,33 @@ def _memory(
     return rows, tuple(memory)
 
 
-def embedding_rows(held_bytes: Sequence[int], layout: Layout, setting: Setting, state_bytes: int) -> tuple[int, ...]:
-    """Rows per pipeline rank that make what all hold equal; the vocabulary padded to what tensor ranks divide."""
+def embedding_rows(
+    held_bytes: Sequence[int],
+    lookers: Collection[int],
+    layout: Layout,
+    setting: Setting,
+    state_bytes: int,
+    *,
+    some_each: bool = False,
+) -> tuple[int, ...]:
+    """Rows per pipeline rank that make what all hold equal; the vocabulary padded to what tensor ranks divide.
+
+    Args:
+        lookers: the ranks that may have rows.
+        some_each: none of them stays without.
+    """
     tp, vocab = layout.mesh.tp_degree, setting.shape.vocab_size
     num_rows = -(-vocab // tp) * tp
     multiple = rows_multiple(vocab, tp, len(held_bytes))
     per_row = Fraction(state_bytes * setting.shape.hidden_size, tp)
-    return fill_rows(held_bytes, num_rows, per_row, multiple)
+    chosen = sorted(lookers)
+    least = min(multiple, num_rows // len(chosen) // tp * tp) if some_each else 0
+    held = [held_bytes[rank] + int(least * per_row) for rank in chosen]
+    filled = [least + count for count in fill_rows(held, num_rows - least * len(chosen), per_row, multiple)]
+    rows = [0] * len(held_bytes)
+    for rank, count in zip(chosen, filled):
+        rows[rank] = count
+    return tuple(rows)
 
 
 def _buffer_bytes(staged: Staged, rank: int) -> int:

@@ -25,6 +25,8 @@ class Setting:
         memory_bytes: most that a rank may hold, the safety margin taken off; None for no limit.
         limit_text: that limit as the user wrote it, for messages.
         devices_per_node: neighbours by rank that share fast links.
+        compute_share_limit, memory_share_limit: promised gaps between devices' shares, of 1; None for no promise.
+        beside_bytes: per pipeline rank, what it is known to hold beyond what is calculated; empty for nothing.
         seed: of the schedule search.
     """
 
@@ -38,6 +40,9 @@ class Setting:
     devices_per_node: int
     memory_bytes: int | None = None
     limit_text: str = ""
+    compute_share_limit: Fraction | None = None
+    memory_share_limit: Fraction | None = None
+    beside_bytes: tuple[int, ...] = ()
     seed: int = 0
 
 
@@ -51,6 +56,7 @@ class Layout:
         sharded: the embedding's rows are spread over the pipeline ranks.
         share: V placement, of a rank's work that its first stage gets. A smaller one fills the pipeline sooner and
             costs memory.
+        level: of schedule auto, ranks that would hold more than the others with all rows are held down to their level.
         in_flight: of schedule auto, most microbatches of a rank's whole share whose activations it may hold.
     """
 
@@ -62,6 +68,7 @@ class Layout:
     cuts: CutKind = "fractional"
     sharded: bool = True
     share: Fraction = Fraction(1, 2)
+    level: bool = False
     in_flight: int | None = None
 
     @cached_property
@@ -80,7 +87,8 @@ class Layout:
 
     def __str__(self) -> str:
         virtual = f" x {self.virtual_stages}" if self.virtual_stages else ""
-        limit = f" (in flight {self.in_flight})" if self.in_flight else ""
+        limit = f" (in flight {self.in_flight}{', level' if self.level else ''})" if self.in_flight else ""
+        limit += f" (first stages {float(100 * self.share):g} %)" if self.share != Fraction(1, 2) else ""
         rows = "embedding sharded" if self.sharded else "embedding on the first stage"
         return (
             f"{self.mesh}, {self.schedule}{virtual}{limit}, {self.num_microbatches} microbatches of "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from hybrid_runtime.planner.evaluate import Evaluated
+from hybrid_runtime.planner.evaluate import Evaluated, broken_promises
 from hybrid_runtime.planner.layout import MEMORY_SAFETY, Layout, Setting
 
 
@@ -44,6 +44,14 @@ def _tp_share(found: Evaluated) -> Fraction:
     works = [found.staged.rank_work(rank) for rank in range(found.layout.mesh.pp_degree)]
     spent = max(work.tp_forward + work.tp_backward for work in works) * found.layout.num_microbatches
     return Fraction(spent, max(1, found.step_ns))
+
+
+def why_not(other: Evaluated, chosen: Evaluated, setting: Setting) -> str:
+    """One sentence: which promise a layout breaks that the chosen one keeps, or how much slower it is and why."""
+    broken = broken_promises(other, setting)
+    if len(broken) > len(broken_promises(chosen, setting)):
+        return "; ".join(broken)
+    return why_slower(other, chosen)
 
 
 def too_large(layout: Layout, lacking_bytes: int, setting: Setting, where: str) -> Loser:

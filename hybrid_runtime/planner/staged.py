@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.pieces import read_piece
+from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.cut_linear import at_units, fractional_cut, whole_cut
 from hybrid_runtime.planner.cut_v import fractional_v_cut, whole_units_v
 from hybrid_runtime.planner.cuts import even_sizes
@@ -17,6 +19,7 @@ from hybrid_runtime.planner.work import (
     Boundaries,
     Line,
     Load,
+    Position,
     Work,
     durations,
     plus,
@@ -101,8 +104,7 @@ def stage(layout: Layout, setting: Setting, model: StepModel, lookers: frozenset
     elif lookers is None:
         lookers = frozenset(range(ranks))
     stage_to_rank = layout.stage_to_rank
-    tied = setting.shape.tie_embeddings and stage_to_rank[-1] != 0
-    tied_parameters = setting.shape.vocab_size * setting.shape.hidden_size // layout.mesh.tp_degree if tied else 0
+    tied_parameters = _tied_parameters(layout, setting, stage_to_rank)
     boundaries = _cut(layout, setting, model, line, lookup, lookers, tied_parameters)
     if boundaries is None:
         units = len(line.units)
@@ -114,6 +116,28 @@ def stage(layout: Layout, setting: Setting, model: StepModel, lookers: frozenset
         raise PlanError(why)
     works = tuple(stage_works(line, boundaries))
     return Staged(layout, line, lookup, lookers, boundaries, works, stage_to_rank, tied_parameters)
+
+
+def as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel, lookers: frozenset[int]) -> Staged:
+    """The stages of an existing plan."""
+    line, lookup = line_and_lookup(layout, model)
+    index = {unit.cost.name: number for number, unit in enumerate(line.units)}
+    starts = [_position(stage.units[0], index) for stage in plan.stages]
+    boundaries = (*starts, line.end)
+    works = tuple(stage_works(line, boundaries))
+    tied = _tied_parameters(layout, setting, plan.stage_to_rank)
+    return Staged(layout, line, lookup, lookers, boundaries, works, plan.stage_to_rank, tied)
+
+
+def _position(name: str, index: Mapping[str, int]) -> Position:
+    piece = read_piece(name)
+    return Position(index[name]) if piece is None else Position(index[piece.unit], piece.start)
+
+
+def _tied_parameters(layout: Layout, setting: Setting, stage_to_rank: Sequence[int]) -> int:
+    """Of the copy of a tied embedding that the head's rank holds."""
+    tied = setting.shape.tie_embeddings and stage_to_rank[-1] != 0
+    return setting.shape.vocab_size * setting.shape.hidden_size // layout.mesh.tp_degree if tied else 0
 
 
 def line_and_lookup(layout: Layout, model: StepModel) -> tuple[Line, Work]:

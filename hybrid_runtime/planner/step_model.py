@@ -17,7 +17,7 @@ class StepModel(Protocol):
     """Costs of everything that a step consists of, in nanoseconds and bytes of one rank."""
 
     @property
-    def source(self) -> Literal["analytic", "calibration"]:
+    def source(self) -> Literal["analytic", "calibration", "records"]:
         """Where the figures come from."""
 
     @property
