@@ -53,10 +53,11 @@ def rehearsed_costs(rehearsal: Rehearsal, plan: Plan, network: Network) -> StepC
     occupied: dict[StageKind, int] = {}
     for rank in rehearsal.ranks:
         overhead_ns = _overhead_ns(rank) // max(1, _actions(rank))
-        for stage, kind in durations:
+        for stage, kind in list(durations):
             if stage in rank.stages:
                 called = rank.calls.get(f"{stage}{kind.value}", ())
                 occupied[stage, kind] = overhead_ns + _called_ns(called, network)
+                durations[stage, kind] += _computed_ns(called, network)
     return StepCosts(durations=durations, tensor_parallel=occupied, hops=_hops(rehearsal, plan, network))
 
 
@@ -101,7 +102,11 @@ def busy_ns(rank: RehearsedRank) -> int:
 
 
 def _rank_time(rank: RehearsedRank, plan: Plan, network: Network, step_ns: int) -> RankTime:
-    durations = {key: _median([t for step in rank.steps for t in step.actions_ns[key]]) for key in _keys(rank)}
+    durations = {
+        key: _median([time for step in rank.steps for time in step.actions_ns[key]])
+        + _computed_ns(rank.calls.get(key, ()), network)
+        for key in _keys(rank)
+    }
     counts = {key: len(rank.steps[0].actions_ns[key]) for key in _keys(rank)}
 
     def total(*kinds: str) -> int:
@@ -149,6 +154,12 @@ def _called_ns(calls: Sequence[Calls], network: Network) -> int:
         for call in calls
         if call.kind not in _MESSAGES
     )
+
+
+def _computed_ns(calls: Sequence[Calls], network: Network) -> int:
+    """What peers make a rank compute more than it did alone."""
+    counted = (call for call in calls if call.kind not in _MESSAGES)
+    return sum(network.compute_ns(call.kind, call.ranks, call.num_bytes) * call.count for call in counted)
 
 
 def _hops(rehearsal: Rehearsal, plan: Plan, network: Network) -> Mapping[DirectedEdge, Hop]:
