@@ -13,6 +13,7 @@ runs/demo-20260101-120000/
   sampling.json       looks at the data while sampling went on, and why it stopped
   baseline/           the same files of the baseline, or infeasible.txt
   baselines/KIND/     the same of other baselines that were run for comparison
+  rehearsal.json      instead of records, where every rank ran alone (rehearsal.py); baseline/ has its own
   verdict.json  report.html  report.md  junit.xml  trace.json
 """
 
