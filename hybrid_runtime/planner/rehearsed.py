@@ -110,13 +110,13 @@ def _rank_time(rank: RehearsedRank, plan: Plan, network: Network, step_ns: int) 
     counts = {key: len(rank.steps[0].actions_ns[key]) for key in _keys(rank)}
 
     def total(*kinds: str) -> int:
-        return sum(durations[key] * counts[key] for key in durations if key[-1] in kinds)
+        return sum(durations[key] * counts[key] for key in durations if key.lstrip("0123456789") in kinds)
 
     collectives_ns = sum(_called_ns(rank.calls.get(key, ()), network) * counts[key] for key in counts)
     overhead_ns = _overhead_ns(rank) // max(1, _actions(rank)) * _actions(rank) + _phase_ns(rank, DATA)
     known = RankTime(
-        forward_ns=total("F"),
-        backward_ns=total("B", "I"),
+        forward_ns=total("F", "EF"),
+        backward_ns=total("B", "I", "EB"),
         weight_grad_ns=total("W"),
         tensor_parallel_ns=collectives_ns,
         data_parallel_ns=_phase_ns(rank, REDUCE_GRAD) + _called_ns(rank.calls.get(REDUCE_GRAD, ()), network),
@@ -213,7 +213,8 @@ def _spread(rehearsal: Rehearsal) -> tuple[float, float]:
 
 
 def _stage_kind(key: str) -> StageKind:
-    return int(key[:-1]), Kind(key[-1])
+    kind = key.lstrip("0123456789")
+    return int(key.removesuffix(kind)), Kind(kind)
 
 
 def _median(times: Sequence[int]) -> int:

@@ -120,8 +120,9 @@ def _actions(verdict: RehearsalVerdict) -> RenderableType:
     for row in verdict.ranks:
         for key, (low, middle, high) in sorted(row.actions.items()):
             spread = f"{100 * (high - low) / middle:.1f} %" if middle else "n/a"
+            kind = key.lstrip("0123456789")
             times = (duration_text(time / 1e9) for time in (middle, low, high))
-            table.add_row(*map(Text, (key[:-1], key[-1], *times, spread)))
+            table.add_row(*map(Text, (key.removesuffix(kind), kind, *times, spread)))
     return table
 
 
