@@ -36,7 +36,6 @@ from hybrid_runtime.predicted import Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
 from hybrid_runtime.shapes import LlamaShape
 
-
 HALF = Fraction(1, 2)
 MOST_REPLAYED = 600_000_000  # actions in a round of annealing: half a minute of two cores for 8 ranks
 
