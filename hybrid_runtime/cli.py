@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from hybrid_runtime.cli_convert import convert
 from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json
 from hybrid_runtime.cli_report import report
 from hybrid_runtime.cli_schedule import schedule_app, simulate
@@ -239,6 +240,7 @@ def schema(
 
 app.command()(simulate)
 app.command()(report)
+app.command()(convert)
 
 
 def _refuse_impossible(deployment: Deployment, json_file: str | None) -> None:

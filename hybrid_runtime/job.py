@@ -28,6 +28,7 @@ from hybrid_runtime.comm.start import (
 from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
+from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_orders import Order, expected_steps, orders
@@ -58,6 +59,7 @@ def run_rank(
     specs = model_units(deployment.model, deployment.shape)
     plan = make_plan(deployment, model_costs(deployment, specs))
     source = _open_source(deployment, plan)
+    exported = None if turns else prepare_export(deployment, launch.rank)
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
@@ -79,6 +81,8 @@ def run_rank(
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
             progress.show(order.step, PLANTED if planted else order.phase, loss, numbers)
         recorder.finish()
+        if exported is not None:
+            export(exported, deployment, built.units, groups)
         groups.barrier()
 
 

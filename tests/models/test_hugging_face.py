@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from hybrid_runtime.comm.axis import Axis, axis_of
 from hybrid_runtime.comm.collectives import all_gather_stack
 from hybrid_runtime.errors import UsageError
+from hybrid_runtime.hugging_face_config import shape_from_hugging_face
 from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.llama import llama_units
 from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec
-from hybrid_runtime.shapes import shape_from_hugging_face
 from tests.ranks import run_ranks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
