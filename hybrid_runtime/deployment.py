@@ -302,6 +302,15 @@ class Deployment(Table):
     telemetry: Telemetry = Telemetry()
     export: Export | None = None
 
+    @classmethod
+    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        model = values.get("model")
+        if "export" in given and isinstance(model, Model) and model.units is not None:
+            yield (
+                "has [export], which writes models of the Llama family, and a model of your own units",
+                "leave [export] out: transformers has no such model",
+            )
+
     @property
     def mesh(self) -> Mesh:
         return self.parallel.mesh

@@ -7,7 +7,6 @@ from typing import Any
 
 from hybrid_runtime import exact
 from hybrid_runtime.deployment import Deployment
-from hybrid_runtime.errors import UsageError
 from hybrid_runtime.hugging_face_config import CONFIG, config_of, read_config
 from hybrid_runtime.weights.layout import lay_out
 from hybrid_runtime.weights.number_types import DTYPES
@@ -23,11 +22,7 @@ def export_target(deployment: Deployment) -> Target | None:
     """
     if deployment.export is None:
         return None
-    if deployment.shape is None:
-        raise UsageError(
-            "[export] writes models of the Llama family; a model of your own units has no place in transformers, so "
-            "leave the table out"
-        )
+    assert deployment.shape is not None, "[export] is refused beside a model of one's own units"
     export_config(deployment)
     dtype = DTYPES[_dtype(deployment)]
     tensors = {name: (dtype, size) for name, size in tensor_shapes(deployment.shape).items()}

@@ -15,7 +15,7 @@ _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def converted(content: memoryview, source: str, target: str) -> memoryview:
-    """The bytes of the same numbers in another type, rounded to the nearest.
+    """The bytes of the same numbers in another type, rounded to the nearest (to bfloat16 by way of float32).
 
     Args:
         source, target: of tensor_file.FLOATS.
