@@ -1,4 +1,7 @@
-"""Tiny models of every family with random biases and norms, and the logits that transformers computes of them."""
+"""Tiny models of every family with random biases and norms, and the logits that transformers computes of them.
+
+transformers is imported where it is used: ranks that tests start need only what stands here, and it takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-transformers = pytest.importorskip("transformers", reason="the optional package transformers is not installed")
 
 SIZES: dict[str, Any] = {
     "vocab_size": 51,  # two ranks pad it
@@ -36,8 +36,15 @@ ROPE: dict[str, Any] = {
 }
 
 
+def transformers_or_skip() -> Any:
+    """The package; where it is not installed, the test is skipped."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+
+
 def configs() -> dict[str, Any]:
     """By name."""
+    transformers = transformers_or_skip()
     return {
         LLAMA: transformers.LlamaConfig(**SIZES, rope_theta=5000.0),
         LLAMA_ONE_HEAD: transformers.LlamaConfig(**SIZES | {"num_key_value_heads": 1}, rms_norm_eps=1e-3),
@@ -58,7 +65,7 @@ def save_models(root: Path) -> Path:
     """A folder `root/NAME` per model, its logits in `root/NAME.pt`; those of Qwen have several files and an index."""
     for name, config in configs().items():
         torch.manual_seed(1)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = transformers_or_skip().AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:
@@ -73,8 +80,14 @@ def save_models(root: Path) -> Path:
 
 def logits_of_transformers(folder: Path) -> Tensor:
     """(B, S, V) of TOKENS."""
+    return logits_of_tokens(folder, TOKENS)
+
+
+def logits_of_tokens(folder: Path, tokens: Tensor) -> Tensor:
+    """(B, S, V) of tokens (B, S)."""
     with torch.no_grad():
-        logits: Tensor = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(TOKENS).logits
+        model = transformers_or_skip().AutoModelForCausalLM.from_pretrained(folder)
+        logits: Tensor = model.eval()(tokens).logits
     return logits
 
 
