@@ -123,6 +123,8 @@ def run(
     with _exports(deployment, folder, console, first=rendezvous.is_first) as exports:
         verdict = run_alone(deployment, folder, rendezvous, console, quiet=quiet, exports=exports)
         exports.judged(verdict)
+    if deployment.export is not None and rendezvous.is_first:
+        console.print(f"model: {deployment.export.folder}", markup=False, highlight=False, soft_wrap=True)
     if verdict is None:
         print(f"hybrid-runtime: this machine's ranks are done; the first machine judges the records in {folder.path}")
         return

@@ -11,6 +11,7 @@ import torch
 
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.deployment import Deployment, parse_deployment
+from hybrid_runtime.hugging_face_config import shape_from_hugging_face
 from hybrid_runtime.job import run_step
 from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_orders import Order
@@ -25,6 +26,7 @@ from hybrid_runtime.weights.layout import header_of, lay_out
 from hybrid_runtime.weights.tensor_file import create_file
 from hybrid_runtime.weights.tensor_names import tensor_shapes
 from tests import parity
+from tests.commands import run, small, write_json
 from tests.models import hugging_face_models as models
 from tests.models.hugging_face_models import LLAMA, LLAMA_ONE_HEAD, QWEN2, QWEN3_TIED
 from tests.ranks import run_ranks
@@ -135,6 +137,21 @@ def test_trained_models_and_memory_on_four_ranks(tmp_path: Path) -> None:
     run_ranks(4, train_and_save, trained, large)
     for settings in trained:
         assert_loss_of_transformers(settings)
+
+
+def test_a_run_exports_at_its_end_and_tells_so_before_if_it_cannot(tmp_path: Path) -> None:
+    values = small(export={"folder": "models/mine"}, data={"source": "python-stdlib"})
+    first = run("run", write_json(tmp_path / "file.json", values), "--run-folder", "run", folder=tmp_path)
+    assert first.code in (0, 3), first
+    assert "model: models/mine" in first.err
+    found = models.tensors_of(tmp_path / "models" / "mine")
+    assert {name: tuple(t.shape) for name, t in found.items()} == tensor_shapes(
+        shape_from_hugging_face(tmp_path / "models" / "mine")
+    )
+    again = run("run", tmp_path / "file.json", "--run-folder", "again", folder=tmp_path)
+    assert again.code == 2
+    assert "models/mine: already exists" in again.err
+    assert "step" not in again.err
 
 
 TRAINED = {"preset": "tiny", **parity.SHAPE}

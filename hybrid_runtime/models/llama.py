@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +165,7 @@ class HeadUnit(nn.Module):
         self.tied = shape.tie_embeddings
         init = _init(context, "output")
         if shape.tie_embeddings:
-            init = Init(seed=context.seed, unit="embedding", layer="tokens", std=STD)
+            init = _init(replace(context, unit="embedding"), "tokens")
         self.norm = _norm(shape, context)
         self.output = ColumnParallelLinear(
             shape.hidden_size,
@@ -208,7 +209,7 @@ def _check_heads(shape: LlamaShape, tp: int) -> None:
 
 
 def _init(context: BuildContext, layer: str, std: float = STD) -> Init:
-    return Init(seed=context.seed, unit=context.unit, layer=layer, std=std)
+    return Init(seed=context.seed, unit=context.unit, layer=layer, std=std if context.draws else 0.0)
 
 
 def _holds_norm(context: BuildContext) -> bool:

@@ -48,6 +48,15 @@ def test_logits_equal_transformers(folders: Path, name: str) -> None:
     torch.testing.assert_close(logits_of(load(folders / name), Axis()), expected, atol=2e-5, rtol=0)
 
 
+def test_weights_that_are_read_are_not_drawn_before(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*key: object) -> int:
+        raise AssertionError(key)
+
+    monkeypatch.setattr("hybrid_runtime.tensor_parallel.initialise.derived_seed", refuse)
+    for name in (LLAMA, models.QWEN2):
+        load(folders / name)
+
+
 def test_positions_of_llama_3_1_differ_from_plain_ones(folders: Path) -> None:
     specs = llama_units(replace(shape_from_hugging_face(folders / LLAMA_3_1), rope_scaling=None))
     plain = logits_of(build_units(specs, BuildContext(), weights=folders / LLAMA_3_1), Axis())
