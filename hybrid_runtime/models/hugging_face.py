@@ -6,7 +6,7 @@ Llama, Mistral, Qwen2 and Qwen3; `weights/tensor_names.py` says which tensors a 
     qkv.weight, whole      q q q q | k k | v v        q_proj, k_proj and v_proj in the folder
     here                   q q     | k   | v          three blocks, each at its place in its tensor
 
-What is held beside the parameters is one block, at most 16 MiB (`BLOCK_BYTES`).
+What is held beside the parameters is one block of about 16 MiB (`BLOCK_BYTES`).
 """
 
 from __future__ import annotations
