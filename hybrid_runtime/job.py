@@ -59,7 +59,7 @@ def run_rank(
     specs = model_units(deployment.model, deployment.shape)
     plan = make_plan(deployment, model_costs(deployment, specs))
     source = _open_source(deployment, plan)
-    exported = None if turns else prepare_export(deployment, launch.rank)
+    exported = prepare_export(deployment, launch.rank) if turns is None else None
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
