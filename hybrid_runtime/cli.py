@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from hybrid_runtime.cli_convert import convert
 from hybrid_runtime.cli_lone import calibrate, rehearse
 from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json
 from hybrid_runtime.cli_plan import plan
@@ -131,6 +132,8 @@ def run(
     with _exports(deployment, folder, console, first=rendezvous.is_first) as exports:
         verdict = run_alone(deployment, folder, rendezvous, console, quiet=quiet, exports=exports, plan=plan)
         exports.judged(verdict)
+    if deployment.export is not None and rendezvous.is_first:
+        console.print(f"model: {deployment.export.folder}", markup=False, highlight=False, soft_wrap=True)
     if verdict is None:
         print(f"hybrid-runtime: this machine's ranks are done; the first machine judges the records in {folder.path}")
         return
@@ -286,6 +289,7 @@ app.command()(simulate)
 app.command()(report)
 app.command()(calibrate)
 app.command()(rehearse)
+app.command()(convert)
 
 
 def _refuse_impossible(deployment: Deployment, json_file: str | None) -> None:

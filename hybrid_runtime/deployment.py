@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from hybrid_runtime.deployment_declared import Declared
 from hybrid_runtime.deployment_errors import CUSTOM, explain, nearest
+from hybrid_runtime.deployment_export import Export
 from hybrid_runtime.deployment_fields import (
     MAX_RANKS,
     Count,
@@ -50,8 +51,9 @@ from hybrid_runtime.deployment_search import Search
 from hybrid_runtime.deployment_telemetry import Telemetry
 from hybrid_runtime.deployment_text import read_values
 from hybrid_runtime.errors import DeploymentError, Problem
+from hybrid_runtime.hugging_face_config import shape_from_hugging_face
 from hybrid_runtime.mesh import Mesh
-from hybrid_runtime.shapes import MAX_LAYERS, PRESETS, LlamaShape, shape_from_hugging_face, with_overrides
+from hybrid_runtime.shapes import MAX_LAYERS, OVERRIDABLE, PRESETS, LlamaShape, with_overrides
 
 BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
 BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
@@ -88,12 +90,13 @@ class Model(Table):
     rope_theta: PositiveNumber | None = Field(None, examples=[10000])
     norm_eps: PositiveNumber | None = Field(None, examples=["0.00001"])
     qkv_bias: bool | None = Field(None, examples=[False])
+    qk_norm: bool | None = Field(None, examples=[False])
     tie_embeddings: bool | None = Field(None, examples=[False])
 
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         sources = [name for name in ("preset", "hf_config", "units") if name in given]
-        sizes = [name for name in LlamaShape.__dataclass_fields__ if name in given]
+        sizes = [name for name in OVERRIDABLE if name in given]
         if len(sources) > 1:
             yield f"has {' and '.join(sources)}, but one model has one source", "keep one of them"
         if not sources:
@@ -306,6 +309,16 @@ class Deployment(Table):
     declared: Declared = Declared()
     measurement: Measurement = Measurement()
     telemetry: Telemetry = Telemetry()
+    export: Export | None = None
+
+    @classmethod
+    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        model = values.get("model")
+        if "export" in given and isinstance(model, Model) and model.units is not None:
+            yield (
+                "has [export], which writes models of the Llama family, and a model of your own units",
+                "leave [export] out: transformers has no such model",
+            )
 
     @property
     def mesh(self) -> Mesh:
@@ -320,7 +333,7 @@ class Deployment(Table):
         """
         if self.model is None or self.model.units is not None:
             return None
-        given = {name: getattr(self.model, name) for name in LlamaShape.__dataclass_fields__}
+        given = {name: getattr(self.model, name) for name in OVERRIDABLE}
         given = {name: float(value) if isinstance(value, Decimal) else value for name, value in given.items()}
         if self.model.preset is not None:
             return with_overrides(PRESETS[self.model.preset], given)
@@ -339,8 +352,8 @@ class Deployment(Table):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical form without [telemetry] and [search]: neither is a part of what runs."""
-        values = self.model_dump(mode="json", exclude={"telemetry", "search"})
+        """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs."""
+        values = self.model_dump(mode="json", exclude={"telemetry", "search", "export"})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -29,6 +29,7 @@ from hybrid_runtime.comm.start import (
 from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
+from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_orders import Order, expected_steps, orders
@@ -66,6 +67,7 @@ def run_rank(
     costs = model_costs(deployment, specs)
     plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
     source = _open_source(deployment, plan)
+    exported = prepare_export(deployment, launch.rank) if turns is None else None
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
@@ -87,6 +89,8 @@ def run_rank(
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
             progress.show(order.step, PLANTED if planted else order.phase, loss, numbers)
         recorder.finish()
+        if exported is not None:
+            export(exported, deployment, built.units, groups)
         groups.barrier()
 
 

@@ -98,6 +98,7 @@ from tests.deployment_files import problem, problems, refused
             "must be true or false or text in quotes, not a whole number; write for example `tensorboard = true`",
         ),
         ("telemetry.tensorboard", "", "is not a path"),
+        ("export.folder", "", "is not a path"),
         ("telemetry.prometheus_textfile", True, "must be text in quotes, not true or false; write for example `prom"),
         ("telemetry.prometheus", "x", "did you mean 'prometheus_textfile'? The keys of [telemetry] are tensorboard, p"),
         # the model

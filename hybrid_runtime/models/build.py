@@ -66,6 +66,7 @@ def build_units(
         PlanError: a unit cannot be split over the tensor-parallel ranks.
         UsageError: a unit is no nn.Module, a tie names no parameter, or the weights do not fit.
     """
+    context = replace(context, draws=weights is None)
     units = {spec.name: _build(spec, replace(context, unit=unit_of(spec.name))) for spec in specs}
     for spec in specs:
         for own_name, (owner, owner_name) in spec.tied.items():
