@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from hybrid_runtime.deployment_checkpoint import Checkpoint
 from hybrid_runtime.deployment_declared import Declared
 from hybrid_runtime.deployment_errors import CUSTOM, explain, nearest
 from hybrid_runtime.deployment_fields import (
@@ -296,6 +297,7 @@ class Deployment(Table):
     declared: Declared = Declared()
     measurement: Measurement = Measurement()
     telemetry: Telemetry = Telemetry()
+    checkpoint: Checkpoint | None = None
 
     @property
     def mesh(self) -> Mesh:
@@ -329,8 +331,13 @@ class Deployment(Table):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical form without [telemetry]: where figures are shown is no part of what runs."""
-        values = self.model_dump(mode="json", exclude={"telemetry"})
+        """SHA-256 of the canonical form without [telemetry]: where figures are shown is no part of what runs.
+
+        Without [checkpoint] it is what it was before there was such a table.
+        """
+        values = self.model_dump(
+            mode="json", exclude={"telemetry"} | ({"checkpoint"} if not self.checkpoint else set())
+        )
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ from hybrid_runtime.comm.groups import Backend, Groups, join_groups
 from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.data.tokens import TokenSource
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.job_checkpoints import Checkpoints
 from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.unit import BuildContext, UnitSpec
 from hybrid_runtime.pipeline.build import build_stages, edges_of, find_tie, share_tied
@@ -33,6 +34,7 @@ class Built:
     units: dict[str, nn.Module]
     update: Update | None
     ledger: ByteLedger
+    random: RandomStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Parts:
     batches: Batches
     recorder: NullRecorder
     plan: Plan
+    checkpoints: Checkpoints
 
 
 def join_mesh(
@@ -62,36 +65,49 @@ def join_mesh(
     )
 
 
-def build(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], groups: Groups) -> Built:
+def build(
+    deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], groups: Groups, *, weights: bool = True
+) -> Built:
     """The units this rank owns, with gradients and optimizer; every rank calls this.
 
     The learning-rate schedule has the length of a plain run, for candidate and baseline alike.
+
+    Args:
+        weights: load the deployment's; False where a checkpoint is about to replace them.
     """
     assert deployment.model is not None
     place, seed = groups.place, deployment.workload.seed
     wanted = {name for stage in plan.stages_of(groups.place.pp) for name in stage.units}
+    random = RandomStates(derived_seed(seed, "random", place.dp, place.pp), groups.tp, groups.device)
     context = BuildContext(
         tp=groups.tp,
         sequence_parallel=plan.sequence_parallel,
         device=groups.device,
         dtype=getattr(torch, deployment.model.dtype),
         seed=seed,
-        random=RandomStates(derived_seed(seed, "random", place.dp, place.pp), groups.tp, groups.device),
+        random=random,
     )
-    units = build_units([spec for spec in specs if spec.name in wanted], context, weights=deployment.model.weights)
+    weights_folder = deployment.model.weights if weights else None
+    units = build_units([spec for spec in specs if spec.name in wanted], context, weights=weights_folder)
     update = None
     if plan.workload == "train":
         tied, counts = share_tied(find_tie(plan, specs), units, groups)
         steps = deployment.workload.steps
         update = Update(units, groups, deployment.optimizer, steps=steps, tied=tied, count_tied=counts)
     parameters = [parameter for unit in units.values() for parameter in unit.parameters()]
-    return Built(units, update, ByteLedger(parameters, update.optimizer if update else None))
+    return Built(units, update, ByteLedger(parameters, update.optimizer if update else None), random)
 
 
 def assemble(
-    deployment: Deployment, plan: Plan, groups: Groups, built: Built, source: TokenSource, recorder: NullRecorder
+    deployment: Deployment,
+    plan: Plan,
+    groups: Groups,
+    built: Built,
+    source: TokenSource,
+    recorder: NullRecorder,
+    checkpoints: Checkpoints | None = None,
 ) -> Parts:
-    """Executor and batches around what was built."""
+    """Executor and batches around what was built; without checkpoints, none are written."""
     executor = Executor(
         parse_actions(plan.actions[groups.place.pp]),
         build_stages(plan, groups.place.pp, built.units),
@@ -111,4 +127,4 @@ def assemble(
         seed=deployment.workload.seed,
         device=groups.device,
     )
-    return Parts(groups, executor, built.update, batches, recorder, plan)
+    return Parts(groups, executor, built.update, batches, recorder, plan, checkpoints or Checkpoints())

@@ -16,12 +16,12 @@ PACKAGE = Path(hybrid_runtime.__file__).parent
 
 FLOORS = [
     "__init__ errors exact mesh shapes deployment deployment_declared deployment_fields deployment_errors "
-    "deployment_measurement deployment_telemetry deployment_text pieces predicted calibration plan planted records "
-    "nvml_records verdict schemas run_folder turns launches git_state",
+    "deployment_measurement deployment_telemetry deployment_checkpoint deployment_text pieces predicted "
+    "calibration plan planted records nvml_records verdict schemas run_folder turns launches git_state",
     "schedule",
     "planner verifier report comm tensor_parallel data_parallel models data telemetry training",
-    "pipeline",
-    "job job_header job_last_words job_orders job_parts job_planted job_progress",
+    "pipeline checkpoint",
+    "job job_checkpoints job_header job_last_words job_orders job_parts job_planted job_progress",
     "launcher sides sampling measure cli cli_output cli_report cli_schedule __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
