@@ -181,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         deployment, given = _deployment(options)
         _refuse_wrong_world(deployment, launch)
         last_words.mesh = deployment.mesh
-        resumed = _resumed(options, deployment)
         folder = _run_folder(options, deployment, launch)
         last_words.begin(folder)
+        resumed = _resumed(options, deployment)
         turns = None if options.turns is None else Turns(Path(options.turns), options.side)
         with _progress(options, deployment, launch, folder, resumed) as progress:
             run_rank(deployment, folder, launch, turns, progress, last_words, given, resumed)

@@ -72,7 +72,10 @@ def tied_names(specs: Sequence[UnitSpec]) -> dict[str, str]:
 
 
 def held_boxes(units: Mapping[str, nn.Module], tied: Mapping[str, str]) -> list[HeldBox]:
-    """Every parameter and persistent buffer of a rank's units (or pieces of units), each once, padding left out."""
+    """Every parameter and persistent buffer of a rank's units (or pieces of units), each once, padding left out.
+
+    Replicas hold equal parameters; of buffers that differ between them (running means) one replica's are kept.
+    """
     found: dict[tuple[Box, int], HeldBox] = {}
     for key, unit in units.items():
         root = unit_of(key)

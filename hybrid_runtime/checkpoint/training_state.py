@@ -42,7 +42,8 @@ class TrainingState:
         random: RandomStates,
         place: Place,
     ) -> None:
-        self._held = held_boxes(units, tied_names(specs))
+        self._units = units
+        self._tied = tied_names(specs)
         parameters = [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
         self._trained = {parameter.data_ptr(): parameter for parameter in parameters}
         self._optimizer = optimizer
@@ -52,7 +53,7 @@ class TrainingState:
     @property
     def boxes(self) -> list[Box]:
         """The boxes of parameters and buffers that this rank holds."""
-        return list(dict.fromkeys(held.box for held in self._held))
+        return list(dict.fromkeys(held.box for held in self._held()))
 
     @property
     def optimizer_steps(self) -> int | None:
@@ -67,7 +68,7 @@ class TrainingState:
 
         The optimizer's state must exist: `prepare` makes it.
         """
-        once = {held.box: held for held in reversed(self._held) if held.box in written}
+        once = {held.box: held for held in reversed(self._held()) if held.box in written}
         return [item for held in once.values() for item in self._items(held)] + list(self._random_items())
 
     def to_restore(self, *, random: bool) -> list[Item]:
@@ -76,7 +77,7 @@ class TrainingState:
         Args:
             random: with the random states, in copies which `go_on_random` then takes.
         """
-        return [item for held in self._held for item in self._items(held)] + (
+        return [item for held in self._held() for item in self._items(held)] + (
             list(self._random_items()) if random else []
         )
 
@@ -109,6 +110,10 @@ class TrainingState:
         count = len(kinds) // 2
         shared, sharded = (tuple(kinds[f"{kind}{n}"] for n in range(count)) for kind in ("shared", "sharded"))
         self._random.restore(Snapshot(shared, sharded))
+
+    def _held(self) -> list[HeldBox]:
+        """Asked for anew every time: a module may put another tensor in a buffer's place."""
+        return held_boxes(self._units, self._tied)
 
     def _items(self, held: HeldBox) -> Iterator[Item]:
         box = held.box

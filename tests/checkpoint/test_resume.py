@@ -1,0 +1,69 @@
+"""A training that was stopped and resumed is the training that was not: bit for bit on its mesh, to 1e-5 on others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hybrid_runtime.checkpoint.folders import name_of
+from tests.checkpoint.examples import STEPS, assert_close, settings, train, whole_state
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.ranks
+# One tied weight, key/value heads that both tensor ranks hold, and rows that they cannot divide.
+LLAMA = {"tie_embeddings": True, "num_kv_heads": 1, "vocab_size": 51, "qkv_bias": True}
+
+
+def straight_and_resumed(rank: int, folder: str) -> None:
+    """dp 2 and pp 2 with dropout and a buffer, then tp 2 and pp 2."""
+    dropping = {"units": "tests.checkpoint.dropping_model:units"}
+    for name, mesh, model in (("dropping", (1, 2, 2), dropping), ("llama", (2, 2, 1), dict(LLAMA))):
+        pipeline = {"schedule": "gpipe" if name == "dropping" else "zb_h1"}
+        straight, halves = Path(folder, f"{name}-straight"), Path(folder, f"{name}-halves")
+        whole = train(settings(straight, mesh, model=dict(model), pipeline=pipeline))
+        first = train(settings(halves, mesh, model=dict(model), pipeline=pipeline), until=10)
+        torch.rand(3 + rank)  # what the process drew meanwhile is of no account
+        second = train(settings(halves, mesh, model=dict(model), pipeline=pipeline), resume="latest")
+        assert first + second == whole, name
+
+
+def test_twenty_steps_are_ten_and_ten_bit_for_bit(tmp_path: Path) -> None:
+    run_ranks(4, straight_and_resumed, str(tmp_path))
+    for name in ("dropping", "llama"):
+        straight, halves = (
+            whole_state(tmp_path / f"{name}-{kind}" / name_of(STEPS)) for kind in ("straight", "halves")
+        )
+        assert_close(halves, straight, 0)
+        assert all(torch.equal(halves[state], straight[state]) for state in straight), "random states too"
+        assert {path.name for path in (tmp_path / f"{name}-halves").iterdir()} == {
+            "step-00000016",
+            "step-00000020",
+            "latest",
+        }
+    calls = whole_state(tmp_path / "dropping-straight" / name_of(STEPS))["model.0.block.calls"]
+    assert calls == STEPS * 4, "microbatches of one replica"
+
+
+def some_steps(rank: int, folder: str, mesh: tuple[int, int, int], until: int, resume: str | None, cuts: str) -> None:
+    deployment = settings(Path(folder), mesh, model=dict(LLAMA), pipeline={"cuts": cuts})
+    losses = train(deployment, until=until, resume=resume)
+    if rank == 0:
+        Path(folder, f"losses-{until}.json").write_text(json.dumps(losses))
+
+
+def test_over_three_meshes(tmp_path: Path) -> None:
+    run_ranks(1, some_steps, str(tmp_path / "straight"), (1, 1, 1), STEPS, None, "balanced")
+    moving = str(tmp_path / "moving")
+    run_ranks(6, some_steps, moving, (2, 3, 1), 7, None, "balanced")
+    run_ranks(4, some_steps, moving, (1, 2, 2), 14, "latest", "even")
+    run_ranks(1, some_steps, moving, (1, 1, 1), STEPS, moving, "balanced")
+    straight = whole_state(tmp_path / "straight" / name_of(STEPS))
+    assert_close(whole_state(tmp_path / "moving" / name_of(STEPS)), straight, 1e-5)
+    assert {name.split(".")[1] for name in straight if name.startswith("optimizer.")} == {"exp_avg", "exp_avg_sq"}
+    losses = [json.loads((tmp_path / "moving" / f"losses-{until}.json").read_text()) for until in (7, 14, STEPS)]
+    expected = json.loads((tmp_path / "straight" / f"losses-{STEPS}.json").read_text())
+    np.testing.assert_allclose(sum(losses, []), expected, rtol=1e-5)
