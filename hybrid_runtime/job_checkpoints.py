@@ -125,6 +125,7 @@ class Checkpoints:
                 "is whole: run the same command again with --resume latest"
             )
         if trained % table.every == 0 and trained < steps:
+            self._complete(self._writing)  # the one before: two are never under way, so no more than two can be lost
             self._save(saver)
             if not table.asynchronous:
                 self._complete(self._writing)
@@ -202,7 +203,6 @@ def describe(training: Training, step: int) -> Manifest:
         mesh=_degrees(plan),
         versions=versions(),
         written_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        tensors={},
     )
 
 

@@ -127,7 +127,7 @@ class Launched:
             self._process.wait(0 if self._is_stuck() else _CLOSE_S + self._grace_s)
         except subprocess.TimeoutExpired:
             # Every rank has a session of its own, so there is no group to kill; parents go last.
-            for pid in [*_descendants(self._process.pid), self._process.pid]:
+            for pid in [*descendants(self._process.pid), self._process.pid]:
                 _kill(pid)
             self._process.wait()
 
@@ -225,15 +225,15 @@ def _ended_ranks(log: Path) -> list[tuple[int, int]]:
     return [(int(rank), int(code)) for rank, code in _ENDED.findall(text)]
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    """Processes below one, deepest first; none where the system has no /proc."""
+def descendants(pid: int) -> Iterator[int]:
+    """Processes below one, deepest first; none where the system has no /proc, or when it has ended."""
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = [int(child) for child in task.read_text().split()]
         except OSError:  # the thread has just ended
             continue
         for child in children:
-            yield from _descendants(child)
+            yield from descendants(child)
             yield child
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hybrid_runtime.errors import CheckpointError
 
@@ -43,6 +44,14 @@ class Chunk(NamedTuple):
     sha256: str
 
 
+class SavedFile(NamedTuple):
+    """A file of a checkpoint: a header of so many bytes, then chunks to its end."""
+
+    num_bytes: int
+    header_bytes: int
+    header_sha256: str
+
+
 class SavedTensor(_Frozen):
     """A whole tensor.
 
@@ -66,6 +75,7 @@ class Manifest(_Frozen):
         training: what must be the same to continue (`job_checkpoints.training_facts`), as text.
         deployment_fingerprint, plan_fingerprint: of the run that wrote it.
         mesh: tp, pp and dp degree of that run; random states belong to it.
+        files: by name.
         tensors: by name: `model.<unit>.<parameter>`, `optimizer.exp_avg.<unit>.<parameter>`, `random....`.
     """
 
@@ -77,7 +87,8 @@ class Manifest(_Frozen):
     mesh: tuple[int, int, int]
     versions: dict[str, str]
     written_utc: str
-    tensors: dict[str, SavedTensor]
+    files: dict[str, SavedFile] = {}
+    tensors: dict[str, SavedTensor] = {}
 
     def to_json(self) -> str:
         """The file's text, which carries its own checksum."""
@@ -85,28 +96,25 @@ class Manifest(_Frozen):
         return f'{{"sha256": "{hashlib.sha256(content.encode()).hexdigest()}", "manifest": {content}}}\n'
 
 
-_INDEX = TypeAdapter(dict[str, SavedTensor])
+class Index(_Frozen):
+    """What one rank has written; it lies beside its file until rank 0 puts all of them into the manifest."""
+
+    name: str
+    file: SavedFile
+    tensors: dict[str, SavedTensor]
 
 
-def index_to_json(tensors: dict[str, SavedTensor]) -> str:
-    """What one rank wrote, until rank 0 puts it into the manifest."""
-    return _INDEX.dump_json(tensors).decode()
-
-
-def index_from_json(text: str) -> dict[str, SavedTensor]:
-    """The opposite."""
-    return _INDEX.validate_json(text)
-
-
-def merged(indexes: list[dict[str, SavedTensor]]) -> dict[str, SavedTensor]:
-    """All ranks' chunks by tensor, in an order that does not depend on who wrote what."""
-    whole: dict[str, SavedTensor] = {}
+def with_indexes(manifest: Manifest, indexes: Sequence[Index]) -> Manifest:
+    """The manifest with everything that the ranks have written."""
+    chunks: dict[str, list[Chunk]] = {}
+    known: dict[str, SavedTensor] = {}
     for index in indexes:
-        for name, tensor in index.items():
-            known = whole.get(name)
-            chunks = (*(known.chunks if known else ()), *tensor.chunks)
-            whole[name] = tensor.model_copy(update={"chunks": tuple(sorted(chunks))})
-    return dict(sorted(whole.items()))
+        for name, tensor in index.tensors.items():
+            known[name] = tensor
+            chunks.setdefault(name, []).extend(tensor.chunks)
+    tensors = {name: known[name].model_copy(update={"chunks": tuple(sorted(chunks[name]))}) for name in sorted(known)}
+    files = {index.name: index.file for index in indexes}
+    return manifest.model_copy(update={"files": files, "tensors": tensors})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -142,18 +150,16 @@ _OTHER = "resume from another checkpoint"
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    needed: dict[str, int] = {}
-    for tensor in manifest.tensors.values():
-        for chunk in tensor.chunks:
-            needed[chunk.file] = max(needed.get(chunk.file, 0), chunk.start + chunk.length)
-    for name, size in needed.items():
+    for name, file in manifest.files.items():
         path = folder / name
         try:
             found = path.stat().st_size
         except OSError as problem:
             raise CheckpointError(f"{path}: cannot be read ({problem.strerror}); {_OTHER}") from None
-        if found != size:
-            raise CheckpointError(f"{path}: is damaged: it has {found} bytes, and {size} were written; {_OTHER}")
+        if found != file.num_bytes:
+            raise CheckpointError(
+                f"{path}: is damaged: it has {found} bytes, and {file.num_bytes} were written; {_OTHER}"
+            )
 
 
 def _compact(content: Any) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hybrid_runtime.checkpoint.boxes import Box
-from hybrid_runtime.checkpoint.manifest import Chunk, SavedTensor
+from hybrid_runtime.checkpoint.manifest import Chunk, Index, SavedFile, SavedTensor
 from hybrid_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class RankFile:
         if self._data.is_pinned():
             torch.cuda.current_stream().synchronize()
 
-    def write(self, path: Path) -> dict[str, SavedTensor]:
+    def write(self, path: Path) -> Index:
         """Writes the file through to the disk, without holding Python's lock; returns what lies where.
 
         Raises:
@@ -113,10 +113,12 @@ class RankFile:
                 chunks.setdefault(slot.name, []).append(chunk)
             os.fsync(file.fileno())
         known = {slot.name: slot for slot in self._slots}
-        return {
+        tensors = {
             name: SavedTensor(dtype=DTYPES[known[name].dtype], shape=known[name].shape, chunks=tuple(of_tensor))
             for name, of_tensor in chunks.items()
         }
+        header = hashlib.sha256(self._header).hexdigest()
+        return Index(name=path.name, file=SavedFile(self.num_bytes, len(self._header), header), tensors=tensors)
 
 
 def bytes_of(data: Tensor) -> memoryview:

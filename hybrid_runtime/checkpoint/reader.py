@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from hybrid_runtime.checkpoint.manifest import Chunk, Manifest, SavedTensor, read_manifest
+from hybrid_runtime.checkpoint.manifest import Chunk, Manifest, SavedFile, SavedTensor, read_manifest
 from hybrid_runtime.checkpoint.rank_file import TORCH_DTYPES, Item, bytes_of
 from hybrid_runtime.errors import CheckpointError, UsageError
 
@@ -73,7 +73,7 @@ def restore(folder: Path, manifest: Manifest, wanted: Iterable[Item]) -> None:
                 f"{folder}: is incomplete: it holds {found} of {item.box.numel} elements wanted of {item.box.name}; "
                 "resume from another checkpoint"
             )
-    _read(folder, reads)
+    _read(folder, manifest.files, reads)
 
 
 def check_whole(folder: Path) -> Manifest:
@@ -88,7 +88,7 @@ def check_whole(folder: Path) -> Manifest:
         for name, tensor in manifest.tensors.items()
         for chunk in tensor.chunks
     ]
-    _read(folder, reads)
+    _read(folder, manifest.files, reads)
     return manifest
 
 
@@ -104,14 +104,17 @@ def _saved(folder: Path, manifest: Manifest, item: Item) -> SavedTensor:
     return saved
 
 
-def _read(folder: Path, reads: list[_Read]) -> None:
+def _read(folder: Path, files: Mapping[str, SavedFile], reads: list[_Read]) -> None:
     """Chunk by chunk, in the order in which they lie on the disk."""
-    buffer = torch.empty(max((read.chunk.length for read in reads), default=0), dtype=torch.uint8)
+    lengths = [read.chunk.length for read in reads] + [files[read.chunk.file].header_bytes for read in reads]
+    buffer = torch.empty(max(lengths, default=0), dtype=torch.uint8)
     reads.sort(key=lambda read: (read.chunk.file, read.chunk.start))
     for name, of_file in groupby(reads, key=lambda read: read.chunk.file):
         path = folder / name
         try:
             with path.open("rb", buffering=0) as file:
+                header = files[name]
+                _fetch(path, file.fileno(), 0, header.header_bytes, header.header_sha256, "its header", buffer)
                 for chunk, of_chunk in groupby(of_file, key=lambda read: read.chunk):
                     _fill(path, file.fileno(), chunk, list(of_chunk), buffer)
         except OSError as problem:
@@ -121,19 +124,24 @@ def _read(folder: Path, reads: list[_Read]) -> None:
 
 
 def _fill(path: Path, number: int, chunk: Chunk, reads: list[_Read], buffer: Tensor) -> None:
-    content = bytes_of(buffer)[: chunk.length]
-    got = 0
-    while got < chunk.length and (more := os.preadv(number, [content[got:]], chunk.start + got)):
-        got += more
-    if got < chunk.length or hashlib.sha256(content).hexdigest() != chunk.sha256:
-        raise CheckpointError(
-            f"{path}: is damaged: bytes {chunk.start} to {chunk.start + chunk.length}, of {reads[0].name}, are not "
-            "those that were written (SHA-256); resume from another checkpoint"
-        )
+    _fetch(path, number, chunk.start, chunk.length, chunk.sha256, reads[0].name, buffer)
     for read in reads:
         if read.target.numel():
             values = buffer[: chunk.length].view(read.dtype).view(chunk.sizes)
             read.target.copy_(_narrowed(values, read.offsets, read.target.shape))
+
+
+def _fetch(path: Path, number: int, start: int, length: int, sha256: str, what: str, buffer: Tensor) -> None:
+    """Bytes of a file into the buffer's beginning, if they are the right ones."""
+    content = bytes_of(buffer)[:length]
+    got = 0
+    while got < length and (more := os.preadv(number, [content[got:]], start + got)):
+        got += more
+    if got < length or hashlib.sha256(content).hexdigest() != sha256:
+        raise CheckpointError(
+            f"{path}: is damaged: bytes {start} to {start + length}, of {what}, are not those that were written "
+            "(SHA-256); resume from another checkpoint"
+        )
 
 
 def _narrowed(tensor: Tensor, offsets: Iterable[int], lengths: Iterable[int]) -> Tensor:
@@ -157,6 +165,7 @@ class CheckpointReader(StorageReader):
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
         self._chunks: dict[MetadataIndex, Chunk] = {}
+        self._files: dict[str, SavedFile] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Another folder, if one is given."""
@@ -169,7 +178,8 @@ class CheckpointReader(StorageReader):
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        tensors = read_manifest(self._folder).tensors
+        manifest = read_manifest(self._folder)
+        self._files, tensors = manifest.files, manifest.tensors
         chunks: dict[MetadataIndex, Chunk] = {
             MetadataIndex(name, chunk.offsets): chunk for name, tensor in tensors.items() for chunk in tensor.chunks
         }
@@ -194,7 +204,11 @@ class CheckpointReader(StorageReader):
             CheckpointError: a chunk is damaged.
         """
         targets = [(item, planner.resolve_tensor(item).detach()) for item in plan.items]
-        _read(self._folder, [self._read_of(item, target) for item, target in targets])
+        _read(
+            self._folder,
+            self._files or read_manifest(self._folder).files,
+            [self._read_of(item, target) for item, target in targets],
+        )
         for item, target in targets:
             planner.commit_tensor(item, target)
         done: Future[None] = Future()

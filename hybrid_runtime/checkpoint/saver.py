@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hybrid_runtime.checkpoint import folders
 from hybrid_runtime.checkpoint.boxes import Box
-from hybrid_runtime.checkpoint.manifest import Manifest, index_from_json, index_to_json, merged
+from hybrid_runtime.checkpoint.manifest import Index, Manifest, with_indexes
 from hybrid_runtime.checkpoint.rank_file import RankFile
 from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.errors import EnvironmentProblem, HybridRuntimeError
@@ -132,7 +132,7 @@ class Saver:
         partial = folders.partial(self._folder, step)
         partial.mkdir(parents=True, exist_ok=True)
         index = self._file.write(partial / f"rank{self._rank}.safetensors")
-        write_whole(partial / f"rank{self._rank}.json", index_to_json(index))
+        write_whole(partial / f"rank{self._rank}.json", index.model_dump_json())
         folders.sync_folder(partial)
         self.written_step = step
 
@@ -140,7 +140,7 @@ class Saver:
         for manifest in ready:
             partial = folders.partial(self._folder, manifest.step)
             files = [partial / f"rank{rank}.json" for rank in range(self._world_size)]
-            tensors = merged([index_from_json(file.read_text(encoding="utf-8")) for file in files])
+            indexes = [Index.model_validate_json(file.read_bytes()) for file in files]
             for file in files:
                 os.unlink(file)
-            folders.commit(self._folder, manifest.model_copy(update={"tensors": tensors}), self._keep)
+            folders.commit(self._folder, with_indexes(manifest, indexes), self._keep)
