@@ -14,7 +14,8 @@ from tests.checkpoint.examples import STEPS, assert_close, settings, train, whol
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
-# One tied weight, key/value heads that both tensor ranks hold, and rows that they cannot divide.
+# One tied weight, key/value heads that both tensor ranks hold, and rows that they cannot divide. At a larger learning
+# rate, other orders of summation alone grow to 5e-5 in 20 steps, without any resuming.
 LLAMA = {"tie_embeddings": True, "num_kv_heads": 1, "vocab_size": 51}
 
 
@@ -49,7 +50,8 @@ def test_twenty_steps_are_ten_and_ten_bit_for_bit(tmp_path: Path) -> None:
 
 
 def some_steps(rank: int, folder: str, mesh: tuple[int, int, int], until: int, resume: str | None, cuts: str) -> None:
-    deployment = settings(Path(folder), mesh, model=dict(LLAMA), pipeline={"cuts": cuts})
+    slow = {"learning_rate": "0.001", "warmup_steps": 2, "clip_norm": "0.5", "eps": "0.0001"}
+    deployment = settings(Path(folder), mesh, model=dict(LLAMA), pipeline={"cuts": cuts}, optimizer=slow)
     losses = train(deployment, until=until, resume=resume)
     if rank == 0:
         Path(folder, f"losses-{until}.json").write_text(json.dumps(losses))
