@@ -259,6 +259,10 @@ JOBS = [
     Job("unit returns a tensor", units("returns_a_tensor"), USAGE, ("unit 'head'", "a tuple of tensors")),
     Job("weights missing", lambda folder: {"model": {"weights": "/no/such"}}, USAGE,
          ("/no/such", "is not a folder; model.weights")),
+    Job("checkpoints cannot be written", lambda folder: {"checkpoint": {"folder": "/proc/x"}}, ERROR,
+         ("checkpoint.folder = '/proc/x' cannot be written", "name another folder")),
+    Job("checkpoints of nothing", lambda folder: {"workload": {"kind": "forward"}, "checkpoint": {"folder": "x"}},
+         USAGE, ("[checkpoint]: a workload of kind 'forward' trains nothing", "workload.kind")),
     Job("folder used", lambda folder: {}, USAGE, ("already holds the records", "--run-folder")),
 ]  # fmt: skip
 
