@@ -38,10 +38,10 @@ def describe_rank(
     groups: Groups,
     host: Host,
     folder: RunFolder,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None = None,
 ) -> Header:
     """Every rank calls this: devices and clocks can only be described together. Rank 0 notes the launch."""
-    place, device = groups.place, groups.device
+    place, device, checkpoints = groups.place, groups.device, checkpoints or Checkpoints()
     gpu = find_gpu(device.index or 0) if device.type == "cuda" else None
     found = cast("list[Found]", groups.gather_objects(Found(host, gpu, telemetry_host.cpu_name())))
     offset = measure_offset(place.rank, [rank.host.name for rank in found], group=groups.control)
