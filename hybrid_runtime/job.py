@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from hybrid_runtime.checkpoint.folders import step_of
+from hybrid_runtime.checkpoint.same_training import Training
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.comm.start import (
     Launch,
@@ -31,7 +32,7 @@ from hybrid_runtime.comm.start import (
 from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
-from hybrid_runtime.job_checkpoints import Training, choose_checkpoint, open_checkpoints
+from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_orders import Order, expected_steps, orders
@@ -274,7 +275,8 @@ def _run_folder(options: argparse.Namespace, deployment: Deployment, launch: Lau
         return new_run_folder(deployment.name).create()
     restart = _restart()
     if options.run_folder is not None:
-        folder = RunFolder(Path(options.run_folder + (f"-restart{restart}" if restart != "0" else "")))
+        path = Path(options.run_folder)
+        folder = RunFolder(path if restart == "0" else path.with_name(f"{path.name}-restart{restart}"))
     else:
         _refuse_no_folder(launch)
         folder = RunFolder(Path("runs") / _name_for_all(deployment, restart))

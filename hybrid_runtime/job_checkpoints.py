@@ -6,42 +6,26 @@ SIGTERM                    at the end of the step, all ranks    written at once;
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from hybrid_runtime.checkpoint import folders
 from hybrid_runtime.checkpoint.boxes import Box, shared_out
-from hybrid_runtime.checkpoint.manifest import Manifest, read_manifest
-from hybrid_runtime.checkpoint.reader import restore
+from hybrid_runtime.checkpoint.same_training import Training, describe, restore_training
 from hybrid_runtime.checkpoint.saver import Saver
 from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.deployment_checkpoint import Checkpoint
 from hybrid_runtime.errors import EnvironmentProblem, Preempted, UsageError
-from hybrid_runtime.models.unit import UnitSpec
-from hybrid_runtime.plan import Plan
-from hybrid_runtime.telemetry.host import versions
 
 if TYPE_CHECKING:
     from hybrid_runtime.job_last_words import LastWords
     from hybrid_runtime.job_parts import Built
     from hybrid_runtime.job_progress import RankNumbers
-
-
-class Training(NamedTuple):
-    """What is trained, by whom, on how many tokens."""
-
-    deployment: Deployment
-    plan: Plan
-    specs: Sequence[UnitSpec]
-    groups: Groups
-    num_tokens: int
 
 
 def choose_checkpoint(deployment: Deployment, resume: str | None, *, restarted: bool) -> Path | None:
@@ -118,7 +102,7 @@ class Checkpoints:
             return
         saver, table, steps, _, _ = self._writing
         saver.make_whole(int(min(rank.written_step for rank in numbers)))
-        if any(rank.asked_to_stop for rank in numbers):
+        if trained < steps and any(rank.asked_to_stop for rank in numbers):
             self.finish()
             raise Preempted(
                 f"stopped by SIGTERM after step {trained} of {steps}; {Path(table.folder) / folders.name_of(trained)} "
@@ -171,7 +155,7 @@ def open_checkpoints(
     table, groups = training.deployment.checkpoint, training.groups
     optimizer = None if built.update is None else built.update.optimizer
     state = TrainingState(built.units, training.specs, optimizer, built.random, groups.place)
-    trained = 0 if resumed is None else _restore(training, state, resumed)
+    trained = 0 if resumed is None else restore_training(training, state, resumed)
     if table is None or not writing:
         return Checkpoints(trained_before=trained, resumed_from=resumed)
     state.prepare(trained)
@@ -182,7 +166,7 @@ def open_checkpoints(
         groups.mesh.world_size,
         state,
         shared_out(everyone)[groups.place.rank],
-        lambda step: describe(training, step),
+        partial(describe, training),
         keep=table.keep,
         pinned=groups.device.type == "cuda",
     )
@@ -190,71 +174,6 @@ def open_checkpoints(
     last_words.grace_s = table.grace_s
     running = Writing(saver, table, training.deployment.workload.steps, groups, last_words)
     return Checkpoints(running, trained_before=trained, resumed_from=resumed)
-
-
-def describe(training: Training, step: int) -> Manifest:
-    """The manifest of a checkpoint after `step` steps, without its tensors."""
-    deployment, plan = training.deployment, training.plan
-    return Manifest(
-        step=step,
-        training=training_facts(deployment, training.num_tokens),
-        deployment_fingerprint=deployment.fingerprint,
-        plan_fingerprint=plan.fingerprint,
-        mesh=_degrees(plan),
-        versions=versions(),
-        written_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def training_facts(deployment: Deployment, num_tokens: int) -> dict[str, str]:
-    """What makes two runs parts of one training, by its place in the deployment file.
-
-    Degrees, cuts, schedule, microbatch size, steps and the optimizer's settings may change on the way.
-    """
-    model, batch = deployment.model, deployment.batch
-    assert model is not None
-    assert batch is not None
-    if deployment.shape is not None:
-        units = json.dumps(asdict(deployment.shape), sort_keys=True)
-    else:
-        units = json.dumps({"units": model.units, "options": model.options}, sort_keys=True)
-    return {
-        "model": units,
-        "model.dtype": model.dtype,
-        "workload.seed": str(deployment.workload.seed),
-        "batch.global_batch_size": str(batch.global_batch_size),
-        "batch.sequence_length": str(batch.sequence_length),
-        "data.source": deployment.data.source,
-        "tokens in [data]": str(num_tokens),
-    }
-
-
-def _restore(training: Training, state: TrainingState, resumed: Path) -> int:
-    """Fills parameters, optimizer and random states; returns how many steps the model was trained."""
-    manifest = read_manifest(resumed)
-    _refuse_other(resumed, manifest, training)
-    state.prepare(manifest.step)
-    same_mesh = manifest.mesh == _degrees(training.plan)
-    items = state.to_restore(random=same_mesh and state.random_names <= set(manifest.tensors))
-    restore(resumed, manifest, items)
-    state.go_on_random(items, manifest.step)
-    training.groups.barrier()
-    return manifest.step
-
-
-def _refuse_other(resumed: Path, manifest: Manifest, training: Training) -> None:
-    mine = training_facts(training.deployment, training.num_tokens)
-    for key, value in mine.items():
-        if manifest.training.get(key) != value:
-            raise UsageError(
-                f"{resumed}: was trained with {key} = {manifest.training.get(key)}, and this deployment has {value}; "
-                "give it the same, or start anew without --resume"
-            )
-    steps = training.deployment.workload.steps
-    if manifest.step >= steps:
-        raise UsageError(
-            f"{resumed}: the model was trained {manifest.step} steps, and workload.steps = {steps}; raise it to go on"
-        )
 
 
 def _refuse_useless_folder(folder: Path, groups: Groups, num_bytes: int, keep: int) -> None:
@@ -275,7 +194,3 @@ def _refuse_useless_folder(folder: Path, groups: Groups, num_bytes: int, keep: i
             f"checkpoint.folder = {str(folder)!r} is not the folder that rank 0 sees under this name; name one on a "
             "disk that all machines share"
         )
-
-
-def _degrees(plan: Plan) -> tuple[int, int, int]:
-    return plan.tp_degree, plan.pp_degree, plan.dp_degree

@@ -66,20 +66,17 @@ def test_a_run_that_torchrun_restarts_goes_on_by_itself(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "records").is_dir(), "what the first attempt recorded is kept"
 
 
-def test_checkpoints_are_not_written_over_and_damage_is_named(tmp_path: Path) -> None:
+def test_damage_is_named_by_the_command(tmp_path: Path) -> None:
     file = deployed(tmp_path, 4)
-    assert run("run", file, "--run-folder", tmp_path / "run", "--quiet", folder=tmp_path).code == 0
-    anew = run("run", file, "--run-folder", tmp_path / "anew", "--quiet", folder=tmp_path)
-    assert anew.code == ExitCode.USAGE
-    assert "already holds checkpoints, the newest step-00000004; continue from it with --resume latest" in anew.err
+    values = json.loads(file.read_text()) | {"parallel": {}}
+    assert run("run", write_json(file, values), "--run-folder", tmp_path / "run", "-q", folder=tmp_path).code == 0
     (checkpoint,) = whole(tmp_path / "checkpoints")
-    path = checkpoint / "rank1.safetensors"
+    path = checkpoint / "rank0.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    damaged = run(
-        "run", deployed(tmp_path, 8), "--run-folder", tmp_path / "more", "--resume", checkpoint, "--quiet",
-        folder=tmp_path,
-    )  # fmt: skip
+    values["workload"]["steps"] = 8
+    write_json(file, values)
+    damaged = run("run", file, "--run-folder", tmp_path / "more", "--resume", checkpoint, "-q", folder=tmp_path)
     assert damaged.code == ExitCode.ERROR
-    assert re.search(r"rank1\.safetensors: is damaged: bytes \d+ to \d+, of [\w.]+, are not those", damaged.err)
+    assert re.search(r"rank0\.safetensors: is damaged: bytes \d+ to \d+, of [\w.]+, are not those", damaged.err)

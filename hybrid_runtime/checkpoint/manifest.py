@@ -72,7 +72,7 @@ class Manifest(_Frozen):
     Attributes:
         step: how many steps the model has been trained: what the optimizer has counted, and the data's position, for
             the sampler has no state.
-        training: what must be the same to continue (`job_checkpoints.training_facts`), as text.
+        training: what must be the same to continue (`same_training.training_facts`), as text.
         deployment_fingerprint, plan_fingerprint: of the run that wrote it.
         mesh: tp, pp and dp degree of that run; random states belong to it.
         files: by name.

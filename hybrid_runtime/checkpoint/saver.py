@@ -20,7 +20,7 @@ from hybrid_runtime.checkpoint.boxes import Box
 from hybrid_runtime.checkpoint.manifest import Index, Manifest, with_indexes
 from hybrid_runtime.checkpoint.rank_file import RankFile
 from hybrid_runtime.checkpoint.training_state import TrainingState
-from hybrid_runtime.errors import EnvironmentProblem, HybridRuntimeError
+from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.run_folder import write_whole
 
 
@@ -60,7 +60,7 @@ class Saver:
         self._file = RankFile(state.to_write(written), pinned=pinned)
         self._pending: list[Manifest] = []  # rank 0's, begun and not yet whole
         self._threads: dict[str, threading.Thread] = {}
-        self._problem: HybridRuntimeError | None = None
+        self._problem: Exception | None = None
         self.written_step = -1
 
     @property
@@ -121,7 +121,7 @@ class Saver:
                 f"a checkpoint cannot be written into {self._folder} ({problem.strerror}); the one before is whole: "
                 "free space or mend the folder, and continue with --resume latest"
             )
-        except HybridRuntimeError as problem:
+        except Exception as problem:  # a thread has nobody to raise it to
             self._problem = problem
 
     def _raise(self) -> None:

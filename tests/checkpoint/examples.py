@@ -14,9 +14,10 @@ from torch import Tensor
 from hybrid_runtime.checkpoint.manifest import read_manifest
 from hybrid_runtime.checkpoint.rank_file import TORCH_DTYPES
 from hybrid_runtime.checkpoint.reader import CheckpointReader
+from hybrid_runtime.checkpoint.same_training import Training
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.job import run_step
-from hybrid_runtime.job_checkpoints import Training, choose_checkpoint, open_checkpoints
+from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_parts import assemble, build, join_mesh
