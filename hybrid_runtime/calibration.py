@@ -6,13 +6,17 @@ nanoseconds with their spread, sizes whole bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hybrid_runtime.errors import UsageError
+from hybrid_runtime.fingerprint import differences
+from hybrid_runtime.plan import UnitCost
 
 SCHEMA_VERSION = "1.0"
 
@@ -66,13 +70,21 @@ class UnitTimes(_Frozen):
 
 
 class CollectiveTime(_Frozen):
-    """One collective of `ranks` neighbours, alone; `num_bytes` of the whole tensor."""
+    """One collective of `ranks` neighbours, alone; `num_bytes` of the whole tensor.
 
-    kind: Literal["all_reduce", "reduce_scatter", "all_gather"]
+    Attributes:
+        kind: "shared_all_reduce" is how tensor-parallel CPU ranks of one host sum what fits into their shared memory;
+            "all_reduce" is the process group's, which everybody else uses.
+        own_cpu_ns: of `time`, what the rank's own thread computes (median): copies and additions in shared memory. On a
+            CPU they are part of a unit's or a rehearsed action's compute already.
+    """
+
+    kind: Literal["all_reduce", "shared_all_reduce", "reduce_scatter", "all_gather"]
     ranks: int
     num_bytes: int
     same_host: bool = True
     time: Spread
+    own_cpu_ns: int = 0
 
 
 class MessageTime(_Frozen):
@@ -119,6 +131,29 @@ class Calibration(_Frozen):
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def model_hash(costs: Sequence[UnitCost]) -> str:
+    """SHA-256 of a model's sizes and unit names, whatever the batch."""
+    sizes = [(cost.name, cost.parameters, cost.parts) for cost in costs]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+
+
+def refuse_other_machine(calibration: Calibration, fingerprint: Mapping[str, str]) -> None:
+    """Costs hold on the machine, and with the versions, that they were measured with.
+
+    Args:
+        fingerprint: of where they shall be used (fingerprint.py).
+
+    Raises:
+        UsageError: it differs; the sentence says in what.
+    """
+    differing = differences(fingerprint, calibration.fingerprint)
+    if differing:
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise UsageError(
+            f"the calibration of {calibration.taken_utc[:10]} was taken elsewhere, {differing[0]}{more}; calibrate here"
+        )
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from hybrid_runtime.cli_lone import calibrate, rehearse
 from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json
+from hybrid_runtime.cli_plan import plan
 from hybrid_runtime.cli_report import report
 from hybrid_runtime.cli_schedule import schedule_app, simulate
 from hybrid_runtime.errors import ExitCode, HybridRuntimeError, RunError, UsageError
@@ -161,6 +163,10 @@ def verify(
     self_test: Annotated[
         bool, typer.Option("--self-test", help="test the instrument alone: planted imbalances, A/A, telemetry's cost")
     ] = False,
+    rebalance: Annotated[
+        bool,
+        typer.Option("--rebalance", help="then cut the plan anew by what was measured, and run and judge that too"),
+    ] = False,
     all_baselines: Annotated[
         bool, typer.Option("--all-baselines", help="also run every other kind of baseline that is possible, to show it")
     ] = False,
@@ -181,18 +187,18 @@ def verify(
     _refuse_unwritable(json_file)
     overrides = {} if inconclusive is None else {"inconclusive": inconclusive.value}
     if recheck is not None:
-        if tensorboard or prometheus or self_test or all_baselines or run_folder or plan_file:
+        if tensorboard or prometheus or self_test or rebalance or all_baselines or run_folder or plan_file:
             raise UsageError(
-                "--recheck runs nothing, so --tensorboard, --prometheus, --self-test, --all-baselines, --plan and "
-                "--run-folder mean nothing beside it; drop them"
+                "--recheck runs nothing, so --tensorboard, --prometheus, --self-test, --rebalance, --all-baselines, "
+                "--plan and --run-folder mean nothing beside it; drop them"
             )
         _show(_judged_again(RunFolder(recheck), overrides), RunFolder(recheck), json_file)
     assert file is not None
     from hybrid_runtime.planner.baseline import with_all_baselines
 
     deployment, plan = _planned(file, plan_file)
-    if self_test and all_baselines:
-        raise UsageError("--self-test runs no baseline; drop it or --all-baselines")
+    if self_test and (all_baselines or rebalance):
+        raise UsageError("--self-test runs no baseline and no other plan; drop it, or --all-baselines and --rebalance")
     deployment = with_all_baselines(deployment) if all_baselines else deployment
     _refuse_impossible(deployment, json_file)
     from hybrid_runtime.measure import run_against_baseline, run_self_test
@@ -204,7 +210,26 @@ def verify(
     with _exports(deployment, folder, console, first=True) as exports:
         verdict = measure(deployment, folder, console, quiet=quiet, exports=exports, overrides=overrides, plan=plan)
         exports.judged(verdict)
+    if rebalance:
+        verdict, folder = _rebalanced(verdict, folder, json_file, quiet=quiet, overrides=overrides)
     _show(verdict, folder, json_file)
+
+
+def _rebalanced(
+    before: Verdict, folder: RunFolder, json_file: str | None, *, quiet: bool, overrides: Mapping[str, str]
+) -> tuple[Verdict, RunFolder]:
+    """Runs what the records ask for and shows both; the run that was there where they ask for nothing else."""
+    from hybrid_runtime.rebalance import run_rebalanced, show_both
+
+    after = run_rebalanced(folder, _progress_console(), quiet=quiet, overrides=overrides)
+    console = console_for(json_file)
+    if after is None:
+        words = "no border moved between units makes the measured ranks more equal; the plan was not run again"
+        console.print(f"rebalance: {words}", markup=False, highlight=False, soft_wrap=True)
+        return before, folder
+    show_both(folder, before, after, console)
+    console.print(f"page: {folder.comparison}", markup=False, highlight=False, soft_wrap=True)
+    return after, folder.rebalanced
 
 
 def _planned(file: Path, plan_file: Path | None) -> tuple[Deployment, Plan | None]:
@@ -266,8 +291,11 @@ def schema(
     write_json(json_file or "-", make())
 
 
+app.command()(plan)
 app.command()(simulate)
 app.command()(report)
+app.command()(calibrate)
+app.command()(rehearse)
 
 
 def _refuse_impossible(deployment: Deployment, json_file: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The command `report`: the reports of a run folder again, or two runs side by side."""
+"""The command `report`: the reports of a run folder again, two runs side by side, or predictions over many."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ _HTML = "the page; default report.html in the run folder, compare.html here with
 
 
 def report(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN_FOLDER...", help="what `run` or `verify` wrote")],
+    run_folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN_FOLDER...", help="what `run` or `verify` wrote")
+    ] = None,
+    predictions: Annotated[
+        bool,
+        typer.Option("--predictions", help="show how predictions came out over the runs of a folder; default runs"),
+    ] = False,
     compare: Annotated[bool, typer.Option("--compare", help="put two runs side by side")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help=_HTML)] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="default report.md there")] = None,
@@ -29,9 +35,14 @@ def report(
 
     The verdict is derived again from the raw records, which must be the ones that were judged. Exit code 0: written.
     """
+    run_folders = run_folders or []
     for option, target in (("--html", html), ("--markdown", markdown), ("--junit", junit)):
         refuse_unwritable(option, target)
-    if compare:
+    if predictions:
+        if compare or html or markdown or junit or len(run_folders) > 1:
+            raise UsageError("report --predictions takes the folder that holds the runs, and no other option")
+        _predictions(run_folders[0] if run_folders else Path("runs"))
+    elif compare:
         if len(run_folders) != 2:
             raise UsageError(f"report --compare takes two run folders, not {len(run_folders)}")
         if markdown or junit:
@@ -41,6 +52,19 @@ def report(
         raise UsageError(f"report takes one run folder, not {len(run_folders)}; put two side by side with --compare")
     else:
         _report(RunFolder(run_folders[0]), html, markdown, junit)
+
+
+def _predictions(folder: Path) -> None:
+    """The history of a folder of runs; a run folder stands for the folder that it lies in."""
+    from hybrid_runtime.prediction_history import FILE, history_file, read_bias, shown_first
+    from hybrid_runtime.report.prediction_tables import history_table
+    from hybrid_runtime.report.terminal import print_plainly
+
+    file = history_file(RunFolder(folder)) if RunFolder(folder).records.is_dir() else folder / FILE
+    biases = shown_first(read_bias(file))
+    if not biases:
+        raise UsageError(f"{file}: holds no judged prediction; run a plan that `hybrid-runtime plan` made, with --plan")
+    print_plainly(history_table(biases), console_for(None))
 
 
 def _report(folder: RunFolder, html: Path | None, markdown: Path | None, junit: Path | None) -> None:

@@ -32,6 +32,7 @@ from hybrid_runtime.deployment_fields import (
     Cuts,
     Degree,
     DevicePair,
+    EmbeddingRows,
     Fraction01,
     LinkRateText,
     NonNegativeNumber,
@@ -46,6 +47,7 @@ from hybrid_runtime.deployment_fields import (
     refuse,
 )
 from hybrid_runtime.deployment_measurement import Measurement
+from hybrid_runtime.deployment_search import Search
 from hybrid_runtime.deployment_telemetry import Telemetry
 from hybrid_runtime.deployment_text import read_values
 from hybrid_runtime.errors import DeploymentError, Problem
@@ -165,8 +167,15 @@ class Pipeline(Table):
     cuts: Cuts = Field(
         "balanced",
         description="even (equally many layers per stage), balanced (stages as equal in FLOPs as cuts between units "
-        "allow), or one 'first..last' of unit names per stage",
-        examples=[["embedding..1.mlp", "2.attn..head"]],
+        "allow), or one 'first..last' of unit names per stage; an end may be a part of a unit, '3.mlp[:96]' or "
+        "'3.mlp[96:]', counted in an MLP's neurons or an attention's key/value heads",
+        examples=[["embedding..1.mlp", "2.attn..head"], ["embedding..1.mlp[:96]", "1.mlp[96:]..head"]],
+    )
+    embedding_rows: EmbeddingRows | None = Field(
+        None,
+        description="rows of the first unit on every pipeline rank: equal, or one number per rank, each a multiple of "
+        "tp_degree, adding up to the vocabulary padded to one; default: all on the first stage's rank",
+        examples=[[96, 160]],
     )
 
     @classmethod
@@ -292,6 +301,7 @@ class Deployment(Table):
     optimizer: Optimizer = Optimizer()
     data: Data = Data()
     hardware: Hardware = Hardware()
+    search: Search = Search()
     baseline: Baseline | None = None
     targets: Targets = Targets()
     declared: Declared = Declared()
@@ -331,13 +341,12 @@ class Deployment(Table):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical form without [telemetry]: where figures are shown is no part of what runs.
+        """SHA-256 of the canonical form without [telemetry] and [search]: neither is a part of what runs.
 
         Without [checkpoint] it is what it was before there was such a table.
         """
-        values = self.model_dump(
-            mode="json", exclude={"telemetry"} | ({"checkpoint"} if not self.checkpoint else set())
-        )
+        left_out = {"telemetry", "search"} | ({"checkpoint"} if self.checkpoint is None else set())
+        values = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

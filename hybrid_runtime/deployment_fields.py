@@ -135,6 +135,11 @@ Cuts = Annotated[
     Discriminator(lambda value: "stages" if isinstance(value, list) else "word"),
 ]
 
+EmbeddingRows = Annotated[
+    Annotated[Literal["equal"], Tag("word")] | Annotated[list[Count], Field(min_length=1), Tag("rows")],
+    Discriminator(lambda value: "rows" if isinstance(value, list) else "word"),
+]
+
 
 class Table(BaseModel):
     """Base of every table of the file: unknown keys are errors, nothing is coerced, nothing changes after reading."""

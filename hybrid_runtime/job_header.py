@@ -21,6 +21,7 @@ from hybrid_runtime.job_checkpoints import Checkpoints
 from hybrid_runtime.launches import Launches, note_launch
 from hybrid_runtime.models.flops import flops
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.costs import costs_of_names
 from hybrid_runtime.records import Header, Host
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry import host as telemetry_host
@@ -45,7 +46,7 @@ def describe_rank(
     gpu = find_gpu(device.index or 0) if device.type == "cuda" else None
     found = cast("list[Found]", groups.gather_objects(Found(host, gpu, telemetry_host.cpu_name())))
     offset = measure_offset(place.rank, [rank.host.name for rank in found], group=groups.control)
-    by_kind = _flops_per_step(deployment, plan, units)
+    by_kind = flops_per_step(deployment, plan, units)
     first_here = [rank.host.name for rank in found].index(host.name) == place.rank
     launches = note_launch(folder, deployment.name, deployment.fingerprint) if place.rank == 0 else Launches()
     return Header(
@@ -101,18 +102,17 @@ def start_sampler(records: Path, header: Header, launch: Launch, groups: Groups)
     return sampling(uuids, records / f"nvml-{header.host.name}.jsonl")
 
 
-def _flops_per_step(deployment: Deployment, plan: Plan, units: Mapping[str, nn.Module]) -> dict[str, int]:
+def flops_per_step(deployment: Deployment, plan: Plan, units: Mapping[str, nn.Module]) -> dict[str, int]:
     """This rank's FLOPs of one step by kind, counted on the modules that will run.
 
     A user's own units were counted when the plan was made, for the whole model: a rank does its tensor-parallel share.
     """
     total = {"F": 0, "I": 0, "W": 0}
-    planned = {cost.name: cost for cost in plan.units}
-    for name, unit in units.items():
+    planned = costs_of_names(list(units), plan.units)
+    for (_, unit), cost in zip(units.items(), planned, strict=True):
         if deployment.shape is not None or callable(getattr(unit, "flops", None)):
             counted = flops(unit, plan.microbatch_size, plan.sequence_length)
         else:
-            cost = planned[name]
             kinds = {"F": cost.forward_flops, "I": cost.input_grad_flops, "W": cost.weight_grad_flops}
             counted = {kind: value // plan.tp_degree for kind, value in kinds.items()}
         for kind in total if plan.workload == "train" else "F":

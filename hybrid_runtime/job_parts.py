@@ -15,8 +15,16 @@ from hybrid_runtime.data.tokens import TokenSource
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.job_checkpoints import Checkpoints
 from hybrid_runtime.models.build import build_units
-from hybrid_runtime.models.unit import BuildContext, UnitSpec
-from hybrid_runtime.pipeline.build import build_stages, edges_of, find_tie, share_tied
+from hybrid_runtime.models.unit import BuildContext, UnitSpec, sharded_specs, specs_of
+from hybrid_runtime.pipeline.build import (
+    build_lookups,
+    build_stages,
+    edges_of,
+    find_tie,
+    lookup_ranks,
+    share_tied,
+    tied_pairs,
+)
 from hybrid_runtime.pipeline.executor import Executor
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.schedule.actions import parse_actions
@@ -54,13 +62,13 @@ def join_mesh(
     plan: Plan, specs: Sequence[UnitSpec], *, device: torch.device, backend: Backend, timeout: timedelta
 ) -> Groups:
     """All process groups that the plan and the model's tied weight need; every rank calls this."""
-    tie = find_tie(plan, specs)
     return join_groups(
         plan.mesh,
         edges_of(plan),
         device=device,
         backend=backend,
-        tied_pp_ranks=(tie.owner_pp_rank, tie.user_pp_rank) if tie else None,
+        tied_pairs=tied_pairs(find_tie(plan, specs)),
+        lookup_ranks=lookup_ranks(plan),
         timeout=timeout,
     )
 
@@ -77,7 +85,8 @@ def build(
     """
     assert deployment.model is not None
     place, seed = groups.place, deployment.workload.seed
-    wanted = {name for stage in plan.stages_of(groups.place.pp) for name in stage.units}
+    names = [name for stage in plan.stages_of(place.pp) for name in stage.units]
+    names += [piece for piece in plan.embedding_pieces[place.pp : place.pp + 1] if piece]
     random = RandomStates(derived_seed(seed, "random", place.dp, place.pp), groups.tp, groups.device)
     context = BuildContext(
         tp=groups.tp,
@@ -87,13 +96,12 @@ def build(
         seed=seed,
         random=random,
     )
-    weights_folder = deployment.model.weights if weights else None
-    units = build_units([spec for spec in specs if spec.name in wanted], context, weights=weights_folder)
+    mine = specs_of(names, sharded_specs(specs, plan.embedding_pieces, place.pp))
+    units = build_units(mine, context, weights=deployment.model.weights if weights else None)
+    tied = share_tied(find_tie(plan, specs), units, groups)
     update = None
     if plan.workload == "train":
-        tied, counts = share_tied(find_tie(plan, specs), units, groups)
-        steps = deployment.workload.steps
-        update = Update(units, groups, deployment.optimizer, steps=steps, tied=tied, count_tied=counts)
+        update = Update(units, groups, deployment.optimizer, steps=deployment.workload.steps, tied=tied)
     parameters = [parameter for unit in units.values() for parameter in unit.parameters()]
     return Built(units, update, ByteLedger(parameters, update.optimizer if update else None), random)
 
@@ -116,6 +124,7 @@ def assemble(
         loss_scale=1.0 / plan.tokens_per_step,
         recorder=recorder,
         ledger=built.ledger,
+        lookups=build_lookups(plan, built.units, groups, built.ledger),
     )
     batches = Batches(
         source,

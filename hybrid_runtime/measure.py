@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from hybrid_runtime.deployment import BaselineKind, Deployment
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.launcher import Rendezvous
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.prediction_history import note_prediction
 from hybrid_runtime.report.exports import Exports
 from hybrid_runtime.report.progress_view import ProgressFollower
 from hybrid_runtime.report.write import write_reports
@@ -131,9 +133,11 @@ def run_self_test(
 
 
 def judge_and_report(folder: RunFolder, overrides: Mapping[str, str] | None = None) -> Verdict:
-    """Judges the files of a run folder and writes verdict.json and the reports beside them."""
+    """Judges the files of a run folder, notes its prediction, and writes verdict.json and the reports beside them."""
     verdict = overridden(judge(folder.path), overrides or {})
     write_verdict(verdict, folder.verdict)
+    if unnoted := note_prediction(folder, verdict):
+        print(f"hybrid-runtime: {unnoted}", file=sys.stderr)
     write_reports(folder, verdict)
     return verdict
 

@@ -33,6 +33,24 @@ class Piece(NamedTuple):
         return self.stop - self.start
 
 
+class Slice(NamedTuple):
+    """Parts start .. stop of the `parts` of a whole unit: what the builder of a piece needs to know."""
+
+    start: int
+    stop: int
+    parts: int
+
+    @property
+    def is_first(self) -> bool:
+        """Nothing of the unit runs before it."""
+        return self.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Nothing of the unit runs after it."""
+        return self.stop == self.parts
+
+
 def read_piece(name: str) -> Piece | None:
     """The piece that a name means; None for the name of a whole unit."""
     match = _PIECE.fullmatch(name)

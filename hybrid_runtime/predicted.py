@@ -107,12 +107,18 @@ class PredictedBaseline(_Frozen):
 
 
 class Alternative(_Frozen):
-    """A plan that was not chosen, and the one line that says why."""
+    """A plan that was not chosen, and the one line that says why; with `plan --try` every plan that was tried.
+
+    Attributes:
+        step_time_ns: predicted, its p50.
+        measured_ns: median of the steps of its trial; None where it was not tried.
+    """
 
     description: str
     step_time_ns: int | None
     peak_bytes: int | None
     why_not: str
+    measured_ns: int | None = None
 
 
 class PredictedStep(_Frozen):

@@ -1,6 +1,7 @@
 """Where a run keeps its files. Every arrow of the project's flow is one of these.
 
 runs/launches.jsonl   every launch into this folder (launches.py)
+runs/predictions.jsonl    how predictions came out (prediction_history.py)
 runs/demo-20260101-120000/
   deployment.json     the deployment as used, defaults filled in
   plan.json           written before the run, never edited
@@ -13,6 +14,7 @@ runs/demo-20260101-120000/
   sampling.json       looks at the data while sampling went on, and why it stopped
   baseline/           the same files of the baseline, or infeasible.txt
   baselines/KIND/     the same of other baselines that were run for comparison
+  rebalanced/         with verify --rebalance: the run of the plan that the records asked for; compare.html shows both
   verdict.json  report.html  report.md  junit.xml  trace.json
 """
 
@@ -26,6 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
+
+REBALANCED = "rebalanced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,15 @@ class RunFolder:
         return self.path / "baselines"
 
     @property
+    def rebalanced(self) -> RunFolder:
+        """The run of the plan that this run's records asked for: a run of its own, no side of this one."""
+        return RunFolder(self.path / REBALANCED)
+
+    @property
+    def comparison(self) -> Path:
+        return self.path / "compare.html"
+
+    @property
     def infeasible(self) -> Path:
         return self.path / "infeasible.txt"
 
@@ -109,7 +122,8 @@ class RunFolder:
 
     def sides(self) -> list[RunFolder]:
         """This side first, then those in folders of their own below it (`baseline/`, `baselines/KIND/`), by name."""
-        below = sorted(path for pattern in ("*", "*/*") for path in self.path.glob(pattern) if path.is_dir())
+        found = (path for pattern in ("*", "*/*") for path in self.path.glob(pattern) if path.is_dir())
+        below = sorted(path for path in found if REBALANCED not in path.relative_to(self.path).parts)
         return [self, *(side for side in map(RunFolder, below) if side.raw_files())]
 
     def raw_files(self) -> list[Path]:

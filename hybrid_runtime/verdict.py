@@ -12,9 +12,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hybrid_runtime.errors import ExitCode, RecordsError
+from hybrid_runtime.verdict_modelled import ModelledFigure, ModelledRun
+from hybrid_runtime.verdict_prediction import JudgedPrediction
 
-SCHEMA_VERSION = "1.1"
-RULESET = "2026.2"
+SCHEMA_VERSION = "1.2"
+RULESET = "2026.3"
 
 
 class Outcome(enum.StrEnum):
@@ -99,6 +101,7 @@ class Claim(_Frozen):
 
     Attributes:
         steps_needed: about how many more measured steps might decide it; None where it is decided or steps cannot help.
+        modelled: what a replay says of a time claim that shared cores leave undecided; it decides nothing.
     """
 
     id: str
@@ -113,6 +116,7 @@ class Claim(_Frozen):
     reason: Reason | None = None
     steps_needed: int | None = None
     detail: str
+    modelled: ModelledFigure | None = None
 
 
 class DeviceRow(_Frozen):
@@ -275,6 +279,8 @@ class Verdict(_Frozen):
         deployment_fingerprint, plan_fingerprint: SHA-256 of the deployment's canonical form and of plan.json.
         static_checks: requirements judged from the file alone.
         counts: rows per outcome, and their total.
+        prediction: whether what the plan predicted came true; it never changes outcome or exit code. None for a look.
+        modelled: the replay behind the claims' modelled figures; None where no claim needs one.
         overrides: options that changed the exit code, and nothing else, by name: {"inconclusive": "pass"}.
         raw: every file that the verdict rests on.
     """
@@ -296,6 +302,8 @@ class Verdict(_Frozen):
     sampling: Sampling | None = None
     outliers: tuple[Outliers, ...] = ()
     other_baselines: tuple[OtherBaseline, ...] = ()
+    prediction: JudgedPrediction | None = None
+    modelled: ModelledRun | None = None
     provenance: Provenance | None = None
     warnings: tuple[str, ...] = ()
     overrides: dict[str, str] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hybrid_runtime.models.unit import UnitSpec
+from hybrid_runtime.models.unit import ShardedRows, UnitSpec
 
 
 class Embedding(nn.Module):
@@ -19,6 +19,28 @@ class Embedding(nn.Module):
 
     def forward(self, carry, microbatch):  # type: ignore[no-untyped-def]
         return (self.table(microbatch.tokens),)
+
+
+class EmbeddingRows(nn.Module):
+    """Rows start..stop of the table: drawn whole, so that they are the same wherever they lie."""
+
+    def __init__(self, vocab_size: int, width: int, start: int, stop: int) -> None:
+        super().__init__()
+        whole = nn.Embedding(vocab_size, width)
+        self.start, self.num_rows = start, stop - start
+        self.table = nn.Embedding.from_pretrained(whole.weight.detach()[start:stop].clone(), freeze=False)
+
+    def forward(self, carry, microbatch):  # type: ignore[no-untyped-def]
+        rows = microbatch.tokens - self.start
+        here = (rows >= 0) & (rows < self.num_rows)
+        return (self.table(rows.where(here, 0)) * here.unsqueeze(-1),)
+
+
+class Sum(nn.Module):
+    """What is left of the embedding on the first stage: nothing, without tensor parallelism."""
+
+    def forward(self, carry, microbatch):  # type: ignore[no-untyped-def]
+        return carry
 
 
 class Block(nn.Module):
@@ -52,9 +74,14 @@ class Head(nn.Module):
 
 
 def units(vocab_size: int = 256, width: int = 48, num_blocks: int = 3, tied: bool = False) -> list[UnitSpec]:
+    rows = ShardedRows(
+        vocab_size,
+        lambda context, start, stop: EmbeddingRows(vocab_size, width, start, stop),
+        lambda context: Sum(),
+    )
     blocks = [UnitSpec(f"{k}.block", lambda context: Block(width)) for k in range(num_blocks)]
     return [
-        UnitSpec("embedding", lambda context: Embedding(vocab_size, width)),
+        UnitSpec("embedding", lambda context: Embedding(vocab_size, width), rows=rows),
         *blocks,
         UnitSpec(
             "head",

@@ -6,6 +6,7 @@ own function and updates with torch's AdamW. The runtime's ranks run `job.run_st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, cast
@@ -23,6 +24,7 @@ from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_parts import assemble, build, join_mesh
 from hybrid_runtime.models.build import build_units, model_costs, model_units
 from hybrid_runtime.models.unit import BuildContext, Microbatch
+from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.telemetry.recorder import NullRecorder
@@ -151,6 +153,29 @@ def _whole_gradients(units: dict[str, nn.Module], local: dict[str, Tensor], grou
             if name in whole:  # another replica or tensor rank: must hold the very same
                 torch.testing.assert_close(gradient, whole[name], rtol=1e-6, atol=1e-9)
             whole[name] = gradient
+    return _joined(whole)
+
+
+def _joined(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pieces of a unit under the unit's name: each is zero where the others are."""
+    whole: dict[str, Tensor] = {}
+    for name, gradient in gradients.items():
+        unit = re.sub(r"\[\d+:\d+\]", "", name)
+        whole[unit] = whole[unit] + gradient if unit in whole else gradient
+    return whole
+
+
+def joined_rows(gradients: dict[str, Tensor], owner: str = "embedding.tokens.weight") -> dict[str, Tensor]:
+    """The gradients of a sharded embedding's rows put together. Those of this package's layers are whole, with zeros
+    where others' rows are; those of plain modules are the rows alone."""
+    unit, _, parameter = owner.partition(".")
+    rows = {read_piece(name.removesuffix(f".{parameter}")): name for name in gradients if name.startswith(f"{unit}[")}
+    whole = {name: gradient for name, gradient in gradients.items() if name not in rows.values()}
+    if rows and owner not in whole:
+        found = [(piece, gradients[rows[piece]]) for piece in sorted(piece for piece in rows if piece is not None)]
+        alone = all(len(gradient) == piece.parts for piece, gradient in found)
+        parts = [gradient for _, gradient in found]
+        whole[owner] = torch.cat(parts) if alone else torch.stack(parts).sum(0)
     return whole
 
 

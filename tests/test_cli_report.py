@@ -96,7 +96,9 @@ def test_without_an_option_the_page_is_written_here(folder: RunFolder, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["report"], "Missing argument"),
+        (["report"], "report takes one run folder, not 0"),
+        (["report", "--predictions", "RUN", "RUN"], "takes the folder that holds the runs"),
+        (["report", "--predictions", "RUN"], "holds no judged prediction"),
         (["report", "/no/such/run"], "/no/such/run"),
         (["report", "RUN", "RUN"], "report takes one run folder, not 2"),
         (["report", "--compare", "RUN"], "takes two run folders, not 1"),

@@ -16,13 +16,14 @@ PACKAGE = Path(hybrid_runtime.__file__).parent
 
 FLOORS = [
     "__init__ errors exact mesh shapes deployment deployment_declared deployment_fields deployment_errors "
-    "deployment_measurement deployment_telemetry deployment_checkpoint deployment_text pieces predicted "
-    "calibration plan planted records nvml_records verdict schemas run_folder turns launches git_state",
+    "deployment_measurement deployment_search deployment_telemetry deployment_checkpoint deployment_text pieces "
+    "predicted calibration rehearsal would fingerprint plan planted records nvml_records verdict verdict_modelled "
+    "verdict_prediction prediction_history schemas run_folder turns launches git_state",
     "schedule",
     "planner verifier report comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint",
-    "job job_checkpoints job_header job_last_words job_orders job_parts job_planted job_progress",
-    "launcher sides sampling measure cli cli_output cli_report cli_schedule __main__",
+    "job job_checkpoints job_header job_last_words job_orders job_parts job_planted job_progress lone",
+    "launcher sides sampling measure rebalance tried cli cli_lone cli_output cli_plan cli_report cli_schedule __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE = {*FLOORS[0].split(), "schedule", "planner", "verifier", "report", *FLOORS[-1].split()} - {"__main__"}

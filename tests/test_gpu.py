@@ -57,6 +57,32 @@ def test_one_gpu_trains_as_the_cpu_does(tmp_path: Path, parallel: dict[str, int]
     assert losses == pytest.approx(on_cpu(tmp_path / "cpu"), rel=1e-3)
 
 
+PIECES = ["embedding..0.attn[:2]", "0.attn[2:]..2.mlp[:96]", "2.mlp[96:]..4.mlp[:32]", "4.mlp[32:]..head"]
+
+
+@pytest.mark.gpu(1)
+@pytest.mark.parametrize("parallel", [{"pp_degree": 2}, {"tp_degree": 2, "pp_degree": 2}], ids=str)
+def test_one_gpu_trains_pieces_of_units_as_the_cpu_does(tmp_path: Path, parallel: dict[str, int]) -> None:
+    """Cuts inside attention and MLP, with weight gradients that wait."""
+    losses = trained(tmp_path, parallel=parallel, pipeline={"schedule": "zb_v", "cuts": PIECES})
+    assert losses == pytest.approx(on_cpu(tmp_path / "cpu"), rel=1e-3)
+
+
+@pytest.mark.gpu(1)
+def test_a_sharded_embedding_on_one_gpu(tmp_path: Path) -> None:
+    """Two gloo ranks that share the GPU: parts and gradients go through the host."""
+    pipeline = {"schedule": "zb_v", "embedding_rows": [64, 192]}
+    losses = trained(tmp_path, parallel={"pp_degree": 2}, pipeline=pipeline)
+    assert losses == pytest.approx(on_cpu(tmp_path / "cpu"), rel=1e-3)
+
+
+@pytest.mark.gpu(2)
+def test_a_sharded_embedding_on_two_gpus(tmp_path: Path) -> None:
+    """NCCL."""
+    losses = trained(tmp_path, parallel={"pp_degree": 2}, pipeline={"schedule": "zb_v", "embedding_rows": "equal"})
+    assert losses == pytest.approx(on_cpu(tmp_path / "cpu"), rel=1e-3)
+
+
 @pytest.mark.gpu(2)
 @pytest.mark.parametrize("parallel", [{"tp_degree": 2}, {"pp_degree": 2}, {"dp_degree": 2}], ids=str)
 def test_two_gpus_train_as_the_cpu_does(tmp_path: Path, parallel: dict[str, int]) -> None:

@@ -6,10 +6,12 @@ Which groups exist, drawn for one replica of tp=2 x pp=3 (ranks as in mesh.py):
     pipe edges     0>2 2>4 1>3 3>5 (activations)   2>0 4>2 3>1 5>3 (gradients)     one group per directed edge
     replica        {0 .. 5}                        gradient norm, counted once over all of it
     dp groups      same pp and tp in every replica
+    tied           two ranks of a pipeline         for each pair that holds the same rows of a tied weight
+    lookups        the ranks of a pipeline that hold rows of a sharded embedding; row_gradients: the same ranks
     control        all ranks, gloo, CPU            barriers, losses, turns: never on the device's streams
 
 A directed edge has its own group because messages of one communicator are first-in-first-out: with both directions on
-one, looped schedules form cycles across ranks (pytorch issue 195760).
+one, looped schedules form cycles across ranks (pytorch issue 195760). Lookups and their gradients likewise.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from hybrid_runtime.comm.axis import Axis, Clocks
-from hybrid_runtime.comm.shared_memory import open_shared_memory
+from hybrid_runtime.comm.shared_memory import SharedMemory, open_shared_memory
 from hybrid_runtime.mesh import Mesh, Place
 
 Backend = Literal["nccl", "gloo"]
@@ -31,7 +33,7 @@ Backend = Literal["nccl", "gloo"]
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A directed pipeline edge as one of its two ends sees it; `peer` is the other end's global rank."""
+    """A directed pipeline edge as one of its two ends sees it; `peer` is the other end's rank in the edge's group."""
 
     source_pp: int
     target_pp: int
@@ -49,7 +51,9 @@ class Groups:
     tp: Axis
     dp: Axis
     replica: Axis
-    tied: Axis
+    tied: dict[tuple[int, int], Axis]
+    lookups: Axis
+    row_gradients: Axis
     control: dist.ProcessGroup
     edges: dict[tuple[int, int], Edge]
     clocks: Clocks
@@ -80,27 +84,42 @@ def join_groups(
     *,
     device: torch.device,
     backend: Backend,
-    tied_pp_ranks: tuple[int, int] | None = None,
+    tied_pairs: Iterable[tuple[int, int]] = (),
+    lookup_ranks: Sequence[int] = (),
     timeout: timedelta = timedelta(minutes=30),
 ) -> Groups:
     """Creates all groups; torch.distributed must be initialised, and every rank must call this with equal arguments.
 
     Args:
         edges: directed pairs of pp ranks that exchange messages, e.g. {(0, 1), (1, 0)}.
-        tied_pp_ranks: pp ranks of the two copies of a tied weight, where they differ.
+        tied_pairs: pp ranks that hold the same rows of a tied weight; of each pair, two different ones.
+        lookup_ranks: pp ranks that take part in the lookups of a sharded embedding.
         timeout: how long a collective may wait for a peer.
     """
-    place = mesh.place(dist.get_rank())
+    return make_groups(GroupMaker(dist.get_rank(), backend, timeout), mesh, edges, device, tied_pairs, lookup_ranks)
+
+
+def make_groups(
+    new: GroupMaker,
+    mesh: Mesh,
+    edges: Iterable[tuple[int, int]],
+    device: torch.device,
+    tied_pairs: Iterable[tuple[int, int]] = (),
+    lookup_ranks: Sequence[int] = (),
+) -> Groups:
+    """The groups of the mesh as the rank of `new` sees them; arguments as of `join_groups`."""
+    place = mesh.place(new.rank)
     clocks = Clocks()
-    new = _Maker(place.rank, backend, timeout)
     return Groups(
         mesh=mesh,
         place=place,
         device=device,
-        tp=new.axis(mesh.tp_groups(), clocks, share_memory=device.type == "cpu" and backend == "gloo"),
+        tp=new.axis(mesh.tp_groups(), clocks, share_memory=device.type == "cpu" and new.backend == "gloo"),
         dp=new.axis(mesh.dp_groups(), clocks),
         replica=new.axis(_replicas(mesh), clocks),
-        tied=new.axis(_tied(mesh, tied_pp_ranks), clocks),
+        tied={pair: new.axis(_among(mesh, pair), clocks) for pair in tied_pairs},
+        lookups=new.axis(_among(mesh, lookup_ranks), clocks),
+        row_gradients=new.axis(_among(mesh, lookup_ranks), clocks),
         control=new.control(mesh.world_size),
         edges=new.edges(mesh, sorted(set(edges)), place),
         clocks=clocks,
@@ -108,16 +127,24 @@ def join_groups(
 
 
 @dataclass(frozen=True, slots=True)
-class _Maker:
-    """Creates groups in one order on every rank, which torch.distributed requires."""
+class GroupMaker:
+    """Creates groups in one order on every rank, which torch.distributed requires.
+
+    A rank that runs alone makes its groups another way (lone/maker.py); which groups there are is said here only.
+    """
 
     rank: int
     backend: Backend
     timeout: timedelta
 
     def group(self, ranks: list[int], backend: Backend | None = None) -> dist.ProcessGroup:
+        """A group of these global ranks; every rank of the world calls it."""
         group: dist.ProcessGroup = dist.new_group(ranks, timeout=self.timeout, backend=backend or self.backend)
         return group
+
+    def shared_memory(self, group: dist.ProcessGroup) -> SharedMemory | None:
+        """What joins the ranks of a gloo group beside it, if they are on one host."""
+        return open_shared_memory(group, self.timeout)
 
     def axis(self, families: list[list[int]], clocks: Clocks, *, share_memory: bool = False) -> Axis:
         mine = Axis(clocks=clocks)
@@ -126,7 +153,7 @@ class _Maker:
                 continue
             group = self.group(ranks)
             if self.rank in ranks:
-                shared = open_shared_memory(group, self.timeout) if share_memory else None
+                shared = self.shared_memory(group) if share_memory else None
                 mine = Axis(len(ranks), ranks.index(self.rank), group, clocks, shared)
         return mine
 
@@ -137,10 +164,10 @@ class _Maker:
         mine: dict[tuple[int, int], Edge] = {}
         for column in mesh.pp_columns():
             for source, target in pairs:
-                group = self.group(sorted((column[source], column[target])))
-                if place.rank in (column[source], column[target]):
-                    peer = column[target] if place.rank == column[source] else column[source]
-                    mine[source, target] = Edge(source, target, peer, group)
+                ends = sorted((column[source], column[target]))
+                group = self.group(ends)
+                if place.rank in ends:
+                    mine[source, target] = Edge(source, target, 1 - ends.index(place.rank), group)
         return mine
 
 
@@ -149,7 +176,6 @@ def _replicas(mesh: Mesh) -> list[list[int]]:
     return [list(range(dp * size, (dp + 1) * size)) for dp in range(mesh.dp_degree)]
 
 
-def _tied(mesh: Mesh, pp_ranks: tuple[int, int] | None) -> list[list[int]]:
-    if pp_ranks is None or pp_ranks[0] == pp_ranks[1]:
-        return []
-    return [sorted((column[pp_ranks[0]], column[pp_ranks[1]])) for column in mesh.pp_columns()]
+def _among(mesh: Mesh, pp_ranks: Sequence[int]) -> list[list[int]]:
+    """Some ranks of every pipeline; none where fewer than two are named."""
+    return [sorted(column[rank] for rank in pp_ranks) for column in mesh.pp_columns()] if len(pp_ranks) > 1 else []

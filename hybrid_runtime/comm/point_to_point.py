@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hybrid_runtime.comm.axis import Clocks
 from hybrid_runtime.comm.groups import Edge
+from hybrid_runtime.comm.under_way import Ledger, UnderWay
 from hybrid_runtime.errors import RunError
 from hybrid_runtime.schedule.actions import Action, Kind
 
@@ -43,19 +44,6 @@ Spec = tuple[TensorSpec, ...]
 
 def spec_of(tensors: Sequence[Tensor]) -> Spec:
     return tuple(TensorSpec(tuple(tensor.shape), tensor.dtype) for tensor in tensors)
-
-
-class Ledger(Protocol):
-    """Who counts the bytes of communication buffers."""
-
-    def hold(self, tensor: Tensor) -> None:
-        """The tensor's storage is in use by communication from now on."""
-
-    def release(self, tensor: Tensor) -> None:
-        """It no longer is."""
-
-    def count_message(self, change_bytes: int) -> None:
-        """Bytes of messages on their way out change by this much."""
 
 
 class BufferPool:
@@ -87,20 +75,14 @@ class BufferPool:
 
 
 class Sender:
-    """The sending end of a directed edge. Nothing blocks until `finish`.
-
-    A sent tensor is dropped when its send has completed, which depends on the peer. The ledger must not: for it the
-    newest message of an edge counts until the next one starts, or until the step's end.
-    """
+    """The sending end of a directed edge. Nothing blocks until `finish`."""
 
     def __init__(self, edge: Edge, device: torch.device, ledger: Ledger | None = None) -> None:
         self._edge = edge
         self._staging = _staging(edge, device)
-        self._ledger = ledger
         self._specs: dict[tuple[int, Kind], Spec] = {}
-        self._under_way: deque[tuple[dist.Work, Tensor]] = deque()
+        self._under_way = UnderWay(ledger)
         self._sequence = 0
-        self._counted_bytes = 0
 
     def send(self, action: Action, tensors: Sequence[Tensor]) -> None:
         """Starts sending one message; the tensors are kept alive here until they are sent.
@@ -118,31 +100,23 @@ class Sender:
                 f"{action}: stage {action.stage} sends {_words(spec)}, but its first message was "
                 f"{_words(self._specs[key])}; every microbatch must have the same shape"
             )
-        self._count(sum(tensor.nbytes for tensor in tensors))
+        self._under_way.count(sum(tensor.nbytes for tensor in tensors))
         for tensor in tensors:
             self._start(tensor.detach().contiguous().to(self._staging or tensor.device))
 
     def _start(self, tensor: Tensor) -> None:
-        work = dist.isend(tensor, self._edge.peer, group=self._edge.group, tag=self._sequence)
+        work = dist.isend(tensor, group=self._edge.group, tag=self._sequence, group_dst=self._edge.peer)
         assert work is not None
         self._sequence += 1
-        self._under_way.append((work, tensor))
+        self._under_way.add(work, tensor)
 
     def poll(self) -> None:
         """Drops what has been sent; cheap, called between actions."""
-        while self._under_way and self._under_way[0][0].is_completed():
-            self._under_way.popleft()
+        self._under_way.poll()
 
     def finish(self) -> None:
         """Waits until everything has been sent (every handle is waited on)."""
-        while self._under_way:
-            self._under_way.popleft()[0].wait()
-        self._count(0)
-
-    def _count(self, message_bytes: int) -> None:
-        if self._ledger is not None:
-            self._ledger.count_message(message_bytes - self._counted_bytes)
-        self._counted_bytes = message_bytes
+        self._under_way.finish()
 
 
 class _Posted(NamedTuple):
@@ -226,7 +200,7 @@ class Receiver:
         self._post()
 
     def _receive(self, buffer: Tensor) -> dist.Work:
-        work = dist.irecv(buffer, self._edge.peer, group=self._edge.group, tag=self._sequence)
+        work = dist.irecv(buffer, group=self._edge.group, tag=self._sequence, group_src=self._edge.peer)
         assert work is not None
         self._sequence += 1
         return work
@@ -234,7 +208,7 @@ class Receiver:
 
 def _staging(edge: Edge, device: torch.device) -> torch.device | None:
     """gloo moves host memory only: with several ranks on one GPU, messages go through the host."""
-    return torch.device("cpu") if device.type == "cuda" and dist.get_backend(edge.group) == "gloo" else None
+    return torch.device("cpu") if device.type == "cuda" and edge.group.name() == "gloo" else None
 
 
 def _encode(spec: Spec) -> Tensor:

@@ -19,6 +19,7 @@ from hybrid_runtime.models.hugging_face import load_hugging_face
 from hybrid_runtime.models.llama import llama_units
 from hybrid_runtime.models.measure import measured_costs
 from hybrid_runtime.models.unit import BuildContext, UnitSpec
+from hybrid_runtime.pieces import Piece, read_piece, unit_of
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.shapes import LlamaShape
@@ -52,12 +53,12 @@ def model_units(model: Model | None, shape: LlamaShape | None) -> list[UnitSpec]
 def build_units(
     specs: Sequence[UnitSpec], context: BuildContext, *, weights: str | Path | None = None
 ) -> dict[str, nn.Module]:
-    """Builds the given units only, by name and in order; qualified parameter names are `<unit>.<parameter>`.
+    """Builds the given units and pieces only, by name and in order; parameters are then named `<unit>.<parameter>`.
 
-    Where both ends of a tie are among them, they share one Parameter.
+    Where both ends of a tie are among them, they share one Parameter; rows of the one look themselves up in the other.
 
     Args:
-        specs: a slice of the model's list.
+        specs: of one rank's units, in model order (`specs_of`).
         context: where and how to build; its `unit` is filled in here.
         weights: folder of safetensors files in Hugging Face names; None keeps the random weights.
 
@@ -65,11 +66,14 @@ def build_units(
         PlanError: a unit cannot be split over the tensor-parallel ranks.
         UsageError: a unit is no nn.Module, a tie names no parameter, or the weights do not fit.
     """
-    units = {spec.name: _build(spec, replace(context, unit=spec.name)) for spec in specs}
+    units = {spec.name: _build(spec, replace(context, unit=unit_of(spec.name))) for spec in specs}
     for spec in specs:
         for own_name, (owner, owner_name) in spec.tied.items():
             own_module, own_leaf = _holder(units[spec.name], spec.name, own_name)
-            if owner in units:
+            rows = next((piece for piece in map(read_piece, units) if piece and piece.unit == owner), None)
+            if rows is not None:
+                _share_rows(units[str(rows)], rows, own_module, own_leaf, context.tp.size)
+            elif owner in units:
                 owner_module, owner_leaf = _holder(units[owner], owner, owner_name)
                 setattr(own_module, own_leaf, getattr(owner_module, owner_leaf))
     if weights is not None:
@@ -82,11 +86,34 @@ def _build(spec: UnitSpec, context: BuildContext) -> nn.Module:
     the same weights on every mesh, whatever else a rank builds."""
     forked = [context.device] if context.device.type == "cuda" else []
     with torch.random.fork_rng(devices=forked), context.device:
-        torch.manual_seed(derived_seed(context.seed, spec.name))
+        torch.manual_seed(derived_seed(context.seed, unit_of(spec.name)))
         unit = spec.build(context)
     if not isinstance(unit, nn.Module):
         raise UsageError(f"unit {spec.name!r} was built as a {type(unit).__name__}; build must return an nn.Module")
-    return unit.to(device=context.device, dtype=context.dtype)
+    unit = unit.to(device=context.device, dtype=context.dtype)
+    for parameter in unit.parameters():
+        _lay_out(parameter)
+    return unit
+
+
+def _lay_out(parameter: nn.Parameter) -> None:
+    """Gives a parameter that is a view (a slice of a weight that was drawn whole) memory of its own, in order.
+
+    torch's fused AdamW (2.13) writes past the rows of a strided parameter instead of into it, and what is left of the
+    whole would be held as long as its slice.
+    """
+    if not parameter.is_contiguous() or parameter.untyped_storage().nbytes() > parameter.nbytes:
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def _share_rows(unit: nn.Module, rows: Piece, owner: nn.Module, leaf: str, tp_degree: int) -> None:
+    share = getattr(unit, "share_rows", None)
+    if not callable(share):
+        raise UsageError(
+            f"{str(rows)!r} lies on the rank of the tied weight and would be a second copy there; give its module a "
+            "method share_rows(weight, spec, first), or that rank 0 rows in pipeline.embedding_rows"
+        )
+    share(getattr(owner, leaf), getattr(owner, "shards", {}).get(leaf), rows.start // tp_degree)
 
 
 def model_costs(deployment: Deployment, specs: Sequence[UnitSpec]) -> tuple[UnitCost, ...]:
@@ -142,6 +169,12 @@ def _checked(specs: object, path: str) -> list[UnitSpec]:
     if twice:
         raise UsageError(
             f"model.units = {path!r}: unit names must be unique, but {twice[0]!r} appears twice; rename it"
+        )
+    unreadable = next((name for name in names if not name or ".." in name or set(name) & set("[]")), None)
+    if unreadable is not None:
+        raise UsageError(
+            f"model.units = {path!r}: a unit is named {unreadable!r}, but cuts are written with names, '..' and "
+            "[first:end]; use a name without them"
         )
     return list(specs)
 

@@ -1,7 +1,9 @@
 """Weights of a Hugging Face Llama, Mistral or Qwen2 folder into built units; each rank reads only its own slices.
 
+Pieces of a unit (`3.mlp[0:96]`) read their slices of the unit's tensors.
+
 unit        parameter           tensors in the folder (joined along dim 0)
-embedding   tokens.weight       model.embed_tokens.weight
+embedding   tokens.weight       model.embed_tokens.weight; its rows alike, on whatever rank
 k.attn      norm.weight         model.layers.k.input_layernorm.weight
             qkv.weight, .bias   model.layers.k.self_attn.{q,k,v}_proj.*
             output.weight       model.layers.k.self_attn.o_proj.weight
@@ -25,7 +27,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hybrid_runtime.errors import UsageError
-from hybrid_runtime.models.llama import AttentionUnit, EmbeddingUnit, HeadUnit, MlpUnit
+from hybrid_runtime.models.llama import (
+    AttentionUnit,
+    EmbeddingRowsUnit,
+    EmbeddingUnit,
+    HeadUnit,
+    MlpUnit,
+    SummedRowsUnit,
+)
 from hybrid_runtime.tensor_parallel.shard import ShardSpec, iter_parameters
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -98,10 +107,10 @@ def _index(folder: Path) -> dict[str, str] | None:
 def _sources(name: str, unit: nn.Module) -> dict[str, list[tuple[str, int]]]:
     """Own parameter name -> (tensor name, its size along dim 0), in the order they are joined."""
     layer = f"model.layers.{name.partition('.')[0]}"
-    if isinstance(unit, EmbeddingUnit):
+    if isinstance(unit, EmbeddingUnit | EmbeddingRowsUnit):
         return {"tokens.weight": [("model.embed_tokens.weight", unit.tokens.vocab_size)]}
-    hidden = unit.norm.weight.numel() if isinstance(unit, AttentionUnit | MlpUnit | HeadUnit) else 0
     if isinstance(unit, AttentionUnit):
+        hidden = unit.output.shards["weight"].global_shape[0]
         projections = [f"{layer}.self_attn.{letter}_proj" for letter in "qkv"]
         return {
             "norm.weight": [(f"{layer}.input_layernorm.weight", hidden)],
@@ -110,6 +119,7 @@ def _sources(name: str, unit: nn.Module) -> dict[str, list[tuple[str, int]]]:
             "output.weight": [(f"{layer}.self_attn.o_proj.weight", hidden)],
         }
     if isinstance(unit, MlpUnit):
+        hidden = unit.down.shards["weight"].global_shape[0]
         projections = [f"{layer}.mlp.{side}_proj" for side in ("gate", "up")]
         return {
             "norm.weight": [(f"{layer}.post_attention_layernorm.weight", hidden)],
@@ -118,7 +128,12 @@ def _sources(name: str, unit: nn.Module) -> dict[str, list[tuple[str, int]]]:
         }
     if isinstance(unit, HeadUnit):
         output = "model.embed_tokens.weight" if unit.tied else "lm_head.weight"
-        return {"norm.weight": [("model.norm.weight", hidden)], "output.weight": [(output, unit.vocab_size)]}
+        return {
+            "norm.weight": [("model.norm.weight", unit.norm.weight.numel())],
+            "output.weight": [(output, unit.vocab_size)],
+        }
+    if isinstance(unit, SummedRowsUnit):
+        return {}
     raise UsageError(
         f"unit {name!r} is a {type(unit).__name__}; model.weights can be loaded into Llama-family units only"
     )

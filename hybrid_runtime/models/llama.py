@@ -1,11 +1,12 @@
 """The Llama family (Llama, Mistral, Qwen2) as units over tensor-parallel layers.
 
-    embedding   tokens (B, S) -> x
+    embedding   tokens (B, S) -> x                                 its rows may be sharded over the pipeline ranks
     k.attn      x + output(attention(rotary(qkv(norm(x)))))        grouped-query attention, causal
     k.mlp       x + down(swiglu(gate_up(norm(x))))
     head        x -> sum of token losses, or this rank's logits (B, S, V/T) when there are no targets
 
-The carry between units is one tensor x: (B, S, H), or (B, S/T, H) with sequence parallelism.
+The carry between units is one tensor x: (B, S, H), or (B, S/T, H) with sequence parallelism. Attention may be cut
+between key/value heads (with their query heads), an MLP between neurons; between such pieces travel two (residual.py).
 
 Shapes: B microbatch, S sequence, H hidden, V vocabulary (padded), T tp_degree, D head_dim.
 """
@@ -16,18 +17,21 @@ import functools
 import math
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.models.residual import residual_sum
 from hybrid_runtime.models.rms_norm import RMSNorm
 from hybrid_runtime.models.rotary import rotated_heads
 from hybrid_runtime.models.swiglu import swiglu
-from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec
+from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, ShardedRows, UnitSpec
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from hybrid_runtime.tensor_parallel.embedding import VocabParallelEmbedding
+from hybrid_runtime.tensor_parallel.embedding import EmbeddingRows, SummedRows, VocabParallelEmbedding
 from hybrid_runtime.tensor_parallel.initialise import Init
 from hybrid_runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
+from hybrid_runtime.tensor_parallel.shard import ShardSpec
 
 STD = 0.02  # of every weight; projections back onto the carry are scaled by 1/sqrt(2 * layers) (GPT-2)
 
@@ -41,9 +45,22 @@ def llama_units(shape: LlamaShape) -> list[UnitSpec]:
         "mlp": MlpUnit,
         "head": HeadUnit,
     }
+    rows = ShardedRows(
+        shape.vocab_size,
+        lambda context, start, stop: EmbeddingRowsUnit(shape, context, (start, stop)),
+        functools.partial(SummedRowsUnit, shape),
+    )
+    parts = {"attn": shape.num_kv_heads, "mlp": shape.ffn_size}
+    kinds = ((name, name.rpartition(".")[2]) for name in shape.unit_names())
     return [
-        UnitSpec(name, functools.partial(builders[name.rpartition(".")[2]], shape), tied=tied if name == "head" else {})
-        for name in shape.unit_names()
+        UnitSpec(
+            name,
+            functools.partial(builders[kind], shape),
+            tied=tied if kind == "head" else {},
+            parts=parts.get(kind, 1),
+            rows=rows if kind == "embedding" else None,
+        )
+        for name, kind in kinds
     ]
 
 
@@ -66,10 +83,50 @@ class EmbeddingUnit(nn.Module):
         return (self.tokens(microbatch.tokens),)
 
 
-class AttentionUnit(nn.Module):
-    """(x,) -> (x + attention,). Each rank has num_heads/T query heads and their key/value heads.
+class EmbeddingRowsUnit(nn.Module):
+    """() -> (part of x,): rows that lie here, (B, S, H), of `microbatch.tokens`. Weights are the whole embedding's."""
 
-    With fewer key/value heads than ranks, T/num_kv_heads neighbouring ranks hold the same one.
+    def __init__(self, shape: LlamaShape, context: BuildContext, rows: tuple[int, int]) -> None:
+        super().__init__()
+        self.tokens = EmbeddingRows(
+            shape.vocab_size,
+            shape.hidden_size,
+            context.tp,
+            rows=rows,
+            init=_init(context, "tokens"),
+            device=context.device,
+            dtype=context.dtype,
+        )
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        return (self.tokens(microbatch.tokens),)
+
+    def share_rows(self, weight: nn.Parameter, spec: ShardSpec, first: int) -> None:
+        """Looks up in the head's weight."""
+        self.tokens.share_rows(weight, spec, first)
+
+
+class SummedRowsUnit(nn.Module):
+    """(sum of all parts of x,) -> (x,)."""
+
+    def __init__(self, shape: LlamaShape, context: BuildContext) -> None:
+        super().__init__()
+        self.hidden_size = shape.hidden_size
+        self.dtype = context.dtype
+        self.sum = SummedRows(context.tp, sequence_parallel=context.sequence_parallel)
+
+    def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
+        return (self.sum(carry[0]),)
+
+    def zeros(self, tokens_BS: Tensor) -> Tensor:
+        """(B, S, H) of a rank without rows."""
+        return torch.zeros(*tokens_BS.shape, self.hidden_size, dtype=self.dtype, device=tokens_BS.device)
+
+
+class AttentionUnit(nn.Module):
+    """(x,) -> (x + attention,), or a piece of it. Each rank has num_heads/T query heads and their key/value heads.
+
+    With fewer key/value heads than ranks, T/num_kv_heads neighbouring ranks hold the same one, and there are no pieces.
 
     Raises:
         PlanError: the heads cannot be split over the ranks.
@@ -79,12 +136,11 @@ class AttentionUnit(nn.Module):
         super().__init__()
         tp = context.tp.size
         _check_heads(shape, tp)
-        self.num_q = shape.num_heads // tp
-        self.num_kv = max(1, shape.num_kv_heads // tp)
+        self.piece = context.piece
+        copies = max(1, tp // shape.num_kv_heads)
         self.head_dim = shape.head_dim
         self.rope_theta = shape.rope_theta
-        copies = max(1, tp // shape.num_kv_heads)
-        self.norm = _norm(shape, context)
+        self.norm = _norm(shape, context) if _holds_norm(context) else None
         self.qkv = ColumnParallelLinear(
             shape.hidden_size,
             (shape.q_size, shape.kv_size, shape.kv_size),
@@ -92,32 +148,38 @@ class AttentionUnit(nn.Module):
             bias=shape.qkv_bias,
             replicas=(1, copies, copies),
             sequence_parallel=context.sequence_parallel,
+            piece=context.piece,
             init=_init(context, "qkv"),
             device=context.device,
             dtype=context.dtype,
         )
+        self.num_q, self.num_kv, _ = (size // shape.head_dim for size in self.qkv.local_sizes)
         self.output = _projection(shape.q_size, shape, context, "output")
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        (x,) = carry
-        q, k, v = rotated_heads(self.qkv(self.norm(x)), self.num_q, self.num_kv, self.head_dim, self.rope_theta)
+        return residual_sum(carry, self.norm, self.qkv, self._attend, self.output, self.piece)
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        q, k, v = rotated_heads(qkv, self.num_q, self.num_kv, self.head_dim, self.rope_theta)
         y_BhSD = nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=self.num_q != self.num_kv
         )
-        return (x + self.output(y_BhSD.transpose(1, 2).flatten(2)),)
+        return y_BhSD.transpose(1, 2).flatten(2)
 
 
 class MlpUnit(nn.Module):
-    """(x,) -> (x + gated MLP,)."""
+    """(x,) -> (x + gated MLP,), or a piece of it."""
 
     def __init__(self, shape: LlamaShape, context: BuildContext) -> None:
         super().__init__()
-        self.norm = _norm(shape, context)
+        self.piece = context.piece
+        self.norm = _norm(shape, context) if _holds_norm(context) else None
         self.gate_up = ColumnParallelLinear(
             shape.hidden_size,
             (shape.ffn_size, shape.ffn_size),
             context.tp,
             sequence_parallel=context.sequence_parallel,
+            piece=context.piece,
             init=_init(context, "gate_up"),
             device=context.device,
             dtype=context.dtype,
@@ -125,8 +187,7 @@ class MlpUnit(nn.Module):
         self.down = _projection(shape.ffn_size, shape, context, "down")
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        (x,) = carry
-        return (x + self.down(swiglu(self.gate_up(self.norm(x)))),)
+        return residual_sum(carry, self.norm, self.gate_up, swiglu, self.down, self.piece)
 
 
 class HeadUnit(nn.Module):
@@ -188,6 +249,11 @@ def _init(context: BuildContext, layer: str, std: float = STD) -> Init:
     return Init(seed=context.seed, unit=context.unit, layer=layer, std=std)
 
 
+def _holds_norm(context: BuildContext) -> bool:
+    """From its second piece on, a unit is handed what the first one has normed."""
+    return context.piece is None or context.piece.is_first
+
+
 def _norm(shape: LlamaShape, context: BuildContext) -> RMSNorm:
     return RMSNorm(
         shape.hidden_size,
@@ -204,6 +270,7 @@ def _projection(in_features: int, shape: LlamaShape, context: BuildContext, laye
         shape.hidden_size,
         context.tp,
         sequence_parallel=context.sequence_parallel,
+        piece=context.piece,
         init=_init(context, layer, STD / math.sqrt(2 * shape.num_layers)),
         device=context.device,
         dtype=context.dtype,

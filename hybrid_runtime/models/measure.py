@@ -8,6 +8,9 @@ So F + I + W is exactly what a step computes, and I what must be done before the
 has no input gradient, so its whole backward is W. Counted are matrix products, convolutions and attention, as
 `torch.utils.flop_counter` does; attention runs as plain products here, without the causal half and the recomputation
 of the formulas for the Llama family (planner/costs.py).
+
+A unit that may be cut is measured whole; that its parts cost alike is its own promise. How many of its parameters
+belong to no part (a norm) follows from the sizes of its first and last pieces of one part. A tied weight forbids cuts.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybrid_runtime.errors import HybridRuntimeError, UsageError
 from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec
+from hybrid_runtime.pieces import Slice
 from hybrid_runtime.plan import UnitCost
 
 
@@ -40,7 +44,7 @@ def measured_costs(
         workload: "train", or "forward" where I and W are 0.
 
     Raises:
-        UsageError: a unit cannot be built or run on the meta device.
+        UsageError: a unit cannot be built or run on the meta device, or has another number of parts than it says.
     """
     shape = (microbatch_size, sequence_length)
     tokens = torch.zeros(shape, dtype=torch.int64, device="meta")
@@ -48,17 +52,40 @@ def measured_costs(
     context = BuildContext(device=torch.device("meta"), dtype=dtype)
     carry: Carry = ()
     costs = []
+    tied = {name for spec in specs if spec.tied for name in (spec.name, *(owner for owner, _ in spec.tied.values()))}
     for spec in specs:
         with _explained(spec.name):
-            with torch.device("meta"):
-                unit = spec.build(replace(context, unit=spec.name))
-            if not isinstance(unit, nn.Module):
-                raise UsageError(
-                    f"unit {spec.name!r} was built as a {type(unit).__name__}; build must return an nn.Module"
-                )
+            unit = _built(spec, context)
             cost, carry = _measure(spec, unit, carry, microbatch, train=workload == "train")
+            if spec.parts > 1 and spec.name not in tied:
+                fixed = _fixed_parameters(spec, context, cost.parameters)
+                cost = cost.model_copy(update={"parts": spec.parts, "fixed_parameters": fixed})
             costs.append(cost)
     return tuple(costs)
+
+
+def _built(spec: UnitSpec, context: BuildContext) -> nn.Module:
+    with torch.device("meta"):
+        unit = spec.build(replace(context, unit=spec.name))
+    if not isinstance(unit, nn.Module):
+        raise UsageError(f"unit {spec.name!r} was built as a {type(unit).__name__}; build must return an nn.Module")
+    return unit
+
+
+def _fixed_parameters(spec: UnitSpec, context: BuildContext, whole: int) -> int:
+    """What the first piece holds beside its parts. Between the first and the last of `parts` lie parts - 2 equal ones;
+    what the last piece holds beside its parts (a bias added after the sum) is left to them."""
+    parts = spec.parts
+    pieces = (_built(spec, replace(context, piece=Slice(start, start + 1, parts))) for start in (0, parts - 1))
+    first, last = (sum(parameter.numel() for parameter in piece.parameters()) for piece in pieces)
+    between = whole - first - last
+    part, rest = divmod(between, parts - 2) if parts > 2 else (last, between)
+    if rest or not 0 <= part <= min(first, last):
+        raise UsageError(
+            f"unit {spec.name!r} has {whole} parameters, its first part of {parts} has {first} and its last one "
+            f"{last}: these are no equal parts; build only what context.piece says, or leave UnitSpec.parts out"
+        )
+    return first - part
 
 
 def _measure(
@@ -81,6 +108,7 @@ def _measure(
         input_grad_flops=inputs_only,
         weight_grad_flops=whole - inputs_only,
         parameters=held,
+        parts=1 if spec.rows is None else spec.rows.count,
     )
     return cost, output
 

@@ -6,6 +6,7 @@
     1B0     take the gradient of the output (a receive, a local hand-over, or the loss scale), run the backward
     1I0     the same, but the products of weight gradients are left in the rank's queue
     1W0     work off what 1I0 left there
+    1EF0, 1EB0     of a sharded embedding: look up and start a sum; take the sum's gradient (`lookups.py`)
 
 A receive buffer returns to its pool as soon as nothing reads it any more: usually after I or B; after W where the first
 layer of a stage reads its input itself, or the last one its output's gradient.
@@ -24,9 +25,11 @@ import torch
 from torch import Tensor
 
 from hybrid_runtime.comm.groups import Groups
-from hybrid_runtime.comm.point_to_point import Ledger, Receiver, Sender, TensorSpec, spec_of
+from hybrid_runtime.comm.point_to_point import Receiver, Sender, TensorSpec, spec_of
+from hybrid_runtime.comm.under_way import Ledger
 from hybrid_runtime.errors import HybridRuntimeError, RunError
 from hybrid_runtime.models.unit import Carry, Microbatch
+from hybrid_runtime.pipeline.lookups import Lookups
 from hybrid_runtime.pipeline.stage import Stage
 from hybrid_runtime.schedule.actions import Action, Kind
 from hybrid_runtime.tensor_parallel.stopwatch import stopwatch_for
@@ -63,6 +66,7 @@ class Executor:
         loss_scale: what the sum of token losses is multiplied by: 1 / tokens of the global batch.
         recorder: measures every compute action.
         ledger: counts the bytes of communication buffers and of what waits for weight gradients; None counts nothing.
+        lookups: of a rank that takes part in a sharded embedding, as `build_lookups` makes them; None elsewhere.
 
     Attributes:
         weight_queue: what waits between I and W.
@@ -78,6 +82,7 @@ class Executor:
         loss_scale: float,
         recorder: SpanRecorder,
         ledger: StepLedger | None = None,
+        lookups: Lookups | None = None,
     ) -> None:
         self._actions = tuple(action for action in actions if not action.kind.is_data_parallel)
         self._names = tuple(map(str, self._actions))
@@ -107,7 +112,10 @@ class Executor:
             Kind.SEND_B: self._send,
             Kind.RECV_F: self._announce,
             Kind.RECV_B: self._announce,
+            Kind.EF: self._look_up,
+            Kind.EB: self._row_gradient,
         }
+        self._lookups = lookups
         self.weight_queue = WeightQueue(
             fills=groups.tp.size > 1,
             keep=None if ledger is None else ledger.keep,
@@ -123,6 +131,14 @@ class Executor:
         self._received: dict[Action, Carry] = {}  # input buffers held until the backward is done
         self._until_w: list[tuple[Receiver, Carry]] = []  # buffers that waiting weight gradients read
         self._losses: dict[int, Tensor] = {}
+
+    def expect(self, stage: int, spec: Sequence[TensorSpec]) -> None:
+        """What a stage's input looks like is known before its first message, which then comes without a header.
+
+        For a rank that runs alone: its neighbours send nothing that could tell.
+        """
+        if stage > 0 and not self._is_here(stage - 1):
+            self._receivers[self._stage_to_rank[stage - 1]].know(stage, Kind.RECV_F, tuple(spec))
 
     def run_step(self, microbatches: Sequence[Microbatch], step: int | None = None) -> Tensor | None:
         """Walks the list once.
@@ -148,17 +164,27 @@ class Executor:
                 raise RunError(f"{self._where(action)}: {problem}") from problem
             except Exception as problem:
                 raise RunError(f"{self._where(action)}: {type(problem).__name__}: {problem}") from problem
-            for sender in self._senders.values():
-                sender.poll()
+            self._poll()
         self._recorder.note("last sends")
         for sender in self._senders.values():
             sender.finish()
+        if self._lookups is not None:
+            self._lookups.finish()
         assert not self._outputs, f"never sent or used: {list(self._outputs)}"
         assert not self.weight_queue, f"{len(self.weight_queue)} weight gradients were never computed"
         return torch.stack([self._losses[i] for i in sorted(self._losses)]).sum() if self._losses else None
 
+    def _poll(self) -> None:
+        """Drops what has been sent meanwhile."""
+        for sender in self._senders.values():
+            sender.poll()
+        if self._lookups is not None:
+            self._lookups.poll()
+
     def _where(self, action: Action) -> str:
         unit = self._stages[action.stage].current_unit if action.stage in self._stages else None
+        if action.kind.is_lookup and self._lookups is not None:
+            unit = self._lookups.current_unit
         step = "" if self._step is None else f"step {self._step}, "
         return f"{self._groups.place}, stage {action.stage}, {step}{action}" + (f", unit {unit}" if unit else "")
 
@@ -167,6 +193,8 @@ class Executor:
         carry = self._input_of(stage, i)
         with self._recorder.span(name):
             output = self._stages[stage].forward(i, carry, self._microbatches[i])
+        if stage == 0 and self._lookups is not None:
+            self._lookups.let_go(i)
         if not self._stages[stage].training:
             self._give_back_input(stage, i, output)
         if stage == self._last_stage:
@@ -188,8 +216,29 @@ class Executor:
         self._give_back_input(stage, i, input_gradients)
         if stage < self._last_stage and not self._is_here(stage + 1):
             self._give_back(self._receivers[self._stage_to_rank[stage + 1]], gradients, input_gradients)
-        if stage > 0:
+        if stage > 0 or self._lookups is not None:
             self._outputs[Action(stage, Kind.B, i)] = input_gradients
+
+    def _look_up(self, action: Action, name: str) -> None:
+        """EF."""
+        assert self._lookups is not None, "a lookup on a rank without rows"
+        with self._recorder.span(name):
+            self._lookups.look_up(action.microbatch, self._microbatches[action.microbatch])
+
+    def _row_gradient(self, action: Action, name: str) -> None:
+        """EB."""
+        assert self._lookups is not None, "a gradient of rows on a rank without rows"
+        i = action.microbatch
+        if action.stage == 0:
+            (gradient,) = self._outputs.pop(Action(0, Kind.B, i))
+            self._lookups.send_gradient(gradient)
+            with self._recorder.span(name):
+                self._lookups.add_gradient(i, gradient)
+            return
+        buffers = self._lookups.take_gradient(name)
+        with self._recorder.span(name):
+            self._lookups.add_gradient(i, buffers[0])
+        self._lookups.give_back(buffers)
 
     def _weight_gradient(self, action: Action, name: str) -> None:
         with self._recorder.span(name):
@@ -213,7 +262,7 @@ class Executor:
 
     def _input_of(self, stage: int, i: int) -> Carry:
         if stage == 0:
-            return ()
+            return () if self._lookups is None else self._lookups.take(i, str(Action(0, Kind.EF, i)))
         if self._is_here(stage - 1):
             return self._outputs.pop(Action(stage - 1, Kind.F, i))
         receive = Action(stage, Kind.RECV_F, i)

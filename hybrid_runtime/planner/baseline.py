@@ -103,7 +103,8 @@ def _parallel(deployment: Deployment, mesh: Mesh) -> Parallel:
 
 
 def _pipeline(deployment: Deployment, baseline: Baseline, mesh: Mesh) -> Pipeline:
-    """Explicit cuts were written for the candidate's stages; for others they are replaced by balanced ones."""
+    """Explicit cuts were written for the candidate's stages; for others they are replaced by balanced ones. The
+    embedding's rows stay sharded where the mesh is the same."""
     candidate = deployment.pipeline
     schedule = _schedule(candidate.schedule, baseline, mesh.pp_degree, deployment.mesh.pp_degree)
     virtual_stages = candidate.virtual_stages if schedule == candidate.schedule else None
@@ -111,8 +112,11 @@ def _pipeline(deployment: Deployment, baseline: Baseline, mesh: Mesh) -> Pipelin
     if not isinstance(cuts, str):
         fit = mesh == deployment.mesh and len(place(schedule, mesh.pp_degree, virtual_stages)) == len(cuts)
         cuts = cuts if fit else "balanced"
+    rows = candidate.embedding_rows if mesh == deployment.mesh else None
     limit = candidate.in_flight_limit if schedule == candidate.schedule else None
-    return Pipeline(schedule=schedule, virtual_stages=virtual_stages, in_flight_limit=limit, cuts=cuts)
+    return Pipeline(
+        schedule=schedule, virtual_stages=virtual_stages, in_flight_limit=limit, cuts=cuts, embedding_rows=rows
+    )
 
 
 def _schedule(candidates: str, baseline: Baseline, pp_degree: int, candidates_pp_degree: int) -> str:

@@ -1,11 +1,24 @@
-"""Do the stages hold the model: every unit exactly once, in order, no stage empty?"""
+"""Do the stages hold the model: every part of every unit exactly once, in order, no stage empty?"""
 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
+
+from hybrid_runtime.pieces import read_piece
+from hybrid_runtime.plan import UnitCost
+
+
+class _Held(NamedTuple):
+    """What a stage holds of a unit."""
+
+    name: str
+    unit: str
+    start: int
+    stop: int
+    stage: int
 
 
 def stage_cover(
@@ -14,16 +27,26 @@ def stage_cover(
     num_stages: int | None = None,
     *,
     asked_by: str = "pp_degree",
+    parts: Mapping[str, int] | None = None,
 ) -> tuple[str, ...]:
     """What is wrong with stages, one sentence each; empty if nothing is.
 
     Args:
-        stages: unit names per stage.
+        stages: names of units and of pieces (pieces.py) per stage.
         unit_names: the model's units in order.
         num_stages: how many stages there must be; None to accept any number.
         asked_by: what makes it that number, in words (`wanted_by`).
+        parts: of the units that may be cut (`parts_of`); None if none may.
     """
-    return tuple(_findings(stages, unit_names, num_stages, asked_by))
+    return tuple(_findings(stages, unit_names, num_stages, asked_by, parts or {}))
+
+
+def parts_of(costs: Sequence[UnitCost]) -> dict[str, int]:
+    """How many parts each unit has that a cut between stages may divide.
+
+    Not the first unit: no carry enters it that its pieces could share. Not the last one: it returns the loss.
+    """
+    return {cost.name: cost.parts for cost in costs[1:-1] if cost.parts > 1}
 
 
 def wanted_by(num_stages: int, pp_degree: int) -> str:
@@ -34,36 +57,118 @@ def wanted_by(num_stages: int, pp_degree: int) -> str:
     return "pp_degree" if per_rank == 1 else f"pp_degree {pp_degree} with {per_rank} stages on each rank"
 
 
+def tp_findings(stages: Sequence[Sequence[str]], parts: Mapping[str, int], tp_degree: int) -> tuple[str, ...]:
+    """Cuts inside units that tensor parallelism forbids, one sentence each: all ranks hold the same slice of a shard.
+
+    Args:
+        stages: that hold the model (`stage_cover`).
+        parts: of the units that may be cut.
+    """
+    pieces = [piece for stage in stages for piece in map(read_piece, stage) if piece is not None]
+    findings = []
+    for unit, edge in dict.fromkeys((piece.unit, piece.start) for piece in pieces if piece.start):
+        whole = parts[unit]
+        if whole % tp_degree:
+            findings.append(
+                f"unit {unit!r} has {whole} parts, which tp {tp_degree} does not divide, so it cannot be cut; cut "
+                "before or after it, or change tp_degree"
+            )
+        elif edge % tp_degree:
+            below = edge - edge % tp_degree
+            valid = " or ".join(str(place) for place in (below, below + tp_degree) if 0 < place < whole)
+            advice = f"cut at {valid}" if valid else "cut before or after the unit"
+            findings.append(f"the cut at {edge} of unit {unit!r} is no multiple of tp {tp_degree}; {advice}")
+    return tuple(dict.fromkeys(findings))
+
+
 def _findings(
-    stages: Sequence[Sequence[str]], unit_names: Sequence[str], num_stages: int | None, asked_by: str
+    stages: Sequence[Sequence[str]],
+    unit_names: Sequence[str],
+    num_stages: int | None,
+    asked_by: str,
+    parts: Mapping[str, int],
 ) -> Iterator[str]:
     if num_stages is not None and len(stages) != num_stages:
         yield f"{len(stages)} stages are given, but {asked_by} asks for {num_stages}"
     for index, stage in enumerate(stages):
         if not stage:
             yield f"stage {index} is empty; if its range is 'first..last', the last unit must not come before the first"
-    held = [name for stage in stages for name in stage]
+    all_held = [_held(name, index, parts) for index, stage in enumerate(stages) for name in stage]
     existing = set(unit_names)
-    unknown = [name for name in dict.fromkeys(held) if name not in existing]
-    for name in unknown:
-        yield f"the model has no unit {name!r}{_nearest(name, unit_names)}"
-    counts = Counter(held)
-    for name in unit_names:
-        if counts[name] > 1:
-            where = [str(index) for index, stage in enumerate(stages) if name in stage]
-            yield f"unit {name!r} is held {counts[name]} times (stage {' and '.join(where)}); each belongs to one stage"
-    missing = [name for name in unit_names if name not in counts]
+    unknown = [unit for unit in dict.fromkeys(held.unit for held in all_held) if unit not in existing]
+    for unit in unknown:
+        yield f"the model has no unit {unit!r}{_nearest(unit, unit_names)}"
+    by_unit: dict[str, list[_Held]] = {name: [] for name in unit_names}
+    wrong = set(unknown)
+    for held in all_held:
+        problem = _no_piece(held, parts) if held.unit in existing else None
+        if problem is not None:
+            wrong.add(held.unit)
+            yield problem
+        by_unit.setdefault(held.unit, []).append(held)
+    for unit in unit_names:
+        if unit not in wrong:
+            yield from _twice_or_never(by_unit[unit], parts.get(unit, 1))
+    missing = [unit for unit in unit_names if not by_unit[unit]]
     if missing and not unknown:  # the ends of a range with an unknown name say nothing about what lies between
         yield f"{_count(missing)} on no stage: {_shown(missing)}"
-    yield from _out_of_order(held, unit_names)
+    yield from _out_of_order([held for held in all_held if held.unit not in wrong], unit_names)
 
 
-def _out_of_order(held: Sequence[str], unit_names: Sequence[str]) -> Iterator[str]:
+def _held(name: str, stage: int, parts: Mapping[str, int]) -> _Held:
+    piece = read_piece(name)
+    if piece is not None:
+        return _Held(name, *piece, stage)
+    unit, bracket, _ = name.partition("[")
+    return _Held(name, name, 0, parts.get(name, 1), stage) if not bracket else _Held(name, unit, 0, 0, stage)
+
+
+def _no_piece(held: _Held, parts: Mapping[str, int]) -> str | None:
+    """Why a name does not mean a piece of its unit; None if it does, or means the whole unit."""
+    if held.name == held.unit:
+        return None
+    if held.unit not in parts:
+        return f"unit {held.unit!r} cannot be cut, but {held.name!r} is a piece of it; cut before or after the unit"
+    if read_piece(held.name) is None:
+        return f"{held.name!r} is no piece of unit {held.unit!r}; write '{held.unit}[first:end]' with whole numbers"
+    if not held.start < held.stop <= parts[held.unit]:
+        whole = parts[held.unit]
+        return f"{held.name!r} is no piece of a unit of {whole} parts; start below its end, and end at {whole} or below"
+    return None
+
+
+def _twice_or_never(pieces: Sequence[_Held], parts: int) -> Iterator[str]:
+    """Overlaps and gaps in one unit; that it is missing altogether is said elsewhere."""
+    if not pieces:
+        return
+    ordered = sorted(pieces, key=lambda held: (held.start, held.stop))
+    unit, whole = ordered[0].unit, [held for held in pieces if held.name == held.unit]
+    if len(whole) == len(pieces) > 1:
+        where = " and ".join(str(stage) for stage in dict.fromkeys(held.stage for held in pieces))
+        yield f"unit {unit!r} is held {len(pieces)} times (stage {where}); each belongs to one stage"
+        return
+    end, holder = 0, -1
+    for held in ordered:
+        if held.start < end:
+            upto = min(end, held.stop)
+            yield (
+                f"parts {held.start} to {upto} of unit {unit!r} are held twice (stage {holder} and {held.stage}); each "
+                "belongs to one stage"
+            )
+        elif held.start > end:
+            yield f"parts {end} to {held.start} of unit {unit!r} are on no stage"
+        if held.stop > end:
+            end, holder = held.stop, held.stage
+    if end < parts:
+        yield f"parts {end} to {parts} of unit {unit!r} are on no stage"
+
+
+def _out_of_order(held: Sequence[_Held], unit_names: Sequence[str]) -> Iterator[str]:
     place = {name: index for index, name in enumerate(unit_names)}
-    known = [name for name in dict.fromkeys(held) if name in place]
-    for before, after in pairwise(known):
-        if place[before] > place[after]:
-            yield f"unit {after!r} comes after {before!r}, but the model runs it before"
+    once = list({one.name: one for one in held}.values())
+    for before, after in pairwise(once):
+        if (place[before.unit], before.start) > (place[after.unit], after.start):
+            yield f"unit {after.name!r} comes after {before.name!r}, but the model runs it before"
 
 
 def _nearest(name: str, unit_names: Sequence[str]) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from hybrid_runtime.deployment import Batch, Deployment, Parallel, Pipeline
 from hybrid_runtime.errors import PlanError
-from hybrid_runtime.pieces import unit_of
+from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost, read_plan
 from hybrid_runtime.planner.costs import unit_costs
-from hybrid_runtime.planner.cover import stage_cover
+from hybrid_runtime.planner.cover import parts_of, stage_cover, tp_findings
 from hybrid_runtime.schedule.actions import ActionList, parse_actions
 from hybrid_runtime.schedule.check import CheckResult, check
 from hybrid_runtime.schedule.choose import is_searched
@@ -32,7 +32,9 @@ def read_given(path: Path) -> Plan:
         PlanError: it is no plan, its stages do not hold its units, or its lists are wrong.
     """
     plan = read_plan(path)
-    problems = stage_cover([stage.units for stage in plan.stages], [cost.name for cost in plan.units])
+    stages, parts = [stage.units for stage in plan.stages], parts_of(plan.units)
+    problems = stage_cover(stages, [cost.name for cost in plan.units], parts=parts)
+    problems = problems or tp_findings(stages, parts, plan.tp_degree)
     if problems:
         raise PlanError(f"{path}: its stages do not hold its model: {problems[0]}; plan again")
     checked_lists(plan, str(path))
@@ -65,6 +67,7 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
                 virtual_stages=None if rest else per_rank,
                 in_flight_limit=deployment.pipeline.in_flight_limit if is_searched(plan.schedule) else None,
                 cuts=[_range(stage) for stage in plan.stages],
+                **_rows(plan),
             ),
             "batch": Batch(
                 global_batch_size=plan.global_batch_size,
@@ -95,11 +98,11 @@ def other_model(planned: Sequence[UnitCost], costs: Sequence[UnitCost]) -> str |
             return f"it has {len(names)} units, the model {len(own)}"
         there, here = next(pair for pair in zip(names, own) if pair[0] != pair[1])
         return f"its unit {there!r} is {here!r} in the model"
-    for there, here in zip(planned, costs):
+    for one, other in zip(planned, costs):
         for figure in _FIGURES:
-            if getattr(there, figure) != getattr(here, figure):
+            if getattr(one, figure) != getattr(other, figure):
                 words = figure.replace("_", " ")
-                return f"{there.name} has {getattr(there, figure)} {words} in the plan, {getattr(here, figure)} here"
+                return f"{one.name} has {getattr(one, figure)} {words} in the plan, {getattr(other, figure)} here"
     return None
 
 
@@ -160,6 +163,12 @@ def _differences(deployment: Deployment, plan: Plan) -> Iterator[str]:
         difference = other_model(plan.units, own)
         if difference is not None:
             yield f"another model: {difference}"
+
+
+def _rows(plan: Plan) -> dict[str, list[int]]:
+    """Rows of the embedding on every pipeline rank, where the plan shards it."""
+    pieces = [read_piece(name) for name in plan.embedding_pieces]
+    return {"embedding_rows": [piece.parts if piece else 0 for piece in pieces]} if pieces else {}
 
 
 def _range(stage: StagePlan) -> str:

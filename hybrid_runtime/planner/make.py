@@ -1,25 +1,29 @@
 """Deployment and unit costs -> plan: cuts, schedule, lowering, check, prediction. Same inputs, same plan.
 
-Deployment -> stages -> compute lists -> lowered lists -> checked -> Plan
+Deployment -> stages -> compute lists -> lowered lists -> with lookups of a sharded embedding -> checked -> Plan
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hybrid_runtime.deployment import Batch, Deployment
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost
 from hybrid_runtime.planner.baseline import baseline_deployment
-from hybrid_runtime.planner.cover import stage_cover, wanted_by
+from hybrid_runtime.planner.cover import parts_of, stage_cover, tp_findings, wanted_by
 from hybrid_runtime.planner.cuts import Stages, cut_units
+from hybrid_runtime.planner.embedding_rows import embedding_pieces
 from hybrid_runtime.planner.predict import durations_in_flops, predict
 from hybrid_runtime.planner.searched import searched_lists
 from hybrid_runtime.schedule.actions import ActionList, texts
 from hybrid_runtime.schedule.check import CheckResult, check
 from hybrid_runtime.schedule.choose import accept, is_searched, lowered_lists, place
+from hybrid_runtime.schedule.dependencies import lookup_stages
+from hybrid_runtime.schedule.lookups import with_lookups
 from hybrid_runtime.schedule.placement import StageToRank
+from hybrid_runtime.schedule.step_costs import StageKind, Time
 
 __all__ = ["baseline_deployment", "make_plan"]  # the planner's two doors: the candidate's plan and its baseline
 
@@ -32,8 +36,8 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
         mesh: planned for instead of the deployment's own.
 
     Raises:
-        PlanError: no batch, a batch that does not divide, cuts that do not hold the model, or a schedule that is
-            unknown, wrong, or does not accept these degrees and microbatches.
+        PlanError: no batch, a batch that does not divide, cuts or embedding rows that do not hold the model, or a
+            schedule that is unknown, wrong, or does not accept these degrees and microbatches.
     """
     mesh = mesh or deployment.mesh
     batch = _batch(deployment)
@@ -41,13 +45,16 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
     schedule, workload = deployment.pipeline.schedule, deployment.workload.kind
     virtual_stages = deployment.pipeline.virtual_stages
     stage_to_rank = place(schedule, mesh.pp_degree, virtual_stages)
-    stages = _stages(deployment, costs, len(stage_to_rank), mesh.pp_degree)
+    stages = _stages(deployment, costs, len(stage_to_rank), mesh)
+    pieces = embedding_pieces(deployment.pipeline.embedding_rows, costs, mesh)
+    durations = durations_in_flops(stages, costs)
     if is_searched(schedule):
         accept(schedule, mesh.pp_degree, num_microbatches, workload, virtual_stages)
-        durations, limit = durations_in_flops(stages, costs), deployment.pipeline.in_flight_limit
+        limit = deployment.pipeline.in_flight_limit
         lists = searched_lists(stage_to_rank, num_microbatches, durations, limit, deployment.workload.seed)
     else:
         lists = lowered_lists(schedule, mesh.pp_degree, num_microbatches, workload, virtual_stages)
+    lists = place_lookups(lists, stage_to_rank, pieces, durations)
     checked = _checked(lists, stage_to_rank, num_microbatches, workload)
     return Plan(
         name=deployment.name,
@@ -67,8 +74,30 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
         ),
         units=tuple(costs),
         actions=tuple(map(texts, lists)),
-        prediction=predict(lists, stage_to_rank, stages, costs, checked),
+        prediction=predict(lists, stage_to_rank, stages, costs, checked, pieces),
+        embedding_pieces=pieces,
     )
+
+
+def place_lookups(
+    lists: Sequence[ActionList],
+    stage_to_rank: StageToRank,
+    pieces: Sequence[str],
+    durations: Mapping[StageKind, Time],
+) -> tuple[ActionList, ...]:
+    """The lists with the lookups of these embedding pieces; a file's own lookups stay where they are.
+
+    Raises:
+        PlanError: a file's lookups are of other ranks than those that hold rows.
+    """
+    ranks = {rank for rank, piece in enumerate(pieces) if piece} | ({stage_to_rank[0]} if pieces else set())
+    given = {stage_to_rank[stage] for stage in lookup_stages(lists) if stage < len(stage_to_rank)}
+    if given and given != ranks:
+        wanted = f"rows are on ranks {sorted(ranks)}" if ranks else "pipeline.embedding_rows is not given"
+        raise PlanError(
+            f"the schedule looks rows up on pipeline ranks {sorted(given)}, but {wanted}; correct either of them"
+        )
+    return with_lookups(lists, stage_to_rank, sorted(ranks), durations) if ranks and not given else tuple(lists)
 
 
 def _batch(deployment: Deployment) -> Batch:
@@ -104,10 +133,11 @@ def _valid_sizes(batch: Batch, dp_degree: int) -> str:
     return ", or ".join(valid)
 
 
-def _stages(deployment: Deployment, costs: Sequence[UnitCost], num_stages: int, pp_degree: int) -> Stages:
-    stages = cut_units(deployment.pipeline.cuts, costs, num_stages)
-    asked_by = wanted_by(num_stages, pp_degree)
-    problems = stage_cover(stages, [cost.name for cost in costs], num_stages, asked_by=asked_by)
+def _stages(deployment: Deployment, costs: Sequence[UnitCost], num_stages: int, mesh: Mesh) -> Stages:
+    stages, parts = cut_units(deployment.pipeline.cuts, costs, num_stages), parts_of(costs)
+    asked_by = wanted_by(num_stages, mesh.pp_degree)
+    problems = stage_cover(stages, [cost.name for cost in costs], num_stages, asked_by=asked_by, parts=parts)
+    problems = problems or tp_findings(stages, parts, mesh.tp_degree)
     if problems:
         raise PlanError("pipeline.cuts: " + "; ".join(problems))
     return stages

@@ -11,9 +11,9 @@ do for it. It is that only where the taker waited already when the message was s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.records import TRACE, RankRecords, StepRecord
@@ -33,12 +33,17 @@ class _Done(NamedTuple):
     wait_ns: int
 
 
-def measured_costs(ranks: Sequence[RankRecords], purpose: str = TRACE) -> StepCosts:
+def measured_costs(
+    ranks: Sequence[RankRecords], purpose: str = TRACE, clock: Literal["wall", "thread_cpu"] = "wall"
+) -> StepCosts:
     """The costs of a step, in whole nanoseconds, with which `replay_step` replays what the run did.
 
     Args:
         ranks: all ranks of a side, as `read_side` returns them.
         purpose: which of the measured steps; they must hold spans ("trace").
+        clock: of durations. "thread_cpu" where ranks share cores: then a collective held an action up for as long as
+            it waited and its thread did not run, and of that, as of messages, the least that was ever seen is taken: a
+            lower bound.
 
     Returns:
         durations: per (stage, kind), the median over steps, microbatches, tensor ranks and replicas of an action's
@@ -50,7 +55,8 @@ def measured_costs(ranks: Sequence[RankRecords], purpose: str = TRACE) -> StepCo
     Raises:
         RecordsError: no such step was measured, or none of them holds an action.
     """
-    done_at = _actions(ranks, purpose)
+    done_at = _actions(ranks, purpose, clock)
+    typical = _median if clock == "wall" else min
     compute_ns: dict[StageKind, list[int]] = defaultdict(list)
     wait_ns: dict[StageKind, list[int]] = defaultdict(list)
     for done in done_at.values():
@@ -59,8 +65,8 @@ def measured_costs(ranks: Sequence[RankRecords], purpose: str = TRACE) -> StepCo
             wait_ns[action.stage, action.kind].append(time.wait_ns)
     return StepCosts(
         durations={key: _median(times) for key, times in compute_ns.items()},
-        tensor_parallel={key: _median(times) for key, times in wait_ns.items()},
-        hops=_hops(ranks, purpose, done_at),
+        tensor_parallel={key: typical(times) for key, times in wait_ns.items()},
+        hops=_hops(ranks, purpose, done_at, typical),
     )
 
 
@@ -83,7 +89,10 @@ def pipeline_times_ns(ranks: Sequence[RankRecords], purpose: str = TRACE) -> tup
 
 
 def _hops(
-    ranks: Sequence[RankRecords], purpose: str, done_at: Mapping[_Place, Mapping[Action, _Done]]
+    ranks: Sequence[RankRecords],
+    purpose: str,
+    done_at: Mapping[_Place, Mapping[Action, _Done]],
+    typical: Callable[[list[int]], int],
 ) -> dict[DirectedEdge, Hop]:
     stage_to_rank = {stage: rank.header.pp for rank in ranks for stage in rank.header.stages}
     waited_for: dict[DirectedEdge, list[int]] = defaultdict(list)
@@ -100,12 +109,14 @@ def _hops(
             edge = stage_to_rank[partner(receive).stage], rank.header.pp
             waited = wait.start_ns + offset_ns <= made.end_ns
             (waited_for if waited else at_most)[edge].append(max(0, wait.end_ns + offset_ns - made.end_ns))
-    known = {edge: _median(times) for edge, times in waited_for.items()}
+    known = {edge: typical(times) for edge, times in waited_for.items()}
     bounds = {edge: min(times) for edge, times in at_most.items() if edge not in known}
     return {edge: Hop(latency=time_ns) for edge, time_ns in sorted((known | bounds).items())}
 
 
-def _actions(ranks: Sequence[RankRecords], purpose: str) -> Mapping[_Place, Mapping[Action, _Done]]:
+def _actions(
+    ranks: Sequence[RankRecords], purpose: str, clock: Literal["wall", "thread_cpu"] = "wall"
+) -> Mapping[_Place, Mapping[Action, _Done]]:
     """Every compute action that was executed, on the clock that all hosts share."""
     found: dict[_Place, dict[Action, _Done]] = defaultdict(dict)
     for rank, step in _steps(ranks, purpose):
@@ -116,8 +127,10 @@ def _actions(ranks: Sequence[RankRecords], purpose: str) -> Mapping[_Place, Mapp
                 continue
             start_ns, end_ns = span.start_ns + offset_ns, span.end_ns + offset_ns
             before = done.get(action, _Done(start_ns, end_ns, 0, 0))
-            compute_ns = before.compute_ns + end_ns - start_ns - span.wait_ns
-            done[action] = _Done(before.start_ns, end_ns, compute_ns, before.wait_ns + span.wait_ns)
+            wall_ns, cpu_ns = end_ns - start_ns, max(0, span.cpu_ns)
+            compute_ns = wall_ns - span.wait_ns if clock == "wall" else cpu_ns
+            held_up_ns = span.wait_ns if clock == "wall" else max(0, min(span.wait_ns, wall_ns - cpu_ns))
+            done[action] = _Done(before.start_ns, end_ns, before.compute_ns + compute_ns, before.wait_ns + held_up_ns)
     if not any(found.values()):
         raise RecordsError(
             f"{len(ranks)} ranks: no measured step of purpose {purpose!r} holds an action; name a run that got as far "

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from hybrid_runtime.plan import Prediction, UnitCost
 from hybrid_runtime.planner.costs import costs_of_names
 from hybrid_runtime.planner.cuts import Stages
+from hybrid_runtime.planner.embedding_rows import stage_parameters
 from hybrid_runtime.schedule.actions import ActionList, Kind
 from hybrid_runtime.schedule.check import CheckResult
 from hybrid_runtime.schedule.placement import StageToRank
@@ -20,13 +21,14 @@ def predict(
     stages: Stages,
     costs: Sequence[UnitCost],
     checked: CheckResult,
+    embedding_pieces: Sequence[str] = (),
 ) -> Prediction:
     """The prediction for checked lists whose stages hold these units."""
     costs_of = [costs_of_names(stage, costs) for stage in stages]
     step = replay(lists, stage_to_rank, durations_in_flops(stages, costs))
     return Prediction(
         stage_flops=tuple(sum(cost.flops for cost in stage) for stage in costs_of),
-        stage_parameters=tuple(sum(cost.parameters for cost in stage) for stage in costs_of),
+        stage_parameters=stage_parameters(stages, stage_to_rank, costs, embedding_pieces),
         peak_in_flight=checked.peak_in_flight,
         receive_depth=checked.receive_depth,
         ideal_busy_ppm=tuple(int(1_000_000 * busy // step.makespan) for busy in step.busy),

@@ -21,9 +21,11 @@ from hybrid_runtime.report.pairs import (
     provenance_pairs,
     self_check_pairs,
     side_pairs,
+    stage_pairs,
 )
+from hybrid_runtime.report.plain_table import plain_table
 from hybrid_runtime.report.run_data import Run
-from hybrid_runtime.report.terminal import STYLES, plain_table
+from hybrid_runtime.report.terminal import STYLES
 
 
 def compare_page(first: Run, second: Run) -> str:
@@ -43,7 +45,7 @@ def compare_page(first: Run, second: Run) -> str:
         },
         device_headings=DEVICE_HEADINGS,
         devices=device_pairs(*verdicts),
-        sides=side_pairs(*verdicts),
+        sides=[*side_pairs(*verdicts), *stage_pairs(first.plan, second.plan)],
         provenance=provenance_pairs(*verdicts),
     )
 
@@ -60,8 +62,8 @@ def compare_tables(first: Run, second: Run) -> RenderableType:
         if rows:
             parts.append(_judged_table(title, rows, names))
     sides = plain_table("what ran", "", *names)
-    for pair in side_pairs(*verdicts):
-        sides.add_row(Text(pair.what, style="dim"), *map(Text, pair.values))
+    for pair in (*side_pairs(*verdicts), *stage_pairs(first.plan, second.plan)):
+        sides.add_row(Text(pair.what, style="dim"), *(Text(value, overflow="fold") for value in pair.values))
     return Group(*parts, sides, Text())
 
 

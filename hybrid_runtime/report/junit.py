@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from hybrid_runtime.report.cells import check_cells, claim_cells, claim_how, claim_why, printable
 from hybrid_runtime.report.method_cells import self_check_cells
+from hybrid_runtime.report.prediction_cells import claim_modelled
 from hybrid_runtime.verdict import Claim, Outcome, Verdict
 
 _NOT_IN_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")  # beside the control characters that `printable` writes out
@@ -59,7 +60,7 @@ def xml_text(text: str) -> str:
 
 def _claim_case(claim: Claim) -> _Case:
     _, text, required, measured, hardware = claim_cells(claim)
-    out = f"required {required}, {measured} on {hardware}\n{claim_how(claim)}"
+    out = f"required {required}, {measured} on {hardware}\n{claim_how(claim)}\n{claim_modelled(claim)}"
     return _Case(claim.id, f"{text} ({required})", claim.outcome, claim_why(claim), out.strip())
 
 

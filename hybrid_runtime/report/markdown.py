@@ -6,7 +6,8 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from hybrid_runtime.report import cells, method_cells
+from hybrid_runtime.prediction_history import Bias
+from hybrid_runtime.report import cells, method_cells, prediction_cells
 from hybrid_runtime.verdict import Claim, Outcome, SelfCheck, StaticCheck, Verdict
 
 _SIGNS = {
@@ -19,8 +20,12 @@ _SIGNS = {
 _SPECIAL = re.compile(r"([\\`*\[\]~|#$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
-def markdown(verdict: Verdict) -> str:
-    """The whole verdict: in words first, then the tables, then what it rests on."""
+def markdown(verdict: Verdict, history: Sequence[Bias] = ()) -> str:
+    """The whole verdict: in words first, then the tables, then what it rests on.
+
+    Args:
+        history: how predictions came out over runs.
+    """
     sections = [
         f"# {_SIGNS[verdict.verdict]} {verdict.verdict}: {escaped(verdict.name)}",
         f"{escaped(cells.counts_text(verdict.counts))}; exit code {verdict.exit_code}.",
@@ -30,6 +35,7 @@ def markdown(verdict: Verdict) -> str:
         *_section("Claims", (*cells.CLAIM_HEADINGS, "why"), map(_claim_row, verdict.claims)),
         *_devices(verdict),
         *_sides(verdict),
+        *_prediction(verdict, history),
         *_method(verdict),
         *_section(
             "Checks before any process starts",
@@ -74,7 +80,8 @@ def _found(claim: Claim) -> str:
 
 def _claim_row(claim: Claim) -> list[str]:
     outcome, *texts = cells.claim_cells(claim)
-    why = "<br>".join(escaped(text) for text in (cells.claim_why(claim), cells.claim_how(claim)) if text)
+    words = (cells.claim_why(claim), cells.claim_how(claim), prediction_cells.claim_modelled(claim))
+    why = "<br>".join(escaped(text) for text in words if text)
     return [f"{_SIGNS[claim.outcome]} {outcome}", *map(escaped, texts), why]
 
 
@@ -107,6 +114,21 @@ def _sides(verdict: Verdict) -> list[str]:
         return []
     headings, *rows = cells.side_rows(verdict.sides)
     return _section("What ran", headings, map(_escaped_row, rows))
+
+
+def _prediction(verdict: Verdict, history: Sequence[Bias]) -> list[str]:
+    """What the plan predicted, what a replay says where clocks could not, and how predictions came out over runs."""
+    sections: list[str] = []
+    if (judged := verdict.prediction) is not None and judged.reason != "no_prediction":
+        sections += _bullets("Prediction of the plan", [escaped(prediction_cells.prediction_sentence(judged))])
+        for title, headings, rows in prediction_cells.prediction_tables(judged):
+            sections += _section(title, headings, map(_escaped_row, rows))
+    if (modelled := verdict.modelled) is not None:
+        sections += _bullets(prediction_cells.MODELLED_TITLE, [escaped(modelled.method)])
+        for title, headings, rows in prediction_cells.modelled_tables(modelled):
+            sections += _section(title, headings, map(_escaped_row, rows))
+    biases = (_escaped_row(prediction_cells.history_cells(bias)) for bias in history)
+    return [*sections, *_section(prediction_cells.HISTORY_TITLE, prediction_cells.HISTORY_HEADINGS, biases)]
 
 
 def _method(verdict: Verdict) -> list[str]:

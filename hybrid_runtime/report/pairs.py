@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple, Protocol, TypeVar
 
+from hybrid_runtime.plan import Plan
 from hybrid_runtime.report import cells, method_cells
 from hybrid_runtime.verdict import DeviceRow, Outcome, Side, Verdict
 
@@ -60,6 +61,19 @@ def claim_pairs(first: Verdict, second: Verdict) -> list[Judged]:
         lambda claim: cells.printable(claim.text),
         lambda claim: f"{cells.measured_text(claim.measured, claim.unit)}; required {cells.claim_cells(claim)[2]}",
     )
+
+
+def stage_pairs(first: Plan, second: Plan) -> list[Pair]:
+    """What the stages of every pipeline rank hold; nothing where both plans cut alike."""
+    ranks = range(max(first.pp_degree, second.pp_degree))
+    pairs = [Pair(f"stages of pp rank {rank}", (_stages(first, rank), _stages(second, rank))) for rank in ranks]
+    return pairs if any(pair.differs for pair in pairs) else []
+
+
+def _stages(plan: Plan, rank: int) -> str:
+    held = [stage.units for stage in plan.stages_of(rank)] if rank < plan.pp_degree else []
+    ranges = (units[0] if len(units) == 1 else f"{units[0]}..{units[-1]}" for units in held)
+    return cells.printable(" | ".join(ranges)) or ABSENT
 
 
 def check_pairs(first: Verdict, second: Verdict) -> list[Judged]:

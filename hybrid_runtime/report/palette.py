@@ -26,6 +26,8 @@ COLOURS: dict[str, Colour] = {
     "backward": _both("#e69f00"),
     "input-gradient": _both("#f2d24b"),
     "weight-gradient": _both("#009e73"),
+    "lookup": _both("#8c6bd0"),
+    "row-gradients": _both("#c06a9a"),
     "optimizer": _both("#cc79a7"),
     "compute": Colour("#0072b2", "#3d9fdb"),
     "communication": _both("#d55e00"),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from hybrid_runtime.nvml_records import NvmlRecords, read_nvml
 from hybrid_runtime.plan import Plan, read_plan
+from hybrid_runtime.prediction_history import Bias, history_file, read_bias, shown_first
 from hybrid_runtime.records import TRACE, RankRecords, read_side
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.verdict import Verdict
@@ -31,7 +32,11 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A judged run as its folder holds it; `baseline` is empty where none ran, `driver` without NVML."""
+    """A judged run as its folder holds it; `baseline` is empty where none ran, `driver` without NVML.
+
+    Attributes:
+        history: how predictions came out over the runs beside this one.
+    """
 
     folder: Path
     verdict: Verdict
@@ -39,6 +44,7 @@ class Run:
     ranks: Sequence[RankRecords]
     baseline: Sequence[RankRecords] = ()
     driver: Sequence[NvmlRecords] = ()
+    history: Sequence[Bias] = ()
 
 
 def read_run(folder: Path, verdict: Verdict) -> Run:
@@ -57,6 +63,7 @@ def read_run(folder: Path, verdict: Verdict) -> Run:
         ranks=read_side(folder),
         baseline=read_side(files.baseline.path) if ran else (),
         driver=[read_nvml(path) for path in sorted(files.records.glob("nvml-*.jsonl"))],
+        history=shown_first(read_bias(history_file(files))),
     )
 
 

@@ -24,10 +24,17 @@ from hybrid_runtime.report.cells import printable
 from hybrid_runtime.schedule.actions import Action, Kind
 from hybrid_runtime.schedule.replayed import Replay, Timed
 
-WORDS = {Kind.F: "forward", Kind.B: "backward", Kind.I: "input gradient", Kind.W: "weight gradient"}
+WORDS = {
+    Kind.F: "forward", Kind.B: "backward", Kind.I: "input gradient", Kind.W: "weight gradient",
+    Kind.EF: "lookup", Kind.EB: "row gradients",
+}  # fmt: skip
 # Of a rank's first stage, under white letters, and of its later ones, under black letters: contrast of 4.5 and more.
-COLOURS = {Kind.F: "#35618f", Kind.B: "#b3400c", Kind.I: "#9c5c00", Kind.W: "#2f7a33"}
-PALE = {Kind.F: "#a9c6e4", Kind.B: "#f5b795", Kind.I: "#f2d08c", Kind.W: "#add8a8"}
+COLOURS = {
+    Kind.F: "#35618f", Kind.B: "#b3400c", Kind.I: "#9c5c00", Kind.W: "#2f7a33", Kind.EF: "#5b4b9a", Kind.EB: "#8a3470",
+}  # fmt: skip
+PALE = {
+    Kind.F: "#a9c6e4", Kind.B: "#f5b795", Kind.I: "#f2d08c", Kind.W: "#add8a8", Kind.EF: "#c9bfee", Kind.EB: "#eab8d8",
+}  # fmt: skip
 IDLE = "."
 MOST_COLUMNS_PER_TICK = 4
 MOST_BANDS = 8

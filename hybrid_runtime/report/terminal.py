@@ -20,6 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_runtime.report import cells, method_cells
+from hybrid_runtime.report.plain_table import HEADING, plain_table
+from hybrid_runtime.report.prediction_cells import claim_modelled
+from hybrid_runtime.report.prediction_tables import prediction_parts
 from hybrid_runtime.verdict import Claim, DeviceRow, Outcome, Side, StaticCheck, Verdict, count, overall
 
 STYLES = {
@@ -30,7 +33,6 @@ STYLES = {
     Outcome.ERROR: "bold white on red",
 }
 MAX_WIDTH = 200
-_HEADING = "underline dim"
 _BAR_CELLS = 10
 _ROOM_FOR_HARDWARE = 100  # columns; narrower leaves the column out
 
@@ -73,6 +75,7 @@ def verdict_tables(verdict: Verdict) -> RenderableType:
         parts += [Text(f"NVML, {line}") for line in cells.nvml_lines(verdict.devices)]
     if verdict.sides:
         parts.append(sides_table(verdict.sides))
+    parts += prediction_parts(verdict)
     parts += _method_lines(verdict)
     parts += [Text()] if verdict.warnings else []
     parts += [Text(f"warning: {cells.printable(warning)}", style="yellow") for warning in verdict.warnings]
@@ -129,12 +132,13 @@ class _Claims:
         rows = [row[:last] for row in (cells.CLAIM_HEADINGS, *map(cells.claim_cells, self._claims))]
         widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
         yield Text("\nclaims", style="bold")
-        yield _fixed_line([Text(text, style=_HEADING) for text in rows[0]], widths)
+        yield _fixed_line([Text(text, style=HEADING) for text in rows[0]], widths)
         for claim, (outcome, text, *figures) in zip(self._claims, rows[1:], strict=True):
             yield _fixed_line(
                 [Text(outcome, style=STYLES[claim.outcome]), Text(text, style="bold"), *map(Text, figures)], widths
             )
-            for words, style in ((cells.claim_why(claim), ""), (cells.claim_how(claim), "dim")):
+            lines = ((cells.claim_why(claim), ""), (cells.claim_how(claim), "dim"), (claim_modelled(claim), "cyan"))
+            for words, style in lines:
                 if words:
                     yield Padding(Text(words, style=style, overflow="fold"), (0, 0, 0, widths[0] + 2))
 
@@ -206,16 +210,6 @@ class ShareBar:
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """The figure is never cut; a narrow terminal shortens the bar."""
         return Measurement(1 + self._figure_width, _BAR_CELLS + 1 + self._figure_width)
-
-
-def plain_table(title: str, *headings: str, gap: int = 2) -> Table:
-    """An empty table without a frame."""
-    table = Table(
-        title=Text(f"\n{title}", style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0)
-    )
-    for heading in headings:
-        table.add_column(Text(heading, style=_HEADING), overflow="fold")
-    return table
 
 
 def _wrapped(text: str) -> Text:

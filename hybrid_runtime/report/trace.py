@@ -3,7 +3,7 @@
     process  rank 3 (dp 0, pp 1, tp 1)
       thread compute         0F0 0F1  0B0 ...        slices (ph X), times in microseconds after the first step's start
       thread waits               [all_reduce]        waits of collectives and barriers
-      thread send/receive    [1RECV_F0]              waits for another stage
+      thread send/receive    [1RECV_F0]              waits for another stage, or for a sharded embedding's sum
       thread phases          DATA  REDUCE_GRAD  OPTIMIZER
       thread steps           step 12 (measure)
       counters               memory by part (ph C)
@@ -110,7 +110,7 @@ def _slices(rank: RankRecords, step: StepRecord) -> Iterator[Slice]:
         times = {"wait_us": span.wait_ns // 1000} | ({"cpu_us": span.cpu_ns // 1000} if span.cpu_ns >= 0 else {})
         yield box("compute" if _action(span.name) else "phases", span.start_ns, span.end_ns, span.name, **times)
     for wait in step.waits:
-        track = "send/receive" if "RECV" in wait.name or "SEND" in wait.name else "waits"
+        track = "send/receive" if _action(wait.name) else "waits"
         yield box(track, wait.start_ns, wait.end_ns, wait.name)
 
 

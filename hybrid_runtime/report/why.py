@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hybrid_runtime.records import RankRecords
 from hybrid_runtime.report.cells import duration_text, printable, ranges_text, with_unit
-from hybrid_runtime.schedule.actions import Kind, parse_action
+from hybrid_runtime.schedule.actions import Kind, is_action, parse_action
 from hybrid_runtime.schedule.messages import partner
 from hybrid_runtime.verdict import DeviceRow, Verdict
 
@@ -89,14 +89,19 @@ def _stages(rank: RankRecords) -> str:
 
 def _kind(name: str) -> str:
     """ "1RECV_F3" -> "1RECV_F"; collectives have no number."""
-    return name.rstrip("0123456789") if "RECV" in name or "SEND" in name else name
+    bare = name.rstrip("0123456789")
+    return bare if bare != name and is_action(name) else name
 
 
 def _words(kind: str) -> str:
-    try:
-        action = parse_action(f"{kind}0")
-    except ValueError:  # a collective
+    if not is_action(f"{kind}0"):  # a collective
         return printable(kind)
+    action = parse_action(f"{kind}0")
+    if action.kind.is_lookup:
+        what = (
+            "the sum of a sharded embedding" if action.kind is Kind.EF else "the gradient of a sharded embedding's sum"
+        )
+        return f"{what} ({kind})"
     what = "activations" if action.kind in (Kind.RECV_F, Kind.SEND_F) else "gradients"
     if action.kind.is_receive:
         return f"{what} from stage {partner(action).stage} ({kind})"

@@ -37,7 +37,7 @@ def write_reports(folder: RunFolder, verdict: Verdict, targets: Targets | None =
     run = read_run(folder.path, verdict)
     texts = {
         to.html or folder.page: report_page(run),
-        to.markdown or folder.report: markdown(verdict),
+        to.markdown or folder.report: markdown(verdict, run.history),
         to.junit or folder.junit: junit(verdict),
     }
     written = list(_write(texts))

@@ -25,7 +25,7 @@ class RankTime:
     """One rank's step; the parts add up to the makespan exactly.
 
     Attributes:
-        compute: F, I, W and B.
+        compute: F, I, W and B, and the lookups of a sharded embedding.
         tensor_parallel: collectives inside them that nothing hides.
         messages: copying messages of blocking edges.
         warm_up: before its first action.
@@ -56,8 +56,11 @@ def determined_by(step: Replay, index: int) -> int:
         return NOTHING
     if index not in rows.row_starts and step.ends[index - 1] == step.starts[index]:
         return index - 1
-    waited = [other for other in (rows.first[index], rows.second[index]) if other != NOTHING]
-    return next(other for other in waited if step.ends[other] + step.lags[rows.classes[other]] == step.starts[index])
+    return next(
+        other
+        for other in rows.waits_of(index)
+        if step.ends[other] + step.lags[rows.classes[other]] == step.starts[index]
+    )
 
 
 def outstanding_messages(step: Replay) -> dict[str, int]:

@@ -7,6 +7,12 @@ F forward, I input gradient, W weight gradient, B both in one traversal. `kSEND_
 i to stage k+1, `kRECV_Fi` receives stage k's input from stage k-1; `kSEND_Bi` sends the gradient of stage k's input to
 stage k-1, `kRECV_Bi` receives the gradient of stage k's output from stage k+1.
 
+Where the embedding's rows are sharded over the pipeline ranks, `rEFi` looks microbatch i up in the rows of the rank
+whose first stage is r and starts to add the result up on stage 0's rank, where 0Fi takes the sum; `rEBi` adds the
+gradient of that sum, which 0EBi sends to all, to the rank's rows.
+
+    action  := stage (EF | EB) microbatch    0EF3 on stage 0's rank, 2EF3 on that of stage 2, ...
+
 An overlap is a forward and a backward that may run at the same time. Lists keep it for exchange and drawing; lowering,
 replay and executor take the flattened list, in which the two stand one after the other.
 
@@ -19,6 +25,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Final, NamedTuple
 
 
@@ -29,6 +36,8 @@ class Kind(enum.Enum):
     I = "I"  # noqa: E741 - the field's standard letter for the input gradient
     W = "W"
     B = "B"
+    EF = "EF"
+    EB = "EB"
     SEND_F = "SEND_F"
     RECV_F = "RECV_F"
     SEND_B = "SEND_B"
@@ -40,6 +49,11 @@ class Kind(enum.Enum):
     @property
     def is_compute(self) -> bool:
         return self in _COMPUTE
+
+    @property
+    def is_lookup(self) -> bool:
+        """Work on the rows of a sharded embedding."""
+        return self in _LOOKUP
 
     @property
     def is_send(self) -> bool:
@@ -54,7 +68,8 @@ class Kind(enum.Enum):
         return self in _DATA_PARALLEL
 
 
-_COMPUTE = frozenset({Kind.F, Kind.I, Kind.W, Kind.B})
+_LOOKUP = frozenset({Kind.EF, Kind.EB})
+_COMPUTE = frozenset({Kind.F, Kind.I, Kind.W, Kind.B}) | _LOOKUP
 _DATA_PARALLEL = frozenset({Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD})
 
 NO_MICROBATCH: Final = -1  # of a data-parallel action
@@ -86,7 +101,7 @@ Cell = Action | Overlap
 CellList = tuple[Cell, ...]  # the same before it is flattened
 
 _NUMBER = "(0|[1-9][0-9]{0,8})"
-_ACTION = re.compile(f"{_NUMBER}(SEND_F|RECV_F|SEND_B|RECV_B|F|I|W|B){_NUMBER}")
+_ACTION = re.compile(f"{_NUMBER}(SEND_F|RECV_F|SEND_B|RECV_B|F|I|W|B|EF|EB){_NUMBER}")
 _DATA_PARALLEL_ACTION = re.compile(f"{_NUMBER}(UNSHARD|RESHARD|REDUCE_GRAD)")
 _OVERLAP = re.compile(r"\(([^();]*);([^();]*)\)OVERLAP_F_B")
 
@@ -102,6 +117,16 @@ def parse_action(text: str) -> Action:
     if match := _DATA_PARALLEL_ACTION.fullmatch(text):
         return Action(int(match[1]), Kind(match[2]), NO_MICROBATCH)
     raise ValueError(f"{text!r} is not an action; expected stage, kind and microbatch, for example '2F0'")
+
+
+@cache
+def is_action(text: str) -> bool:
+    """Whether `parse_action` reads it; names of phases and collectives are none."""
+    try:
+        parse_action(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_cell(text: str) -> Cell:

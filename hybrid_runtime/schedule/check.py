@@ -7,9 +7,11 @@
     5 receive depth     how many receive buffers each edge needs (a figure, not a rule)
     6 peak in flight    how many microbatches each rank holds (a figure, not a rule)
     7 gradient order    each stage's B (or W) run in increasing microbatch order, as in one process
+    8 lookups           of a sharded embedding: every rank that takes part has one EF and, when training, one EB of
+                        every microbatch, in the order of stage 0's rank, because sums of one group match in order
 
-Walking makes sense only for lists that pass 1 and 3, and a list that is stuck with buffered sends is stuck with
-rendezvous too, so 2 and 4 are looked at only when 1 and 3 found nothing. 7 comes last: two actions that changed places
+Walking makes sense only for lists that pass 1, 3 and 8, and a list that is stuck with buffered sends is stuck with
+rendezvous too, so 2 and 4 are looked at only when these found nothing. 7 comes last: two actions that changed places
 are first of all one that waits for the other.
 """
 
@@ -60,6 +62,7 @@ def check(lists: Sequence[ActionList], stage_to_rank: StageToRank, num_microbatc
     if not findings:
         findings += _coverage(placed, lists, stage_to_rank, num_microbatches, workload)
         findings += _messages(placed, lists, stage_to_rank)
+        findings += _lookups(lists, stage_to_rank, num_microbatches, workload)
         if not findings:
             findings += walk(lists, stage_to_rank, rendezvous=False) or walk(lists, stage_to_rank, rendezvous=True)
         findings += _gradient_order(placed)
@@ -78,6 +81,7 @@ def check_compute(
     findings = [*_ranks(lists, stage_to_rank), *_places(placed, stage_to_rank, num_microbatches)]
     if not findings:
         findings += _coverage(placed, lists, stage_to_rank, num_microbatches, workload)
+        findings += _lookups(lists, stage_to_rank, num_microbatches, workload)
         findings += _gradient_order(placed) if findings else ()
     if findings:
         return CheckResult(tuple(findings), {}, tuple(map(peak_in_flight, lists)))
@@ -113,6 +117,8 @@ def _places(placed: Sequence[_Placed], stage_to_rank: StageToRank, num_microbatc
             message = f"there is no microbatch {action.microbatch}, only {num_microbatches}"
         elif stage_to_rank[action.stage] != rank:
             message = f"stage {action.stage} lives on pipeline rank {stage_to_rank[action.stage]}"
+        elif action.kind.is_lookup and action.stage != list(stage_to_rank).index(rank):
+            message = f"lookups name a rank by its first stage, here {list(stage_to_rank).index(rank)}"
         elif not action.kind.is_compute and not _crosses(action, stage_to_rank):
             message = "there is no stage on another rank to talk to"
         else:
@@ -138,7 +144,7 @@ def _coverage(
             continue
         if action in seen:
             yield Finding(rank, position, str(action), "is done twice")
-        elif workload == "forward" and action.kind is not Kind.F:
+        elif workload == "forward" and action.kind not in (Kind.F, Kind.EF):
             yield Finding(rank, position, str(action), "a forward-only schedule has no backward")
         seen.add(action)
     for stage, rank in enumerate(stage_to_rank):
@@ -161,6 +167,26 @@ def _uncovered(kinds: set[Kind], workload: str) -> Iterator[tuple[Kind, str]]:
         yield Kind.B, "is missing, and so are I and W"
     elif Kind.B not in kinds and len(halves) == 1:
         yield ({Kind.I, Kind.W} - halves).pop(), f"is missing, but there is its {halves.pop().value}"
+
+
+def _lookups(
+    lists: Sequence[ActionList], stage_to_rank: StageToRank, num_microbatches: int, workload: str
+) -> Iterator[Finding]:
+    home = stage_to_rank[0]
+    ranks = {rank for rank, actions in enumerate(lists) if any(action.kind.is_lookup for action in actions)}
+    for kind in (Kind.EF, Kind.EB) if workload == "train" else (Kind.EF,):
+        orders = [[action.microbatch for action in actions if action.kind is kind] for actions in lists]
+        for rank in sorted({home, *ranks} if ranks else ()):
+            stage = list(stage_to_rank).index(rank)
+            missing = sorted(set(range(num_microbatches)) - set(orders[rank]))
+            if missing:
+                yield Finding(rank, len(lists[rank]), str(Action(stage, kind, missing[0])), "is missing")
+                continue
+            other = next((pair for pair in zip(orders[rank], orders[home]) if pair[0] != pair[1]), None)
+            if other is not None:
+                action, there = Action(stage, kind, other[0]), Action(0, kind, other[1])
+                message = f"stands where stage 0's rank has {there}: all ranks start a sum's parts in one order"
+                yield Finding(rank, lists[rank].index(action), str(action), message)
 
 
 def _messages(placed: Sequence[_Placed], lists: Sequence[ActionList], stage_to_rank: StageToRank) -> Iterator[Finding]:

@@ -90,10 +90,21 @@ def _ticks(rows: Rows, costs: StepCosts) -> tuple[list[int], list[int], Fraction
         stage, kind = number // len(KINDS), KINDS[number % len(KINDS)]
         if kind.is_compute:
             times[number] = costs.compute(stage, kind) + costs.collectives(stage, kind)
+            lags[number] = _lookup_lag(stage, kind, rows, costs) if kind.is_lookup else 0
         else:
             times[number], lags[number] = _message(stage, kind, rows, costs)
     unit = math.lcm(*(time.denominator for time in (*times, *lags)))
     return [int(time * unit) for time in times], [int(lag * unit) for lag in lags], Fraction(1, unit)
+
+
+def _lookup_lag(stage: int, kind: Kind, rows: Rows, costs: StepCosts) -> Time:
+    """How much later a lookup is in the sum, or a gradient with the last rank that takes it. Sums of several
+    microbatches are taken not to delay each other."""
+    home, ranks = rows.stage_to_rank[0], set(rows.stage_to_rank)
+    here = rows.stage_to_rank[stage]
+    edges = [(here, home)] if kind is Kind.EF else [(home, rank) for rank in ranks] if stage == 0 else []
+    hops = [costs.hop_of(edge).latency + costs.transfer(stage, kind, edge) for edge in edges if edge[0] != edge[1]]
+    return max(hops, default=0)
 
 
 def _message(stage: int, kind: Kind, rows: Rows, costs: StepCosts) -> tuple[Time, Time]:
@@ -113,7 +124,7 @@ def _message(stage: int, kind: Kind, rows: Rows, costs: StepCosts) -> tuple[Time
 def _interpreted(rows: Rows, times: list[int], lags: list[int]) -> tuple[list[int], list[int]]:
     starts, ends = [0] * len(rows.actions), [NOT_YET] * len(rows.actions)
     places = list(rows.row_starts[:-1])
-    run_rows(rows.row_starts, rows.classes, rows.first, rows.second, times, lags, starts, ends, places)
+    run_rows(rows.row_starts, rows.classes, rows.waits, rows.wait_starts, times, lags, starts, ends, places)
     return starts, ends
 
 

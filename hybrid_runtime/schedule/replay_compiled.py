@@ -22,8 +22,8 @@ def run_rows_int64(rows: Rows, times: list[int], lags: list[int]) -> tuple[list[
     _run_rows(
         row_starts,
         _view(rows.classes),
-        _view(rows.first),
-        _view(rows.second),
+        _view(rows.waits),
+        _view(rows.wait_starts),
         np.array(times, np.int64),
         np.array(lags, np.int64),
         starts,

@@ -12,8 +12,8 @@ NOT_YET = -1  # the end of an operation that has not run
 def run_rows(
     row_starts: Integers,
     classes: Integers,
-    first: Integers,
-    second: Integers,
+    waits: Integers,
+    wait_starts: Integers,
     time_of: Integers,
     lag_of: Integers,
     starts: Integers,
@@ -23,7 +23,7 @@ def run_rows(
     """Runs every row in its order, each operation as early as its row and what it waits for allow.
 
     Args:
-        row_starts, classes, first, second: as in `Rows`.
+        row_starts, classes, waits, wait_starts: as in `Rows`.
         time_of, lag_of: per class, how long an operation takes and how much later its takers may start.
         starts, ends: filled in; `ends` comes full of NOT_YET, which stays where an operation can never run.
         places: per row, the next operation; comes as `row_starts` without its last entry.
@@ -36,16 +36,15 @@ def run_rows(
             clock = ends[place - 1] if place > row_starts[row] else 0
             while place < row_starts[row + 1]:
                 ready = clock
-                other = first[place]
-                if other != -1:
+                missing = False
+                for entry in range(wait_starts[place], wait_starts[place + 1]):
+                    other = waits[entry]
                     if other < 0 or ends[other] == NOT_YET:
+                        missing = True
                         break
                     ready = max(ready, ends[other] + lag_of[classes[other]])
-                other = second[place]
-                if other != -1:
-                    if other < 0 or ends[other] == NOT_YET:
-                        break
-                    ready = max(ready, ends[other] + lag_of[classes[other]])
+                if missing:
+                    break
                 clock = ready + time_of[classes[place]]
                 starts[place] = ready
                 ends[place] = clock

@@ -63,11 +63,13 @@ class StepCosts:
     """Costs of every action of one step.
 
     Attributes:
-        durations: compute time per (stage, kind); a missing B takes as long as I and W together.
+        durations: compute time per (stage, kind); a missing B takes as long as I and W together. EF and EB of a sharded
+            embedding read and add rows and compute nothing: they take no time unless one is given.
         tensor_parallel: time of collectives in an action that nothing hides; it occupies the rank, but is not compute.
         hop: every directed edge that `hops` does not name.
         hops: edges by (source, destination) pipeline rank.
-        message_bytes: per (stage, SEND_F or SEND_B), what the stage sends.
+        message_bytes: per (stage, SEND_F or SEND_B), what the stage sends; per (stage, EF) what its rank adds to a sum,
+            of (0, EB) the gradient that stage 0's rank sends to all others with rows.
         action_bytes: what the actions keep and free.
     """
 
@@ -100,7 +102,7 @@ class StepCosts:
     @staticmethod
     def _sum(times: Mapping[StageKind, Time], stage: int, kind: Kind, missing: str | None) -> Time:
         halves = (Kind.I, Kind.W) if kind is Kind.B and (stage, kind) not in times else (kind,)
-        if missing is not None and any((stage, half) not in times for half in halves):
+        if missing is not None and not kind.is_lookup and any((stage, half) not in times for half in halves):
             raise PlanError(f"{missing}; give the time of every stage and kind that the lists use")
         return sum((times.get((stage, half), 0) for half in halves), start=0)
 

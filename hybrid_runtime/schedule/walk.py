@@ -2,7 +2,8 @@
 
 Two kinds of sends. *Buffered*: a SEND ends at once, as `isend` does. *Rendezvous*: a SEND ends only when its RECV has
 been posted; this is stricter, and what a transport without buffers does. In both, a RECV only posts a buffer and never
-blocks, the action that needs it does, and each directed edge is first in, first out.
+blocks, the action that needs it does, and each directed edge is first in, first out. The sums and broadcasts of a
+sharded embedding are started and never wait there; their order is the checker's (`check`, rule 8).
 
 The cycle that rendezvous catches and buffered sends hide:
 
@@ -16,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from hybrid_runtime.schedule.actions import Action, ActionList
-from hybrid_runtime.schedule.dependencies import needs
+from hybrid_runtime.schedule.dependencies import lookup_stages, needs
 from hybrid_runtime.schedule.finding import Finding
 from hybrid_runtime.schedule.messages import DirectedEdge, edge_of, partner, producers, received_by
 from hybrid_runtime.schedule.placement import StageToRank
@@ -41,6 +42,7 @@ class _Walk:
         self._lists = lists
         self._stage_to_rank = stage_to_rank
         self._rendezvous = rendezvous
+        self._lookups = lookup_stages(lists)
         self._position = [0] * len(lists)
         self._done: set[Action] = set()
         self._sent: dict[DirectedEdge, int] = defaultdict(int)  # SENDs ended on each edge
@@ -98,12 +100,13 @@ class _Walk:
     def _compute_misses(self, action: Action) -> str:
         receive = received_by(action, self._stage_to_rank)
         rank = self._stage_to_rank[action.stage]
-        for alternatives in needs(action, len(self._stage_to_rank)):
-            if self._stage_to_rank[alternatives[0].stage] == rank:
+        for alternatives in needs(action, len(self._stage_to_rank), self._lookups):
+            there = self._stage_to_rank[alternatives[0].stage]
+            if there == rank or alternatives[0].kind.is_lookup:
                 if not any(alternative in self._done for alternative in alternatives):
-                    return " or ".join(map(str, alternatives))
+                    return " or ".join(map(str, alternatives)) + ("" if there == rank else f"{_ELSEWHERE}{there}")
             elif receive not in self._turn:
                 return f"{receive}, which does not stand before it"
             elif self._sent[edge_of(receive, self._stage_to_rank)] <= self._turn[receive]:
-                return f"{partner(receive)}{_ELSEWHERE}{self._stage_to_rank[alternatives[0].stage]}"
+                return f"{partner(receive)}{_ELSEWHERE}{there}"
         return ""

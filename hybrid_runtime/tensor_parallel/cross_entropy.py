@@ -60,7 +60,7 @@ class _CrossEntropy(torch.autograd.Function):
         first = axis.rank * columns
         real = max(0, min(columns, vocab_size - first))
         x_NV[:, real:] = -torch.inf  # padding: exp gives exactly 0, and so does the gradient
-        rows_N, elsewhere_N = rows_here(targets_BS.reshape(-1), first, columns, axis)
+        rows_N, elsewhere_N = rows_here(targets_BS.reshape(-1), first, columns, all_here=axis.size == 1)
         target_N = x_NV.gather(1, rows_N.unsqueeze(1)).squeeze(1)
         if elsewhere_N is not None:
             target_N.masked_fill_(elsewhere_N, 0)

@@ -12,12 +12,20 @@ Drawn for fused query, key and value with 8 query heads and 2 key/value heads ov
 
 Rows past the end of the whole parameter are padding (vocabularies that the ranks do not divide): zero in the local
 parameter, and without a gradient.
+
+A piece of a unit (pieces.py) holds the same slice of every segment, with the coordinates of the whole parameter; drawn
+for an MLP of 8 neurons over 2 ranks, cut after 4 of them:
+
+    full             g g g g g g g g | u u u u u u u u
+    rank 0, [0:4]    g g             | u u
+    rank 0, [4:8]        g g         |     u u
+    rank 1, [0:4]            g g     |         u u
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +33,7 @@ from torch import Tensor, nn
 from hybrid_runtime.comm.axis import Axis
 from hybrid_runtime.comm.collectives import all_reduce
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.pieces import Slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,13 @@ class ShardSpec:
 
 
 def split_evenly(
-    what: str, sizes: Sequence[int], axis: Axis, replicas: Sequence[int] | None = None, *, padded: bool = False
+    what: str,
+    sizes: Sequence[int],
+    axis: Axis,
+    replicas: Sequence[int] | None = None,
+    *,
+    padded: bool = False,
+    piece: Slice | None = None,
 ) -> tuple[Segment, ...]:
     """This rank's segment of each of several outputs that lie one after the other.
 
@@ -79,11 +94,13 @@ def split_evenly(
         sizes: length of every output in the whole model.
         replicas: per output, on how many neighbouring ranks each piece lies; must divide the axis' size.
         padded: a single size that the ranks do not divide is rounded up.
+        piece: of a unit; only its slice of every segment.
 
     Raises:
-        PlanError: a size cannot be split over the ranks.
+        PlanError: a size cannot be split over the ranks, or the piece cannot be cut from what they hold.
     """
-    segments, start = [], 0
+    segments: list[Segment] = []
+    start = 0
     for size, copies in zip(sizes, replicas or [1] * len(sizes), strict=True):
         pieces = axis.size // copies
         if size % pieces and not padded:
@@ -94,7 +111,32 @@ def split_evenly(
         length = -(-size // pieces)
         segments.append(Segment(start + axis.rank // copies * length, length, copies, axis.rank % copies == 0))
         start += size
-    return tuple(segments)
+    return tuple(segments) if piece is None else _sliced(what, sizes, segments, axis, piece)
+
+
+def _sliced(
+    what: str, sizes: Sequence[int], segments: Sequence[Segment], axis: Axis, piece: Slice
+) -> tuple[Segment, ...]:
+    """The same slice of every segment."""
+    start, stop, parts = piece
+    if any(segment.replicas > 1 for segment in segments):
+        raise PlanError(
+            f"{what}s {', '.join(map(str, sizes))}: a part that several of {axis.size} tensor-parallel ranks hold "
+            "cannot be cut; cut before or after the unit, or lower tp_degree"
+        )
+    if any(size % parts for size in sizes) or any(edge % axis.size for edge in piece):
+        raise PlanError(
+            f"piece [{start}:{stop}] of {parts} parts cannot be cut from {what}s {', '.join(map(str, sizes))} over "
+            f"{axis.size} ranks: the parts must divide every size, and tp_degree the ends of the piece"
+        )
+    return tuple(
+        replace(
+            segment,
+            start=segment.start + segment.length * start // parts,
+            length=segment.length * (stop - start) // parts,
+        )
+        for segment in segments
+    )
 
 
 def iter_parameters(modules: nn.Module | Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter, ShardSpec]]:
@@ -128,6 +170,7 @@ def gather_full(local: Tensor, spec: ShardSpec, axis: Axis) -> Tensor:
     """The whole parameter (or gradient, once summed) on every rank of the axis; for tests and export, not for speed.
 
     Each rank lays its counted segments into zeros and the ranks are summed, so no rank needs to know another's layout.
+    Of a piece of a unit: the whole parameter with zeros where other pieces are, so the sum over all pieces is whole.
     """
     local = local.detach()
     if spec.dim is None:

@@ -1,7 +1,7 @@
 """What happens after the last backward: gradients summed over the mesh, the global norm, clipping, AdamW.
 
 tp       a parameter whose ranks hold only a part of its gradient (norms under sequence parallelism, shared kv heads)
-tied     the two copies of a tied weight on different stages
+tied     a tied weight's rows and their copies on other stages
 dp       all gradients, in buckets
 norm     over the whole replica, every element of the model counted once
 """
@@ -9,11 +9,13 @@ norm     over the whole replica, every element of the model counted once
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hybrid_runtime.comm.axis import Axis
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.data_parallel.buckets import GradientBuckets
 from hybrid_runtime.deployment import Optimizer
@@ -22,13 +24,37 @@ from hybrid_runtime.tensor_parallel.shard import counted_square_sum, iter_parame
 from hybrid_runtime.training.learning_rate import learning_rate
 
 
+class TiedRows(NamedTuple):
+    """Rows of a parameter that another rank holds too; both add up their gradients and so stay equal.
+
+    Attributes:
+        rows: first one and how many, of the rank's own share of the parameter; None for all.
+        axis: the two ranks.
+        counted: this rank's parameter is the one counted in the norm.
+    """
+
+    parameter: nn.Parameter
+    rows: tuple[int, int] | None
+    axis: Axis
+    counted: bool
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """These rows of the parameter or of its gradient: a view, contiguous."""
+        tensor = tensor.detach()
+        return tensor if self.rows is None else tensor.narrow(0, *self.rows)
+
+    @property
+    def gradient(self) -> Tensor:
+        assert self.parameter.grad is not None
+        return self.of(self.parameter.grad)
+
+
 class Update:
     """Gradients, optimizer and learning rate of one rank's units.
 
     Args:
         units: the rank's units by name.
-        tied: the rank's parameter that has a copy on another stage, or None.
-        count_tied: whether this rank's copy is the one counted in the norm.
+        tied: what the rank holds together with other ranks.
         steps: length of the learning-rate schedule.
     """
 
@@ -39,16 +65,16 @@ class Update:
         settings: Optimizer,
         *,
         steps: int,
-        tied: nn.Parameter | None = None,
-        count_tied: bool = True,
+        tied: Sequence[TiedRows] = (),
     ) -> None:
         self._groups = groups
         self._settings = settings
         self._steps = steps
         self._units = dict(units)
-        self._tied = tied
+        self._tied = tuple(tied)
+        twice = {id(rows.parameter) for rows in tied if not rows.counted}
         named = list(iter_parameters(self._units))
-        self._counted = [(parameter, spec) for _, parameter, spec in named if parameter is not tied or count_tied]
+        self._counted = [(parameter, spec) for _, parameter, spec in named if id(parameter) not in twice]
         parameters = [parameter for _, parameter, _ in named]
         self.buckets = GradientBuckets(parameters)
         for unit in units.values():
@@ -58,12 +84,18 @@ class Update:
     def sum_gradients(self) -> None:
         """Sums what is partial, over tp, tied copies and replicas; afterwards every gradient is the global batch's."""
         sum_partial_gradients(self._units, self._groups.tp)
-        tied = self._groups.tied
-        if self._tied is not None and tied.group is not None:
-            assert self._tied.grad is not None
-            with tied.waiting("all_reduce_tied"):
-                dist.all_reduce(self._tied.grad, group=tied.group)
+        self._sum_tied()
         self.buckets.sum_over(self._groups.dp)
+
+    def _sum_tied(self) -> None:
+        """All are started before the first is waited for: they are different rows."""
+        works = [
+            (rows.axis, dist.all_reduce(rows.gradient, group=rows.axis.group, async_op=True)) for rows in self._tied
+        ]
+        for axis, work in works:
+            assert work is not None
+            with axis.waiting("all_reduce_tied"):
+                work.wait()
 
     def gradient_norm(self) -> Tensor:
         """Euclidean norm over the whole model (a scalar on the device), every element counted once."""

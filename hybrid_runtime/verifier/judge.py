@@ -29,6 +29,7 @@ from hybrid_runtime.verdict import (
     count,
     overall,
 )
+from hybrid_runtime.verdict_modelled import ModelledRun
 from hybrid_runtime.verifier.baselines import fairness_warnings, other_baselines, read_baseline
 from hybrid_runtime.verifier.claims import promises
 from hybrid_runtime.verifier.comparison import comparisons
@@ -37,7 +38,9 @@ from hybrid_runtime.verifier.driver import driver_blocker, driver_rows, driver_w
 from hybrid_runtime.verifier.hardware import requirements
 from hybrid_runtime.verifier.memory_witness import memory_warnings
 from hybrid_runtime.verifier.metrics import device_rows, measure
+from hybrid_runtime.verifier.modelled import modelled_run
 from hybrid_runtime.verifier.numerics import numerics_check
+from hybrid_runtime.verifier.prediction import judge_prediction
 from hybrid_runtime.verifier.provenance import launch_warnings, provenance
 from hybrid_runtime.verifier.sampling_log import sampling_of
 from hybrid_runtime.verifier.self_test import observer_warnings, self_tests
@@ -47,7 +50,7 @@ from hybrid_runtime.verifier.static import static_checks
 from hybrid_runtime.verifier.statistics import ALPHA
 from hybrid_runtime.verifier.terms import terms_of
 from hybrid_runtime.verifier.tool import tool_version
-from hybrid_runtime.verifier.trust import clock_warnings, contention_warnings
+from hybrid_runtime.verifier.trust import clock_warnings, contention_warnings, time_blocker
 
 
 def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
@@ -82,6 +85,9 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
         *promises(deployment, metrics, terms),
         *comparisons(deployment, bare, baseline, terms),
     )
+    modelled: ModelledRun | None = None
+    if finished:
+        claims, modelled = modelled_run(claims, metrics, baseline)
     static = _of_the_file(static_checks(deployment, side.plan.units), claims)
     outcomes = [row.outcome for row in static] + [claim.outcome for claim in claims]
     if sampling and sampling.stopped == "self-test only":
@@ -103,6 +109,8 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
         self_test=tuple(checks),
         sampling=sampling,
         other_baselines=tuple(other.row for other in others),
+        prediction=judge_prediction(metrics, time_blocker(deployment, sides[:1], terms.driver)) if finished else None,
+        modelled=modelled if claims else None,
         provenance=provenance(drivers),
         warnings=(
             *contention_warnings([metrics, *sides[1:]]),

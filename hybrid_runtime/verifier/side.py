@@ -20,7 +20,7 @@ from hybrid_runtime.errors import RecordsError, UsageError
 from hybrid_runtime.plan import Plan, read_plan
 from hybrid_runtime.records import COMPUTE_PHASES, PHASES, PLANTED, RankRecords, StepRecord, read_side
 from hybrid_runtime.run_folder import RunFolder
-from hybrid_runtime.schedule.actions import parse_action
+from hybrid_runtime.schedule.actions import is_action, parse_action
 from hybrid_runtime.verifier.sequence import check_sequence
 from hybrid_runtime.verifier.work_done import check_work
 
@@ -138,7 +138,7 @@ def _check_times(rank: RankRecords, step: StepRecord) -> None:
     if impossible or not _is_number(step.loss):
         raise RecordsError(f"{where} has an impossible byte count, counter or loss; the file was edited")
     for span in step.spans:
-        if span.name not in PHASES and not _is_action(span.name):
+        if span.name not in PHASES and not is_action(span.name):
             raise RecordsError(f"{where} holds the unknown span {span.name!r}; the file was edited")
         inside = step.start_ns <= span.start_ns <= span.end_ns <= step.end_ns
         wait_fits = 0 <= span.wait_ns <= span.end_ns - span.start_ns
@@ -157,18 +157,9 @@ def _is_number(text: str | None) -> bool:
 
 
 @cache
-def _is_action(name: str) -> bool:
-    try:
-        parse_action(name)
-    except ValueError:
-        return False
-    return True
-
-
-@cache
 def is_compute(name: str) -> bool:
     """Whether a span of this name is work of the device (and not communication or reading data)."""
-    return name in COMPUTE_PHASES or (_is_action(name) and parse_action(name).kind.is_compute)
+    return name in COMPUTE_PHASES or (is_action(name) and parse_action(name).kind.is_compute)
 
 
 def _check_devices(side: Side) -> None:

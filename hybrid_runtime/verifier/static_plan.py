@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
+from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.exact import decimal_text
+from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.schedule.choose import accept, is_searched, place
 from hybrid_runtime.shapes import LlamaShape
@@ -27,6 +30,10 @@ def plan_rows(facts: Facts) -> Iterator[StaticCheck]:
     described = (deployment.model, deployment.declared.num_parts)
     if any(part is not None for part in described) or not isinstance(deployment.pipeline.cuts, str):
         yield stage_cover(facts)
+    if any(map(read_piece, chain.from_iterable(facts.stages or ()))):
+        yield pieces_divisible(facts)
+    if deployment.pipeline.embedding_rows is not None:
+        yield embedding_rows(facts)
     if deployment.model is not None or deployment.pipeline.schedule != "1f1b":
         yield schedule(facts)
 
@@ -107,6 +114,30 @@ def stage_cover(facts: Facts) -> StaticCheck:
     return undecided("stage_cover", requirement, "not_given", detail)
 
 
+def pieces_divisible(facts: Facts) -> StaticCheck:
+    """Every cut inside a unit falls where each tensor-parallel rank can cut its own shard."""
+    tp_degree = facts.deployment.mesh.tp_degree
+    pieces = [piece for piece in map(read_piece, chain.from_iterable(facts.stages or ())) if piece is not None]
+    cuts = [f"{piece.unit} at {piece.start}" for piece in pieces if piece.start]
+    shown = ", ".join(cuts[:8]) + (", ..." if len(cuts) > 8 else "")
+    requirement = f"{amount(len(cuts), 'cut')} inside units over tp {tp_degree}"
+    return row("pieces_divisible", requirement, facts.piece_problems, shown)
+
+
+def embedding_rows(facts: Facts) -> StaticCheck:
+    """Every row of a sharded embedding on exactly one pipeline rank, the same share of it on each tensor rank."""
+    rows, mesh = facts.deployment.pipeline.embedding_rows, facts.deployment.mesh
+    shown = "in equal parts" if isinstance(rows, str) else "as given"
+    requirement = f"embedding rows {shown} over {amount(mesh.pp_degree, 'pipeline rank')}"
+    if not facts.costs:
+        return undecided("embedding_rows", requirement, "not_given", "the model's first unit is not known here")
+    pieces = [read_piece(name) for name in facts.embedding_pieces]
+    counts = "/".join(str(piece.parts if piece else 0) for piece in pieces[:16])
+    tied = facts.shape is not None and facts.shape.tie_embeddings
+    note = "; tied: the head's rank holds the whole weight, rows on other ranks are second copies" if tied else ""
+    return row("embedding_rows", requirement, facts.rows_problems, f"{counts} rows{note}")
+
+
 def _parts_problems(facts: Facts) -> Iterator[str]:
     """A declared number of parts against the stages, and against the devices that each part needs."""
     deployment, mesh = facts.deployment, facts.deployment.mesh
@@ -138,14 +169,22 @@ def schedule(facts: Facts) -> StaticCheck:
         if is_searched(name):
             return row("schedule", requirement, [], "searched, and proved free of deadlock, when a run plans")
         actions = 2 * len(facts.stage_to_rank) * num_microbatches
-        if not facts.stages or not num_microbatches or actions > MAX_ACTIONS:
+        if not facts.stages or facts.piece_problems or not num_microbatches or actions > MAX_ACTIONS:
             return _unproven(facts, requirement, actions)
-        plan = make_plan(deployment, facts.costs)
+        plan = make_plan(_with_sound_rows(facts), facts.costs)
     except PlanError as problem:
         return row("schedule", requirement, [str(problem)], "")
     in_flight = "/".join(decimal_text(peak, 2) for peak in plan.peak_microbatches[:16])
     detail = f"{_microbatches(num_microbatches)}: complete, free of deadlock; microbatches held at once {in_flight}"
     return row("schedule", requirement, [], detail)
+
+
+def _with_sound_rows(facts: Facts) -> Deployment:
+    """Rows that do not hold the embedding have a row of their own and are no fault of the schedule."""
+    if not facts.rows_problems:
+        return facts.deployment
+    pipeline = facts.deployment.pipeline.model_copy(update={"embedding_rows": None})
+    return facts.deployment.model_copy(update={"pipeline": pipeline})
 
 
 def _microbatches(number: int) -> str:
@@ -154,7 +193,8 @@ def _microbatches(number: int) -> str:
 
 def _unproven(facts: Facts, requirement: str, actions: int) -> StaticCheck:
     """A known schedule whose lists are not made here; building the plan of a run proves them before any rank starts."""
-    missing = "stages" if facts.num_microbatches else "a batch that divides"
+    missing = "cuts that the ranks can make" if facts.piece_problems else "stages"
+    missing = missing if facts.num_microbatches else "a batch that divides"
     why = f"its {actions} actions are" if actions > MAX_ACTIONS else f"they need {missing}; they are"
     detail = f"a known schedule; its lists are not made here: {why} proved when a run plans, before any rank starts"
     return row("schedule", requirement, [], detail)

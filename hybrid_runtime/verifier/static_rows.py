@@ -10,8 +10,10 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh, divisors, nearest_meshes
 from hybrid_runtime.plan import UnitCost
-from hybrid_runtime.planner.cover import stage_cover, wanted_by
+from hybrid_runtime.planner.costs import costs_of_names
+from hybrid_runtime.planner.cover import parts_of, stage_cover, tp_findings, wanted_by
 from hybrid_runtime.planner.cuts import Stages, cut_units
+from hybrid_runtime.planner.embedding_rows import embedding_pieces, rows_problems, stage_parameters
 from hybrid_runtime.schedule.choose import place
 from hybrid_runtime.schedule.placement import linear
 from hybrid_runtime.shapes import LlamaShape
@@ -61,9 +63,15 @@ class Facts:
             ranges = num_stages if isinstance(cuts, str) else len(cuts)
             return () if ranges == num_stages else (f"{ranges} cuts are given, but {asked_by} asks for {num_stages}",)
         try:
-            return stage_cover(self._cut, [cost.name for cost in self.costs], num_stages, asked_by=asked_by)
+            names, parts = [cost.name for cost in self.costs], parts_of(self.costs)
+            return stage_cover(self._cut, names, num_stages, asked_by=asked_by, parts=parts)
         except PlanError as problem:
             return (str(problem),)
+
+    @cached_property
+    def piece_problems(self) -> tuple[str, ...]:
+        """Cuts inside units that tensor parallelism forbids, one sentence each."""
+        return tp_findings(self.stages or (), parts_of(self.costs), self.deployment.mesh.tp_degree)
 
     @cached_property
     def _cut(self) -> Stages:
@@ -81,16 +89,32 @@ class Facts:
     @property
     def stage_flops(self) -> tuple[int, ...]:
         """FLOPs of one microbatch per stage, all tp ranks together; empty where nothing is known or counted."""
-        flops = {cost.name: cost.flops for cost in self.costs}
-        known = self.stages is not None and self.deployment.batch is not None and any(flops.values())
-        return tuple(sum(flops[name] for name in stage) for stage in self.stages or ()) if known else ()
+        known = self.deployment.batch is not None and any(cost.flops for cost in self.costs)
+        return tuple(sum(cost.flops for cost in stage) for stage in self._stage_costs) if known else ()
 
     @property
     def stage_parameters(self) -> tuple[int, ...]:
         """Parameters per stage; empty where nothing is known or counted."""
-        counted = {cost.name: cost.parameters for cost in self.costs}
-        stages = self.stages if any(counted.values()) else None
-        return tuple(sum(counted[name] for name in stage) for stage in stages or ())
+        if self.stages is None or not any(cost.parameters for cost in self.costs):
+            return ()
+        return stage_parameters(self.stages, self.stage_to_rank, self.costs, self.embedding_pieces)
+
+    @cached_property
+    def rows_problems(self) -> tuple[str, ...]:
+        """Why the rows of a sharded embedding do not hold it, one sentence each."""
+        rows = self.deployment.pipeline.embedding_rows
+        return tuple(rows_problems(rows, self.costs[0], self.deployment.mesh)) if rows and self.costs else ()
+
+    @cached_property
+    def embedding_pieces(self) -> tuple[str, ...]:
+        """Rows of the embedding per pipeline rank; empty where it is not sharded, or wrongly."""
+        if self.rows_problems or not self.costs:
+            return ()
+        return embedding_pieces(self.deployment.pipeline.embedding_rows, self.costs, self.deployment.mesh)
+
+    @cached_property
+    def _stage_costs(self) -> list[list[UnitCost]]:
+        return [costs_of_names(stage, self.costs) for stage in self.stages or ()]
 
     def per_rank(self, of_stages: Sequence[int]) -> tuple[int, ...]:
         """A figure of every stage, summed over the stages of each pipeline rank; empty where there is none."""

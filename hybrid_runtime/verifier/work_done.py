@@ -53,5 +53,6 @@ def _of_unit(unit: UnitCost, workload: str) -> int:
 
 
 def _rounding(plan: Plan) -> int:
-    """FLOPs of a user's own units are divided over tensor-parallel ranks, each rounded down."""
-    return (plan.tp_degree - 1) * _KINDS * len(plan.units) * plan.num_microbatches * plan.dp_degree
+    """FLOPs of a user's own units and pieces are divided over tensor-parallel ranks, each rounded down."""
+    held = sum(len(stage.units) for stage in plan.stages)
+    return (plan.tp_degree - 1) * _KINDS * held * plan.num_microbatches * plan.dp_degree

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,9 +52,25 @@ def test_twenty_steps_are_ten_and_ten_bit_for_bit(tmp_path: Path) -> None:
     assert calls == STEPS * 4, "microbatches of one replica"
 
 
-def some_steps(rank: int, folder: str, mesh: tuple[int, int, int], until: int, resume: str | None, cuts: str) -> None:
+# Stages that begin and end inside units, and rows of the embedding on every pipeline rank; then two stages a rank, in a V.
+PIECES = {"cuts": ["embedding..0.mlp[:18]", "0.mlp[18:]..2.attn", "2.mlp..head"], "embedding_rows": [20, 12, 20]}
+IN_A_V = {
+    "schedule": "zb_v",
+    "cuts": ["embedding..0.mlp", "1.attn..1.mlp[:9]", "1.mlp[9:]..2.mlp[:30]", "2.mlp[30:]..head"],
+    "embedding_rows": [11, 40],
+}
+
+
+def some_steps(
+    rank: int,
+    folder: str,
+    mesh: tuple[int, int, int],
+    until: int,
+    resume: str | None = None,
+    pipeline: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     slow = {"learning_rate": "0.001", "warmup_steps": 2, "clip_norm": "0.5", "eps": "0.0001"}
-    deployment = settings(Path(folder), mesh, model=dict(LLAMA), pipeline={"cuts": cuts}, optimizer=slow)
+    deployment = settings(Path(folder), mesh, model=dict(LLAMA), pipeline=dict(pipeline), optimizer=slow)
     losses = train(deployment, until=until, resume=resume)
     if rank == 0:
         Path(folder, f"losses-{until}.json").write_text(json.dumps(losses))
@@ -59,14 +78,14 @@ def some_steps(rank: int, folder: str, mesh: tuple[int, int, int], until: int, r
 
 def last_steps_and_straight(rank: int, folder: str) -> None:
     """One process: the end of the training that moved, and all of another."""
-    some_steps(rank, f"{folder}/moving", (1, 1, 1), STEPS, f"{folder}/moving", "balanced")
-    some_steps(rank, f"{folder}/straight", (1, 1, 1), STEPS, None, "balanced")
+    some_steps(rank, f"{folder}/moving", (1, 1, 1), STEPS, f"{folder}/moving")
+    some_steps(rank, f"{folder}/straight", (1, 1, 1), STEPS)
 
 
-def test_over_three_meshes(tmp_path: Path) -> None:
+def test_over_three_meshes_cuts_and_schedules(tmp_path: Path) -> None:
     moving = str(tmp_path / "moving")
-    run_ranks(6, some_steps, moving, (2, 3, 1), 7, None, "balanced")
-    run_ranks(4, some_steps, moving, (1, 2, 2), 14, "latest", "even")
+    run_ranks(6, some_steps, moving, (2, 3, 1), 7, None, PIECES)
+    run_ranks(4, some_steps, moving, (1, 2, 2), 14, "latest", IN_A_V)
     run_ranks(1, last_steps_and_straight, str(tmp_path))
     straight = whole_state(tmp_path / "straight" / name_of(STEPS))
     assert_close(whole_state(tmp_path / "moving" / name_of(STEPS)), straight, 1e-5)

@@ -58,6 +58,9 @@ def boom():
 def number():
     return 3
 
+def bracket():
+    return [UnitSpec("0.mlp[0:3]", lambda context: Block(2, 1.0))]
+
 def mixed():
     return [*units(), "head"]
 
@@ -114,6 +117,7 @@ def test_wrong_user_functions_are_explained(user_module: str) -> None:
         (f"{user_module}:number", "returned a int; it must return a list of UnitSpec"),
         (f"{user_module}:mixed", "returned a list with a str"),
         (f"{user_module}:twice", "'embedding' appears twice"),
+        (f"{user_module}:bracket", r"named '0\.mlp\[0:3\]', but cuts are written with names"),
     ):
         with pytest.raises(UsageError, match=message):
             model_units(Model(units=units), None)
@@ -170,3 +174,17 @@ def test_plain_modules_start_equal_whatever_else_a_rank_builds() -> None:
     assert not torch.equal(whole["a"].weight, whole["b"].weight)  # type: ignore[arg-type]
     half = build_units(specs, BuildContext(dtype=torch.bfloat16))
     assert {p.dtype for p in half["c"].parameters()} == {torch.bfloat16}
+
+
+def test_a_slice_of_a_weight_gets_memory_of_its_own() -> None:
+    """torch's fused AdamW updates a strided parameter wrongly, without a word."""
+
+    def build(context: BuildContext) -> nn.Module:
+        linear = nn.Linear(4, 6)
+        linear.weight = nn.Parameter(linear.weight[:, 1:3])
+        return linear
+
+    (unit,) = build_units([UnitSpec("one", build)], BuildContext()).values()
+    weight = dict(unit.named_parameters())["weight"]
+    assert weight.is_contiguous()
+    assert weight.untyped_storage().nbytes() == weight.nbytes == 6 * 2 * 4

@@ -17,8 +17,10 @@ from hybrid_runtime.comm.collectives import all_gather_stack
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.llama import llama_units
-from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec
+from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec, sharded_specs, specs_of
+from hybrid_runtime.pieces import unit_of
 from hybrid_runtime.shapes import shape_from_hugging_face
+from hybrid_runtime.tensor_parallel.shard import gather_full, iter_parameters
 from tests.ranks import run_ranks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +38,8 @@ SIZES: dict[str, Any] = {
 }
 TOKENS = torch.arange(2 * 16).view(2, 16) * 7 % 51
 LLAMA, LLAMA_ONE_HEAD, QWEN, MISTRAL = "llama", "llama_one_kv_head", "qwen2_tied", "mistral"
+LLAMA_FOUR, QWEN_FOUR = "llama_four_kv_heads", "qwen2_four_kv_heads"  # to be cut between them, on two ranks too
+FOUR = {"num_key_value_heads": 4, "num_hidden_layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LLAMA: transformers.LlamaConfig(**SIZES, rope_theta=5000.0),
         LLAMA_ONE_HEAD: transformers.LlamaConfig(**SIZES | {"num_key_value_heads": 1}, rms_norm_eps=1e-3),
         QWEN: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
+        LLAMA_FOUR: transformers.LlamaConfig(**SIZES | FOUR),
+        QWEN_FOUR: transformers.Qwen2Config(**SIZES | FOUR),
         MISTRAL: transformers.MistralConfig(**SIZES, sliding_window=None),
     }
     for name, config in configs.items():
@@ -82,6 +88,26 @@ def test_logits_equal_transformers(folders: Path, name: str) -> None:
     torch.testing.assert_close(logits_of(load(folders / name), Axis()), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", [LLAMA, QWEN])
+def test_rows_of_a_sharded_embedding(folders: Path, name: str) -> None:
+    """Each rank's rows are read from the folder, and with them the sum of lookups is the embedding's, to the bit."""
+    specs = llama_units(shape_from_hugging_face(folders / name))
+    whole = load(folders / name)
+    pieces = ("", "embedding[0:20]", "embedding[20:51]")
+    parts = []
+    for rank in (1, 2):
+        held = sharded_specs(specs, pieces, rank)
+        mine = [spec for spec in held if spec.name == pieces[rank] or (rank == 2 and spec.name == "head")]
+        units = build_units(mine, BuildContext(seed=99), weights=folders / name)
+        parts.append(units[pieces[rank]]((), Microbatch(TOKENS))[0])
+    rows, head = units[pieces[2]], units["head"]
+    assert (rows.get_parameter("tokens.weight") is head.get_parameter("output.weight")) == (name == QWEN)
+    (rest,) = build_units(sharded_specs(specs, pieces, 0)[:1], BuildContext(), weights=folders / name).values()
+    assert torch.equal(rest.zeros(TOKENS), torch.zeros_like(parts[0]))
+    summed = rest((parts[0] + parts[1],), Microbatch(TOKENS))[0]
+    assert torch.equal(summed, whole["embedding"]((), Microbatch(TOKENS))[0])
+
+
 @pytest.mark.ranks
 def test_logits_equal_transformers_on_two_ranks(folders: Path) -> None:
     run_ranks(2, _two_ranks, folders)
@@ -92,6 +118,33 @@ def _two_ranks(rank: int, folders: Path) -> None:
     for name in (LLAMA, LLAMA_ONE_HEAD, QWEN):
         expected = torch.load(folders / f"{name}.pt")
         torch.testing.assert_close(logits_of(load(folders / name, axis), axis), expected, atol=1e-4, rtol=0)
+    _pieces_equal_the_whole(folders / QWEN_FOUR, axis)
+
+
+PIECES = ("0.attn[0:2]", "0.attn[2:4]", "0.mlp[0:16]", "0.mlp[16:20]", "0.mlp[20:48]")
+
+
+def test_pieces_read_their_slices(folders: Path) -> None:
+    _pieces_equal_the_whole(folders / LLAMA_FOUR, Axis())
+    _pieces_equal_the_whole(folders / QWEN_FOUR, Axis())
+
+
+def _pieces_equal_the_whole(folder: Path, axis: Axis) -> None:
+    """Joined over pieces and ranks, every parameter is the one of the whole unit, to the bit."""
+    specs = llama_units(shape_from_hugging_face(folder))
+    units = ("0.attn", "0.mlp")
+    whole, pieces = (
+        build_units(specs_of(names, specs), BuildContext(tp=axis, seed=99), weights=folder) for names in (units, PIECES)
+    )
+    joined: dict[str, Tensor] = {}
+    for piece, module in pieces.items():
+        for name, parameter, spec in iter_parameters(module):
+            key = f"{unit_of(piece)}.{name}"
+            joined[key] = joined.get(key, torch.zeros(())) + gather_full(parameter, spec, axis)
+    expected = {name: gather_full(parameter, spec, axis) for name, parameter, spec in iter_parameters(whole)}
+    assert set(joined) == set(expected)
+    for name, parameter in expected.items():
+        assert torch.equal(joined[name], parameter), name
 
 
 def test_a_stage_needs_only_its_own_tensors(folders: Path, tmp_path: Path) -> None:

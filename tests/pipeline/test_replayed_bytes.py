@@ -30,7 +30,14 @@ from tests.parity import deployment, source
 from tests.ranks import run_ranks
 
 PP_DEGREE, NUM_LAYERS = 3, 6
-SCHEDULES = ("1f1b", "interleaved_1f1b", "zb_v", "v_half")
+# Cuts inside units, one of them between the two stages of one rank, which then share what they hand on.
+PIECES = [
+    "embedding..0.mlp[:64]", "0.mlp[64:]..1.mlp", "2.attn..2.mlp[:64]",
+    "2.mlp[64:]..3.mlp", "4.attn[:1]", "4.attn[1:]..head",
+]  # fmt: skip
+CASES: tuple[tuple[str, str | list[str]], ...] = (
+    ("1f1b", "even"), ("interleaved_1f1b", "even"), ("zb_v", "even"), ("v_half", "even"), ("zb_v", PIECES),
+)  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -56,11 +63,13 @@ class Scales(NullRecorder):
         self.found[self.current] = kept, freed, peak - before - kept
 
 
-def parts_of(schedule: str, num_microbatches: int, weigh: bool) -> tuple[Parts, Built, Groups, Scales | None]:
+def parts_of(
+    schedule: str, cuts: str | list[str], num_microbatches: int, weigh: bool
+) -> tuple[Parts, Built, Groups, Scales | None]:
     settings = deployment(
         model={"num_layers": NUM_LAYERS, "hidden_size": 128, "ffn_size": 192},
         parallel={"pp_degree": PP_DEGREE},
-        pipeline={"schedule": schedule, "cuts": "even"},
+        pipeline={"schedule": schedule, "cuts": cuts},
         batch={"global_batch_size": num_microbatches, "microbatch_size": 1, "sequence_length": 16},
     )
     specs = model_units(settings.model, settings.shape)
@@ -71,9 +80,9 @@ def parts_of(schedule: str, num_microbatches: int, weigh: bool) -> tuple[Parts, 
     return assemble(settings, plan, groups, built, source(), scales or NullRecorder(CPU)), built, groups, scales
 
 
-def weighed(schedule: str) -> ActionBytes:
+def weighed(schedule: str, cuts: str | list[str]) -> ActionBytes:
     """Bytes of all ranks' actions, from a step of one microbatch. The second step's: the first one makes buffers."""
-    parts, _, groups, scales = parts_of(schedule, 1, weigh=True)
+    parts, _, groups, scales = parts_of(schedule, cuts, 1, weigh=True)
     assert scales is not None
     for step in range(2):
         run_step(parts, Order(step, step))
@@ -86,9 +95,9 @@ def weighed(schedule: str) -> ActionBytes:
     return ActionBytes(kept, freed, temporary)
 
 
-def executed_peaks(schedule: str, num_microbatches: int) -> tuple[Plan, list[int]]:
+def executed_peaks(schedule: str, cuts: str | list[str], num_microbatches: int) -> tuple[Plan, list[int]]:
     """Most bytes of activations that each rank held in a whole step."""
-    parts, built, groups, _ = parts_of(schedule, num_microbatches, weigh=False)
+    parts, built, groups, _ = parts_of(schedule, cuts, num_microbatches, weigh=False)
     run_step(parts, Order(0, 0))
     with built.ledger.watching():
         run_step(parts, Order(1, 1))
@@ -97,9 +106,9 @@ def executed_peaks(schedule: str, num_microbatches: int) -> tuple[Plan, list[int
 
 
 def compare(rank: int) -> None:
-    for schedule in SCHEDULES:
-        action_bytes = weighed(schedule)
-        plan, executed = executed_peaks(schedule, 2 * PP_DEGREE)
+    for schedule, cuts in CASES:
+        action_bytes = weighed(schedule, cuts)
+        plan, executed = executed_peaks(schedule, cuts, 2 * PP_DEGREE)
         lists = list(map(parse_actions, plan.actions))
         durations = {(stage, kind): 1 for stage in range(len(plan.stages)) for kind in (Kind.F, Kind.I, Kind.W, Kind.B)}
         step = replay_step(lists, plan.stage_to_rank, StepCosts(durations, action_bytes=action_bytes))

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.pieces import Piece, read_piece
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.planner.cover import parts_of, stage_cover
 from hybrid_runtime.planner.cuts import cut_units
 from hybrid_runtime.shapes import PRESETS
 
@@ -99,6 +104,62 @@ def test_absolute_flops_of_even_stages() -> None:
 )
 def test_explicit_ranges_are_only_read(cuts: list[str], drawing: str) -> None:
     assert cut(NAMES, cuts, 2) == drawing
+
+
+PARTS = {"embedding": 50, "0.attn": 4, "0.mlp": 48, "1.attn": 4, "1.mlp": 48, "head": 1}
+SLICEABLE = [
+    cost.model_copy(update={"parts": parts}) for cost, parts in zip(not_counted(NAMES), PARTS.values(), strict=True)
+]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "drawing"),
+    [
+        (["embedding..0.mlp[:16]", "0.mlp[16:]..head"],
+         "embedding 0.attn 0.mlp[0:16] | 0.mlp[16:48] 1.attn 1.mlp head"),
+        (["embedding..0.attn", "0.mlp[ : 8 ]", "0.mlp[8:24]", "0.mlp[24:48] .. head"],
+         "embedding 0.attn | 0.mlp[0:8] | 0.mlp[8:24] | 0.mlp[24:48] 1.attn 1.mlp head"),
+        (["embedding..0.attn[:3]", "0.attn[3:]..1.mlp[:1]", "1.mlp[1:]..head"],
+         "embedding 0.attn[0:3] | 0.attn[3:4] 0.mlp 1.attn 1.mlp[0:1] | 1.mlp[1:48] head"),
+        (["embedding..0.mlp[:]", "1.attn[0:4]..head"], "embedding 0.attn 0.mlp | 1.attn 1.mlp head"),
+        (["embedding..0.attn", "0.mlp[:8]..0.mlp[8:]", "1.attn..head"],
+         "embedding 0.attn | 0.mlp | 1.attn 1.mlp head"),  # pieces that meet on one stage are one
+        (["0.mlp[:8]..0.mlp[9:]"], "0.mlp[0:8] 0.mlp[9:48]"),
+        (["embedding..0.mpl[:8]", "0.mpl[8:]..head"], "embedding 0.mpl[:8] | 0.mpl[8:] head"),
+        (["1.mlp[:8]..0.attn[2:]"], ""),
+    ],
+)  # fmt: skip
+def test_an_end_of_a_range_may_be_a_piece(cuts: list[str], drawing: str) -> None:
+    assert " | ".join(" ".join(stage) for stage in cut_units(cuts, SLICEABLE, len(cuts))) == drawing
+
+
+@st.composite
+def edges(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Cuts as (unit, parts of it before the cut), in order and all different; 0 parts is a cut before the unit."""
+    places = [(unit, 0) for unit in range(1, len(NAMES))]
+    places += [(unit, part) for unit in range(1, 5) for part in range(1, PARTS[NAMES[unit]])]
+    return sorted(draw(st.sets(st.sampled_from(places), max_size=12)))
+
+
+@given(edges())
+def test_cuts_never_lose_a_unit_a_part_or_the_order(cuts: list[tuple[int, int]]) -> None:
+    bounds = [(0, 0), *cuts, (len(NAMES), 0)]
+    stages = cut_units([_range(begin, end) for begin, end in pairwise(bounds)], SLICEABLE, len(cuts) + 1)
+    assert stage_cover(stages, NAMES, len(cuts) + 1, parts=parts_of(SLICEABLE)) == ()
+    held = [read_piece(name) or Piece(name, 0, PARTS[name]) for stage in stages for name in stage]
+    parts = [(NAMES.index(piece.unit), part) for piece in held for part in range(piece.start, piece.stop)]
+    assert parts == [(index, part) for index, name in enumerate(NAMES) for part in range(PARTS[name])]
+
+
+def _range(begin: tuple[int, int], end: tuple[int, int]) -> str:
+    """The stage from one cut to the next, written as a person would."""
+    first = NAMES[begin[0]] + (f"[{begin[1]}:]" if begin[1] else "")
+    last = NAMES[end[0]] + f"[:{end[1]}]" if end[1] else NAMES[end[0] - 1]
+    if begin[1] and (end == (begin[0] + 1, 0)):
+        return first
+    if begin[0] == end[0]:
+        return f"{NAMES[begin[0]]}[{begin[1]}:{end[1]}]"
+    return f"{first}..{last}"
 
 
 @pytest.mark.parametrize("cuts", ["even", "balanced"])

@@ -65,6 +65,33 @@ def test_stages_sum_to_the_model(kind: str, cuts: object) -> None:
     assert [name for stage in plan.stages for name in stage.units] == [unit.name for unit in plan.units]
 
 
+def test_cuts_inside_units_move_flops_by_parts() -> None:
+    plan = plan_of(pipeline={"cuts": ["embedding..1.mlp[:64]", "1.mlp[64:]..3.attn[:2]", "3.attn[2:]..head"]})
+    assert plan.stages[1].units == ("1.mlp[64:256]", "2.attn", "2.mlp", "3.attn[0:2]")
+    assert sum(plan.prediction.stage_flops) == sum(unit.flops for unit in plan.units)
+    assert sum(plan.prediction.stage_parameters) == sum(unit.parameters for unit in plan.units)
+    mlp, attention = (next(unit for unit in plan.units if unit.name == name) for name in ("1.mlp", "3.attn"))
+    assert plan.prediction.stage_flops[1] == mlp.flops * 3 // 4 + attention.flops + mlp.flops + attention.flops // 3
+    norms, layers = 4 * 96, 2 * 4 * 96 * 96 + 3 * 96 * 256 * 5 // 4  # of 0.attn, 0.mlp, 1.attn and a quarter of 1.mlp
+    assert plan.prediction.stage_parameters[0] == 256 * 96 + norms + layers
+
+
+@pytest.mark.parametrize(
+    ("cuts", "words"),
+    [
+        (
+            ["embedding..1.mlp[:65]", "1.mlp[65:]..head"],
+            "cut at 65 of unit '1.mlp' is no multiple of tp 2; cut at 64 or 66",
+        ),
+        (["embedding..1.mlp[:64]", "1.mlp[66:]..head"], "parts 64 to 66 of unit '1.mlp' are on no stage"),
+        (["embedding[:64]", "embedding[64:]..head"], "unit 'embedding' cannot be cut"),
+    ],
+)
+def test_cuts_inside_units_that_do_not_hold_the_model(cuts: list[str], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        plan_of(parallel={"tp_degree": 2, "pp_degree": 2}, pipeline={"cuts": cuts})
+
+
 def test_the_busiest_stage_decides_the_ideal_busy_share() -> None:
     made = deployment(parallel={"pp_degree": 2}, model={"units": "some:units"})
     one = [UnitCost(name=name, forward_flops=1, input_grad_flops=1, weight_grad_flops=1, parameters=0) for name in "ab"]

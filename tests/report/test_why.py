@@ -28,6 +28,21 @@ def test_it_names_devices_stages_and_the_wait(tmp_path: Path) -> None:
     assert "longest single wait: 3 ms, rank 2 (stage 2) in step 23 for 2RECV_F14" in said
 
 
+def test_it_names_the_sum_of_a_sharded_embedding(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    for name, words in (
+        ("0EF", "the sum of a sharded embedding (0EF)"),
+        ("2EB", "the gradient of a sharded embedding's sum (2EB)"),
+    ):
+        last = run.ranks[2].steps[-1]
+        waits = tuple(Wait(f"{name}{i}", last.start_ns, last.start_ns + 2_000_000) for i in (1, 12))
+        steps = (*run.ranks[2].steps[:-1], last.model_copy(update={"waits": waits}))
+        said = dict(why_lines(run.verdict, [*run.ranks[:2], run.ranks[2]._replace(steps=steps)]))[
+            "Which wait is the longest?"
+        ]
+        assert f"waits 4 ms in all for {words}" in said
+
+
 def test_without_waits_and_devices_there_is_no_such_line(tmp_path: Path) -> None:
     run = small_run(tmp_path, devices=(), claims=())
     assert why_lines(run.verdict, run.ranks) == []

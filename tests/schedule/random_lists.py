@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from hybrid_runtime.schedule.actions import Action, ActionList, Kind
 from hybrid_runtime.schedule.dependencies import needs
+from hybrid_runtime.schedule.lookups import with_lookups
 
 
 def random_placement(rng: random.Random) -> tuple[int, ...]:
@@ -39,9 +40,18 @@ def random_lists(rng: random.Random, stage_to_rank: Sequence[int], num_microbatc
     return tuple(map(tuple, lists))
 
 
+def random_lookups(
+    rng: random.Random, lists: Sequence[ActionList], stage_to_rank: Sequence[int]
+) -> tuple[ActionList, ...]:
+    """The same with the lookups of some ranks, put where `with_lookups` would for some other durations."""
+    durations = random_durations(rng, len(stage_to_rank))
+    ranks = [rank for rank in range(len(lists)) if rng.random() < 0.7]
+    return with_lookups(lists, stage_to_rank, ranks, durations)
+
+
 def random_durations(rng: random.Random, num_stages: int) -> dict[tuple[int, Kind], Fraction]:
     """Thirds and sevenths, zero included."""
-    kinds = (Kind.F, Kind.I, Kind.W, Kind.B)
+    kinds = (Kind.F, Kind.I, Kind.W, Kind.B, Kind.EF, Kind.EB)
     return {
         (stage, kind): Fraction(rng.randint(0, 9), rng.choice((1, 3, 7)))
         for stage in range(num_stages)

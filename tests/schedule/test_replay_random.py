@@ -13,7 +13,7 @@ from hybrid_runtime.schedule.account import rank_times
 from hybrid_runtime.schedule.critical_path import critical_path
 from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.replay import replay
-from tests.schedule.random_lists import random_durations, random_lists, random_placement
+from tests.schedule.random_lists import random_durations, random_lists, random_lookups, random_placement
 from tests.schedule.replay_oracle import start_and_end
 
 
@@ -22,6 +22,7 @@ def test_random_lists(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     placement = random_placement(rng)
     lists = random_lists(rng, placement, rng.randint(1, 4))
+    lists = random_lookups(rng, lists, placement) if seed % 2 else lists
     durations = random_durations(rng, len(placement))
     lag = Fraction(rng.randint(0, 4), 5)
     step = replay(lists, placement, durations, hop_lag=lag)

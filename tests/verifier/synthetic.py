@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, Prediction, StagePlan, UnitCost
 from hybrid_runtime.planted import BASE_UNITS, part_name, part_units
+from hybrid_runtime.predicted import PredictedRank, PredictedStep, RankMemory, RankTime, TimeInterval
 from hybrid_runtime.records import (
     REDUCE_GRAD,
     Device,
@@ -54,6 +56,7 @@ class Synthetic:
         reserved_factor: what the CUDA allocator keeps, in multiples of what it uses.
         owned: every rank has a core (or GPU) of its own.
         header: fields of every header to replace, e.g. {"backend": "nccl"}.
+        predicted: what the plan predicts of itself.
     """
 
     compute_ns: Sequence[Sequence[int]]
@@ -74,6 +77,7 @@ class Synthetic:
     device_bytes: int | None = None
     mesh: Mesh | None = None
     header: Mapping[str, Any] = field(default_factory=dict)
+    predicted: PredictedStep | None = None
 
     @property
     def ranks(self) -> int:
@@ -239,6 +243,36 @@ def planted(extra_pp: float, cv: float = 0.0, seed: int = 0, steps: int = 120, *
     return noisy(mean, cv, seed, steps, **more) if cv else steady(mean, steps, **more)
 
 
+def prediction(
+    step_ns: int,
+    compute_ns: Sequence[int],
+    memory_bytes: Sequence[int],
+    *,
+    spread: Fraction = Fraction(1, 10),
+    fingerprint: Mapping[str, str] | None = None,
+) -> PredictedStep:
+    """A prediction: a third of the compute is forward, the rest backward; what is left of the step is idle."""
+    ranks = tuple(
+        PredictedRank(
+            pp_rank=rank,
+            time=RankTime(forward_ns=time // 3, backward_ns=time - time // 3, idle_ns=step_ns - time),
+            memory=RankMemory(parameters=100, gradients=100, optimizer=200, activations=held - 400, buffers=0),
+            flops=1000,
+        )
+        for rank, (time, held) in enumerate(zip(compute_ns, memory_bytes, strict=True))
+    )
+    around = round(step_ns * spread)
+    return PredictedStep(
+        step_time=TimeInterval(p10_ns=step_ns - around, p50_ns=step_ns, p90_ns=step_ns + around),
+        pipeline_ns=step_ns,
+        bound_ns=step_ns,
+        ranks=ranks,
+        labels={"compute": "rehearsed", "memory": "rehearsed", "step_time": "modelled"},
+        source="rehearsal",
+        fingerprint=dict(fingerprint or {}),
+    )
+
+
 def judged(folder: Path, side: Synthetic, name: str, **tables: Any) -> Claim:
     """The row of one claim about a side alone."""
     verdict = judge(write_run(folder, side, deployment(side.shape, **tables)))
@@ -281,7 +315,7 @@ def _starts(candidate: Synthetic, baseline: Synthetic | None, order: Sequence[tu
 
 def _write_side(folder: Path, side: Synthetic, deployed: Deployment, starts: Sequence[int]) -> None:
     files = RunFolder(folder).create()
-    plan = plan_for(deployed)
+    plan = plan_for(deployed).model_copy(update={"predicted": side.predicted})
     files.deployment.write_text(deployed.canonical_json())
     files.plan.write_text(plan.to_json())
     for rank in range(side.ranks):

@@ -14,6 +14,7 @@ import pytest
 
 from hybrid_runtime.deployment import load_deployment, parse_deployment
 from hybrid_runtime.errors import DeploymentError, RecordsError
+from hybrid_runtime.plan import read_plan
 from hybrid_runtime.records import Device, Host
 from hybrid_runtime.verdict import Claim, Outcome, Verdict
 from hybrid_runtime.verifier.judge import judge, recheck, write_verdict
@@ -28,6 +29,7 @@ from tests.verifier.synthetic import (
     judged,
     noisy,
     planted,
+    prediction,
     rewrite,
     steady,
     write_run,
@@ -91,6 +93,20 @@ def test_results_are_typed_into_the_verdict(tmp_path: Path) -> None:
     write_verdict(honest, alone / "verdict.json")
     with pytest.raises(RecordsError, match=r"deployment.json: is missing"):
         recheck(alone)
+
+
+def test_the_prediction_is_made_after_the_run(tmp_path: Path) -> None:
+    """What was measured is written into plan.json as what had been predicted; the records carry the plan's hash."""
+    side = steady([30 * MS] * 3, 20, memory_bytes=[1000] * 3, predicted=prediction(50 * MS, [40 * MS] * 3, [900] * 3))
+    run = write_run(tmp_path, side)
+    before = judge(run).prediction
+    plan = read_plan(run / "plan.json")
+    better = plan.model_copy(update={"predicted": prediction(30 * MS + 1000, [30 * MS] * 3, [1000] * 3)})
+    (run / "plan.json").write_text(better.to_json())
+    assert before is not None
+    assert before.verdict == "OPTIMISTIC"
+    with pytest.raises(RecordsError, match=r"plan\.json: is not the plan that the records were made with"):
+        judge(run)
 
 
 @pytest.mark.parametrize(("last", "outcome"), [("34%", PASS), ("33.34%", FAIL)])

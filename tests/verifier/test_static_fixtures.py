@@ -31,9 +31,14 @@ layers_missing.toml                1 stage_cover            FAIL  30.attn, 30.ml
 unit_twice.toml                    1 stage_cover            FAIL  unit '8.attn' is held 2 times
 stage_empty.toml                   1 stage_cover            FAIL  stage 1 is empty
 unit_unknown.toml                  1 stage_cover            FAIL  no unit '32.mlp'
+piece_missing.toml                 1 stage_cover            FAIL  parts 96 to 100 of unit '1.mlp' are on no stage
+piece_not_divisible.toml           1 pieces_divisible       FAIL  cut at 96 or 98
+pieces.toml                        0 pieces_divisible       PASS  1.mlp at 96, 4.attn at 2
 cuts_too_few.toml                  1 stage_cover            FAIL  3 stages are given, but pp_degree asks for 4
 more_stages_than_units.toml        1 stage_cover            FAIL  to 14 stages or less
 parts_contradict.toml              1 stage_cover            FAIL  4 parts are declared
+rows_missing.toml                  1 embedding_rows         FAIL  add up to 200, but 'embedding' has 252, 251 padded
+rows_tied.toml                     0 embedding_rows         PASS  128/0/128 rows; tied: the head's rank holds the whole
 heads_not_divisible.toml           1 heads_divisible        FAIL  valid tp degrees are 1, 2
 kv_heads_not_divisible.toml        1 kv_heads_divisible     FAIL  valid tp degrees are 1, 2, 4, 12
 kv_heads_copied.toml               0 kv_heads_divisible     PASS  each head on 2 ranks

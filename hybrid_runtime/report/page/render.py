@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from hybrid_runtime.report import cells, method_cells
+from hybrid_runtime.report import cells, method_cells, prediction_cells
 from hybrid_runtime.report.page.driver import driver_series
 from hybrid_runtime.report.page.figure import Figure
 from hybrid_runtime.report.page.intervals import interval_figures
@@ -47,6 +47,7 @@ class Figures(dict[str, Figure]):
 
 def report_page(run: Run) -> str:
     """The report of one run."""
+    judged, modelled = run.verdict.prediction, run.verdict.modelled
     of_devices = [compute_shares(run.verdict), memory_shares(run.verdict), time_parts(run.verdict), memory(run)]
     of_steps = [timeline(run), replayed_figure(run), step_series(run), driver_series(run)]
     found = [*of_devices, *of_steps, *interval_figures(run.verdict)]
@@ -58,6 +59,9 @@ def report_page(run: Run) -> str:
         why=why_lines(run.verdict, run.ranks),
         **_rows(run.verdict),
         tests_shown=_tests_shown(run.verdict),
+        prediction_tables=list(prediction_cells.prediction_tables(judged)) if judged else [],
+        modelled_tables=list(prediction_cells.modelled_tables(modelled)) if modelled else [],
+        history_rows=[prediction_cells.history_cells(bias) for bias in run.history],
     )
 
 
@@ -110,6 +114,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "cells": cells,
         "method": method_cells,
+        "prediction": prediction_cells,
         "signs": SIGNS,
         "colours": COLOURS,
         # Files of this package and plotly's own script: the only texts that are not escaped.

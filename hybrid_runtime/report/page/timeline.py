@@ -15,11 +15,11 @@ from hybrid_runtime.report.cells import duration_text, printable, ranges_text
 from hybrid_runtime.report.page.figure import HATCHED, Figure, Trace, View, plot_text, rows_layout
 from hybrid_runtime.report.run_data import Run, Window, chosen_steps, windows
 from hybrid_runtime.report.schedule_grid import WORDS
-from hybrid_runtime.schedule.actions import Kind, parse_action
+from hybrid_runtime.schedule.actions import is_action, parse_action
 
 MOST_BOXES = 4000  # of one view: a browser draws them at once
 BUBBLE, RECEIVE, COMMUNICATION, HOST = "bubble", "waiting for another stage", "exposed communication", "host, data"
-COLOUR_OF = {WORDS[kind]: WORDS[kind].replace(" ", "-") for kind in (Kind.F, Kind.B, Kind.I, Kind.W)} | {
+COLOUR_OF = {WORDS[kind]: WORDS[kind].replace(" ", "-") for kind in WORDS} | {
     "optimizer": "optimizer",
     COMMUNICATION: "communication",
     HOST: "host",
@@ -99,17 +99,14 @@ def rank_boxes(rank: RankRecords, window: Window, row: int) -> Iterator[Box]:
     for span in step.spans:
         yield Box(_kind(span.name), row, span.start_ns + offset_ns, span.end_ns + offset_ns, span.name)
     for wait in step.waits:
-        kind = RECEIVE if "RECV" in wait.name or "SEND" in wait.name else COMMUNICATION
+        kind = RECEIVE if is_action(wait.name) else COMMUNICATION
         yield Box(kind, row, wait.start_ns + offset_ns, wait.end_ns + offset_ns, wait.name)
 
 
 def _kind(name: str) -> str:
     if name in _OF_PHASE:
         return _OF_PHASE[name]
-    try:
-        return WORDS.get(parse_action(name).kind, HOST)
-    except ValueError:
-        return HOST
+    return WORDS.get(parse_action(name).kind, HOST) if is_action(name) else HOST
 
 
 def box_traces(boxes: Sequence[Box], base_ns: int, pale: Sequence[int] = ()) -> list[Trace]:

@@ -1,0 +1,76 @@
+"""The command `hybrid-runtime plan`: search, print, write plan.json; with --try, run the best few first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json, write_text
+from hybrid_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from hybrid_runtime.calibration import Calibration
+    from hybrid_runtime.deployment import Deployment
+    from hybrid_runtime.planner.planned import Planned
+
+
+def plan(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")],
+    out: Annotated[Path, typer.Option("--out", metavar="PLAN.json", help="where the plan goes")] = Path("plan.json"),
+    json_file: Json = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", metavar="CALIBRATION.json", help="costs measured by `calibrate`")
+    ] = None,
+    analytic: Annotated[
+        bool, typer.Option("--analytic", help="costs from FLOPs and the rates declared in [search]; nothing measured")
+    ] = False,
+    try_best: Annotated[
+        int, typer.Option("--try", min=0, metavar="K", help="run the best K for a few steps and choose by measurement")
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+) -> None:
+    """Search for the best plan of a deployment: degrees, microbatches, schedule, cuts, embedding rows. No torch.
+
+    Run it with `hybrid-runtime run FILE --plan PLAN.json`.
+    """
+    if (calibration is None) != analytic:
+        raise UsageError(
+            "plan needs the costs of one source: --calibration CALIBRATION.json of this machine (hybrid-runtime "
+            "calibrate), or --analytic"
+        )
+    refuse_unwritable("--out", out)
+    refuse_unwritable("--json", json_file)
+    from hybrid_runtime.calibration import read_calibration
+    from hybrid_runtime.deployment import load_deployment
+    from hybrid_runtime.report.plan_table import plan_tables
+    from hybrid_runtime.report.terminal import print_plainly
+
+    deployment = load_deployment(file)
+    measured = None if calibration is None else read_calibration(calibration)
+    planned = _search(deployment, measured, max(5, try_best), quiet)
+    if try_best:
+        from hybrid_runtime.tried import try_plans
+
+        planned = try_plans(deployment, planned, try_best, Console(stderr=True), quiet=quiet)
+    write_text("--out", out, planned.plan.to_json())
+    console = console_for(json_file)
+    print_plainly(plan_tables(planned.plan, planned.sentences, planned.why_not), console)
+    console.print(f"plan: {out}", markup=False, highlight=False, soft_wrap=True)
+    write_json(json_file, planned.plan.model_dump(mode="json") | {"why_not": list(planned.why_not)})
+
+
+def _search(deployment: Deployment, measured: Calibration | None, keep: int, quiet: bool) -> Planned:
+    from hybrid_runtime.planner.planned import plan_deployment
+
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
+        task = progress.add_task("planning", total=1.0)
+        return plan_deployment(
+            deployment,
+            measured,
+            keep=keep,
+            progress=lambda what, part: progress.update(task, description=what, completed=part),
+        )

@@ -1,0 +1,304 @@
+"""Every distinct unit alone: F, B, I and W of a microbatch, and what they keep, for several degrees, widths, sizes.
+
+    a round   every case in turn:  F B | F I W      so that a drift of the machine spreads over all of them
+
+Units run in a `Stage` with a weight queue and flat gradients, exactly as a rank runs them; collectives are stubs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from time import monotonic_ns
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybrid_runtime.calibration import Spread, UnitTimes
+from hybrid_runtime.comm.axis import Axis, Clocks
+from hybrid_runtime.comm.point_to_point import TensorSpec
+from hybrid_runtime.data_parallel.buckets import GradientBuckets
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.lone.carries import Spec, inputs_of
+from hybrid_runtime.lone.group import LoneGroup, Traffic
+from hybrid_runtime.lone.maker import Echo
+from hybrid_runtime.lone.recorder import LoneRecorder
+from hybrid_runtime.models.build import build_units
+from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec, specs_of
+from hybrid_runtime.pieces import Piece, read_piece, unit_of
+from hybrid_runtime.pipeline.stage import Stage
+from hybrid_runtime.telemetry.ledger import ByteLedger
+from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
+from hybrid_runtime.tensor_parallel.initialise import any_weights
+from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
+
+ROUNDS, MOST_ROUNDS, ROUNDS_S = 8, 40, 25.0
+WIDTHS = (1, 2, 3)  # quarters of a unit that can be cut
+
+Tick = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be measured.
+
+    Attributes:
+        specs: of all units of the model, in order.
+        tp_degrees, microbatch_sizes: every one with every other.
+        vocab_size: bounds random tokens.
+    """
+
+    specs: Sequence[UnitSpec]
+    tp_degrees: Sequence[int]
+    microbatch_sizes: Sequence[int]
+    sequence_length: int
+    sequence_parallel: bool
+    dtype: str
+    vocab_size: int
+    device: torch.device
+
+
+class _Unit(NamedTuple):
+    """One unit or piece on one rank; all microbatch sizes share it."""
+
+    name: str
+    tp_degree: int
+    parts: int
+    parameters: int
+    stage: Stage
+    ledger: ByteLedger
+    recorder: Callable[[], LoneRecorder]
+
+
+@dataclass(slots=True)
+class _Case:
+    """A unit with one microbatch size."""
+
+    of: _Unit
+    microbatch_size: int
+    recorder: LoneRecorder
+    inputs: Carry
+    microbatch: Microbatch
+    gradients: list[Tensor] = field(default_factory=list)
+    host_ns: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    output_bytes: int = 0
+
+
+def unit_times(wanted: Wanted, tick: Tick) -> tuple[list[UnitTimes], dict[str, str]]:
+    """Measures all cases.
+
+    Returns:
+        One row per case, and why degrees were left out, by name.
+    """
+    left_out: dict[str, str] = {}
+    with any_weights():
+        cases = list(_cases(wanted, left_out, tick))
+    weighed = [_weighed(case) for case in cases]
+    begin_ns = monotonic_ns()
+    _round(cases)  # the first one warms up
+    for case in cases:
+        case.recorder.steps.clear()
+        case.host_ns.clear()
+    rounds = max(ROUNDS, min(MOST_ROUNDS, int(ROUNDS_S * 1e9 / max(1, monotonic_ns() - begin_ns))))
+    for number in range(rounds):
+        tick(f"units: round {number + 1} of {rounds}")
+        _round(cases if number % 2 == 0 else list(reversed(cases)))
+    return [_row(case, wanted, held) for case, held in zip(cases, weighed)], left_out
+
+
+def _round(cases: Sequence[_Case]) -> None:
+    for number, case in enumerate(cases):
+        case.recorder.take_over()
+        case.recorder.begin_step(number)
+        for index, kinds in enumerate(("FB", "FIW")):
+            for kind in kinds:
+                with case.recorder.span(f"0{kind}{index}"):
+                    start_ns = monotonic_ns()
+                    _act(case, kind, index)
+                    case.host_ns[kind].append(monotonic_ns() - start_ns)
+        case.recorder.close_window()
+
+
+def _act(case: _Case, kind: str, index: int) -> None:
+    if kind == "F":
+        output = case.of.stage.forward(index, case.inputs, case.microbatch)
+        if not case.gradients:
+            case.gradients = [torch.ones_like(y) if y.dim() == 0 else torch.randn_like(y) for y in output]
+            case.output_bytes = sum(y.nbytes for y in output)
+    elif kind == "W":
+        case.of.stage.weight_gradient(index)
+    else:
+        (case.of.stage.backward if kind == "B" else case.of.stage.input_gradient)(index, case.gradients)
+
+
+class _Held(dict[str, int]):
+    """Bytes by name: saved, until_w, temporary."""
+
+
+def _weighed(case: _Case) -> _Held:
+    """One microbatch under the byte ledger: what F keeps, what of it is left after I, what actions hold beyond that."""
+    found, temporary = _Held(), 0
+    for index, kinds in enumerate(("FB", "FIW")):
+        for kind in kinds:
+            before = case.of.ledger.in_use.activations
+            with case.of.ledger.watching():
+                _act(case, kind, index)
+            after = case.of.ledger.in_use.activations
+            temporary = max(temporary, case.of.ledger.peaks.activations - max(before, after))
+            if kind == "F":
+                found["saved"] = after - before
+            elif kind == "I":
+                found["until_w"] = after
+    found["temporary"] = temporary
+    return found
+
+
+def _row(case: _Case, wanted: Wanted, held: _Held) -> UnitTimes:
+    times: dict[str, list[int]] = defaultdict(list)
+    for step in case.recorder.steps:
+        for key, samples in step.actions_ns.items():
+            times[key[-1]] += samples
+    device = {kind: spread(samples) for kind, samples in times.items()}
+    on_cpu = wanted.device.type == "cpu"
+    return UnitTimes(
+        unit=kind_of(case.of.name),
+        tp_degree=case.of.tp_degree,
+        sequence_parallel=wanted.sequence_parallel and case.of.tp_degree > 1,
+        microbatch_size=case.microbatch_size,
+        sequence_length=wanted.sequence_length,
+        dtype=wanted.dtype,
+        parts=case.of.parts,
+        clock="thread_cpu" if on_cpu else "cuda_event",
+        forward=device["F"],
+        backward=device["B"],
+        input_grad=device["I"],
+        weight_grad=device["W"],
+        host={
+            "F": device["F"] if on_cpu else spread(case.host_ns["F"]),
+            "B": device["B"] if on_cpu else spread(case.host_ns["B"]),
+            "I": device["I"] if on_cpu else spread(case.host_ns["I"]),
+            "W": device["W"] if on_cpu else spread(case.host_ns["W"]),
+        },
+        saved_bytes=held["saved"],
+        until_w_bytes=held["until_w"],
+        temporary_bytes=held["temporary"],
+        output_bytes=case.output_bytes,
+        parameters=case.of.parameters,
+    )
+
+
+def kind_of(name: str) -> str:
+    """What equal units share: "3.mlp[0:96]" is an "mlp"."""
+    return unit_of(name).rpartition(".")[2]
+
+
+def _cases(wanted: Wanted, left_out: dict[str, str], tick: Tick) -> Iterator[_Case]:
+    for tp_degree in wanted.tp_degrees:
+        tick(f"units: tp {tp_degree} is built")
+        try:
+            with _explained(tp_degree, left_out):
+                yield from _cases_of(wanted, tp_degree)
+        except _LeftOut:
+            continue
+
+
+class _LeftOut(Exception):
+    """The model cannot be split like this; said in `not_measured`."""
+
+
+@contextmanager
+def _explained(tp_degree: int, left_out: dict[str, str]) -> Iterator[None]:
+    try:
+        yield
+    except PlanError as problem:
+        left_out[f"units at tp_degree {tp_degree}"] = str(problem)
+        raise _LeftOut from None
+
+
+def _cases_of(wanted: Wanted, tp_degree: int) -> list[_Case]:
+    traffic, clocks = Traffic(), Clocks()
+    axis = _axis(wanted, tp_degree, traffic, clocks)
+    context = BuildContext(
+        tp=axis,
+        sequence_parallel=wanted.sequence_parallel and tp_degree > 1,
+        device=wanted.device,
+        dtype=getattr(torch, wanted.dtype),
+    )
+    first = {kind_of(spec.name): spec for spec in reversed(wanted.specs)}
+    names = [name for spec in first.values() for name in _widths(spec, tp_degree)]
+    units = [_unit(wanted, name, context, traffic) for name in names]
+    found = []
+    for microbatch_size in wanted.microbatch_sizes:
+        inputs = _inputs(wanted, context, microbatch_size)
+        found += [_case(wanted, unit, inputs[unit_of(unit.name)], microbatch_size) for unit in units]
+    return found
+
+
+def _unit(wanted: Wanted, name: str, context: BuildContext, traffic: Traffic) -> _Unit:
+    (spec,), piece = specs_of([name], wanted.specs), read_piece(name)
+    module = build_units([replace(spec, tied={})], context)[name]
+    parameters = list(module.parameters())
+    GradientBuckets(parameters)
+    set_accumulate_in_place(module, True)
+    ledger = ByteLedger(parameters)
+    stage = Stage(0, [(name, module)], training=True)
+    stage.use_queue(WeightQueue(keep=ledger.keep))
+    return _Unit(
+        name=name,
+        tp_degree=context.tp.size,
+        parts=spec.parts if piece is None else piece.parts,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        stage=stage,
+        ledger=ledger,
+        recorder=lambda: LoneRecorder(wanted.device, context.tp.clocks, ledger, traffic),
+    )
+
+
+def _widths(spec: UnitSpec, tp_degree: int) -> list[str]:
+    """The whole unit, and its first quarter, half and three quarters where it can be cut there."""
+    parts = spec.parts
+    stops = {parts * quarter // 4 // tp_degree * tp_degree for quarter in WIDTHS}
+    return [spec.name, *(str(Piece(spec.name, 0, stop)) for stop in sorted(stops) if 0 < stop < parts)]
+
+
+def _inputs(wanted: Wanted, context: BuildContext, microbatch_size: int) -> Mapping[str, Spec]:
+    meta = replace(context, device=torch.device("meta"))
+    given = inputs_of(wanted.specs, meta, microbatch_size, wanted.sequence_length)
+    return {spec.name: inputs for spec, inputs in zip(wanted.specs, given)}
+
+
+def _axis(wanted: Wanted, tp_degree: int, traffic: Traffic, clocks: Clocks) -> Axis:
+    """The first of `tp_degree` ranks: joined by shared memory on a CPU, as real ranks are."""
+    if tp_degree == 1:
+        return Axis(clocks=clocks)
+    dtype = getattr(torch, wanted.dtype)
+    shared = Echo(0, tp_degree, dtype, traffic) if wanted.device.type == "cpu" else None
+    return Axis(tp_degree, 0, LoneGroup(0, tp_degree, traffic), clocks, shared)
+
+
+def _case(wanted: Wanted, unit: _Unit, given: Spec, microbatch_size: int) -> _Case:
+    shape = (microbatch_size, wanted.sequence_length)
+    tokens = torch.randint(wanted.vocab_size, (2, *shape), device=wanted.device)
+    return _Case(
+        of=unit,
+        microbatch_size=microbatch_size,
+        recorder=unit.recorder(),
+        inputs=tuple(_random(spec, wanted.device) for spec in given),
+        microbatch=Microbatch(tokens[0], tokens[1]),
+    )
+
+
+def _random(spec: TensorSpec, device: torch.device) -> Tensor:
+    make = torch.randn if spec.dtype.is_floating_point else torch.zeros
+    return make(spec.shape, dtype=spec.dtype, device=device)
+
+
+def spread(samples: Sequence[int]) -> Spread:
+    """Median and the middle eight of ten."""
+    ordered = sorted(samples)
+    tenth = len(ordered) // 10
+    middle = ordered[len(ordered) // 2]
+    return Spread(p10_ns=ordered[tenth], p50_ns=middle, p90_ns=ordered[-1 - tenth], samples=len(ordered))

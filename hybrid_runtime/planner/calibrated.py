@@ -1,0 +1,276 @@
+"""Costs as `calibrate` measured them on this machine: looked up, interpolated inside what was measured, never beyond.
+
+unit time |            o        measured widths and microbatch sizes; straight lines between them
+          |        o  .
+          |    o .              a piece narrower than the narrowest measured one is taken as proportional to it, and
+          |____:___________     what was not measured is modelled from declared rates: both are said in `notes`
+               parts
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache, cached_property
+from typing import Literal
+
+from hybrid_runtime.calibration import Calibration, Spread, UnitTimes
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.plan import UnitCost
+from hybrid_runtime.planner.analytic import Rates, granule_of, kind_of, labels
+from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, FORWARD_ONLY, StateBytes
+from hybrid_runtime.planner.step_model import Collective
+from hybrid_runtime.planner.work import Line, Unit, Work
+from hybrid_runtime.predicted import Label, TimeInterval
+from hybrid_runtime.schedule.step_costs import Hop
+from hybrid_runtime.shapes import LlamaShape
+
+_Point = tuple[int, Work]  # (parts or sequences, what they cost)
+
+
+@dataclass(frozen=True)
+class CalibratedCosts:
+    """A `StepModel` of what was measured; whether it was measured on this machine is the caller's to check.
+
+    Attributes:
+        calibration: of this model.
+        rates: declared, for what the calibration did not measure.
+        granule: parts of an MLP's granule on every tensor-parallel rank; None for the rule of `granule_of`.
+    """
+
+    calibration: Calibration
+    shape: LlamaShape
+    sequence_length: int
+    dtype: str
+    workload: str
+    sequence_parallel: bool
+    rates: Rates
+    granule: int | None = None
+    _lines: dict[tuple[int, int], Line] = field(default_factory=dict, compare=False, repr=False)
+    _said: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def source(self) -> Literal["analytic", "calibration", "records"]:
+        return "calibration"
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        return self.calibration.fingerprint
+
+    @property
+    def labels(self) -> Mapping[str, Label]:
+        return labels("rehearsed", "modelled", "modelled")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._said)
+
+    @property
+    def state(self) -> StateBytes:
+        if self.workload == "forward":
+            return FORWARD_ONLY[self.dtype]
+        found = self.calibration
+        return StateBytes(
+            ELEMENT_BYTES[self.dtype], found.gradient_bytes_per_parameter, found.optimizer_bytes_per_parameter
+        )
+
+    @property
+    def action_ns(self) -> int:
+        return self.calibration.action_ns
+
+    @property
+    def step_ns(self) -> int:
+        return self.calibration.step_ns
+
+    def line(self, tp_degree: int, microbatch_size: int) -> Line:
+        if (tp_degree, microbatch_size) not in self._lines:
+            self._lines[tp_degree, microbatch_size] = self._line(tp_degree, microbatch_size)
+        return self._lines[tp_degree, microbatch_size]
+
+    def _line(self, tp_degree: int, microbatch_size: int) -> Line:
+        costs = unit_costs(
+            self.shape,
+            microbatch_size=microbatch_size,
+            sequence_length=self.sequence_length,
+            workload=self.workload,
+        )
+        tokens = microbatch_size * self.sequence_length
+        whole_carry = tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
+        carry = whole_carry // (tp_degree if self.sequence_parallel else 1)
+        tp_ns = 0 if tp_degree == 1 else self._tp_ns(tp_degree, whole_carry)
+        widths = {kind: self._widths(kind, tp_degree, microbatch_size) for kind in {kind_of(c.name) for c in costs}}
+        return Line(
+            tuple(self._unit(cost, widths[kind_of(cost.name)], tp_degree, tp_ns, carry) for cost in costs), carry
+        )
+
+    def collective_ns(self, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:
+        measured = {
+            found.num_bytes: found.time.p50_ns
+            for found in self.calibration.collectives
+            if (found.kind, found.ranks, found.same_host) == (kind, ranks, same_host)
+        }
+        if not measured:
+            where = "inside a node" if same_host else "between nodes"
+            self._say(f"{kind} of {ranks} ranks {where}", "modelled from declared rates", kind)
+            return self.rates.collective_ns(kind, ranks, num_bytes, same_host=same_host)
+        if num_bytes > max(measured):
+            raise PlanError(
+                f"{kind} of {ranks} ranks was measured up to {max(measured)} bytes, not {num_bytes}; "
+                "calibrate larger ones"
+            )
+        return _between(sorted(measured.items()), num_bytes)
+
+    def hop(self, *, same_host: bool) -> Hop:
+        """Latency and bandwidth of the straight line through the smallest and the largest message measured."""
+        measured = sorted(
+            (found.num_bytes, found.both_ways.p50_ns)
+            for found in self.calibration.messages
+            if found.same_host == same_host
+        )
+        if not measured:
+            self._say(f"messages {'inside a node' if same_host else 'between nodes'}", "modelled from declared rates")
+            return self.rates.hop(same_host=same_host)
+        (small, small_ns), (large, large_ns) = measured[0], measured[-1]
+        if large == small or large_ns <= small_ns:
+            return Hop(large_ns)
+        bandwidth = Fraction(large - small, large_ns - small_ns)
+        return Hop(max(0, small_ns - int(small / bandwidth)), bandwidth)
+
+    def optimizer_ns(self, parameters: int) -> int:
+        found = self.calibration
+        return found.optimizer_fixed_ns + found.optimizer_per_million_ns * parameters // 10**6
+
+    def interval(self, p50_ns: int) -> TimeInterval:
+        """The spread of the units' own times, weighed by how long they take."""
+        low, high = self._spread
+        return TimeInterval(p10_ns=int(p50_ns * low), p50_ns=p50_ns, p90_ns=int(p50_ns * high))
+
+    @cached_property
+    def _spread(self) -> tuple[Fraction, Fraction]:
+        spreads = [s for unit in self.calibration.units for s in (unit.forward, unit.input_grad, unit.weight_grad)]
+        middle = sum(spread.p50_ns for spread in spreads)
+        if middle == 0:
+            return Fraction(1), Fraction(1)
+        low, high = sum(spread.p10_ns for spread in spreads), sum(spread.p90_ns for spread in spreads)
+        return Fraction(low, middle), Fraction(high, middle)
+
+    def _tp_ns(self, tp_degree: int, num_bytes: int) -> int:
+        kinds: tuple[Collective, ...] = ("reduce_scatter", "all_gather") if self.sequence_parallel else ("all_reduce",)
+        return sum(self.collective_ns(kind, tp_degree, num_bytes, same_host=True) for kind in kinds)
+
+    def _widths(self, kind: str, tp_degree: int, microbatch_size: int) -> Sequence[_Point]:
+        """What every measured width of a kind of unit costs at this microbatch size, narrowest first."""
+        known = [
+            times
+            for times in self.calibration.units
+            if times.unit == kind and times.dtype == self.dtype and times.sequence_parallel == self.sequence_parallel
+        ]
+        of_degree = [times for times in known if times.tp_degree == tp_degree]
+        if not of_degree:
+            degrees = sorted({times.tp_degree for times in known})
+            raise PlanError(
+                f"{kind} at tp_degree = {tp_degree}, {self.dtype} was not measured"
+                + (f", only at {', '.join(map(str, degrees))}" if degrees else "")
+                + "; calibrate it"
+            )
+        lengths = sorted({times.sequence_length for times in of_degree})
+        if self.sequence_length not in lengths:
+            raise PlanError(
+                f"{kind} was measured with sequences of {', '.join(map(str, lengths))} tokens, not of "
+                f"{self.sequence_length}; calibrate it"
+            )
+        sizes: dict[int, list[_Point]] = defaultdict(list)
+        for times in of_degree:
+            if times.sequence_length == self.sequence_length:
+                sizes[times.parts].append((times.microbatch_size, _work(times, self.workload)))
+        return [
+            (parts, self._at_size(kind, sorted(points), microbatch_size)) for parts, points in sorted(sizes.items())
+        ]
+
+    def _at_size(self, kind: str, points: Sequence[_Point], microbatch_size: int) -> Work:
+        sizes = [size for size, _ in points]
+        if not sizes[0] <= microbatch_size <= sizes[-1]:
+            raise PlanError(
+                f"{kind} was measured with microbatches of {', '.join(map(str, sizes))}, not of {microbatch_size}, and "
+                "is not extrapolated; calibrate it"
+            )
+        return _interpolated(points, microbatch_size)
+
+    def _unit(self, cost: UnitCost, widths: Sequence[_Point], tp_degree: int, tp_ns: int, carry: int) -> Unit:
+        kind = kind_of(cost.name)
+        granule = granule_of(cost, tp_degree, self.granule)
+        return Unit(cost, granule, kind == "mlp", self._piece(cost, widths, tp_ns, carry))
+
+    def _piece(self, cost: UnitCost, widths: Sequence[_Point], tp_ns: int, carry: int) -> Callable[[int, int], Work]:
+        kind = kind_of(cost.name)
+        whole = widths[-1][1]
+        has_input = kind != "embedding"
+
+        @cache
+        def piece(start: int, stop: int) -> Work:
+            found = whole
+            if stop - start < cost.parts:
+                if len(widths) == 1 or stop - start < widths[0][0]:
+                    self._say(f"pieces of {kind} narrower than {widths[0][0]} parts", "taken as proportional to that")
+                found = _interpolated([(0, Work()), *widths], stop - start)
+                kept = carry if start else 0  # a later piece keeps the normed input, and no input
+                found = found._replace(saved=max(0, found.saved - kept), until_w=max(0, found.until_w - kept))
+            flops = cost.flops * stop // cost.parts - cost.flops * start // cost.parts
+            return found._replace(
+                tp_forward=tp_ns if stop == cost.parts and kind != "head" else 0,
+                tp_backward=tp_ns if start == 0 and has_input and found.weight_grad else 0,
+                flops=flops,
+            )
+
+        return piece
+
+    def _say(self, what: str, how: str, reason: str | None = None) -> None:
+        why = self.calibration.not_measured.get(reason or what)
+        self._said.setdefault(f"not measured here{f' ({why})' if why else ''}: {what}, {how}")
+
+
+def _work(times: UnitTimes, workload: str) -> Work:
+    """What was measured, without collectives."""
+    train = workload == "train"
+
+    def host(kind: Literal["F", "B", "I", "W"]) -> int:
+        return times.host[kind].p50_ns if kind in times.host else 0
+
+    def device(spread: Spread) -> int:
+        return spread.p50_ns if train else 0
+
+    return Work(
+        forward=times.forward.p50_ns,
+        backward=device(times.backward),
+        input_grad=device(times.input_grad),
+        weight_grad=device(times.weight_grad),
+        host_forward=host("F"),
+        host_backward=host("B") if train else 0,
+        host_input_grad=host("I") if train else 0,
+        host_weight_grad=host("W") if train else 0,
+        saved=times.saved_bytes if train else 0,
+        until_w=times.until_w_bytes if train else 0,
+        parameters=times.parameters,
+    )
+
+
+def _interpolated(points: Sequence[_Point], place: int) -> Work:
+    """Every field on the straight line between the two measured neighbours of a place inside them."""
+    after = bisect_left([point for point, _ in points], place)
+    if points[after][0] == place:
+        return points[after][1]
+    (low, below), (high, above) = points[after - 1], points[after]
+    return Work(*(a + (b - a) * (place - low) // (high - low) for a, b in zip(below, above)))
+
+
+def _between(points: Sequence[tuple[int, int]], place: int) -> int:
+    """A time on the straight line between two measured sizes; below the smallest, the smallest's."""
+    after = bisect_left([point for point, _ in points], place)
+    if after == 0 or points[after][0] == place:
+        return points[after][1]
+    (low, below), (high, above) = points[after - 1], points[after]
+    return below + (above - below) * (place - low) // (high - low)

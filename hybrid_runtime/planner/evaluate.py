@@ -1,0 +1,239 @@
+"""A layout calculated through: cut, replayed, rows filled in, memory added up. What a plan's prediction is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from hybrid_runtime.pieces import read_piece
+from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting, dp_crosses_nodes
+from hybrid_runtime.planner.rows import fill_rows, rows_multiple
+from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, stage, step_costs
+from hybrid_runtime.planner.step_model import StepModel
+from hybrid_runtime.predicted import RankMemory
+from hybrid_runtime.schedule.actions import ActionList, parse_actions
+from hybrid_runtime.schedule.replay import Replay, replay_rows
+from hybrid_runtime.schedule.rows import Rows, to_rows
+
+BUCKET_BYTES = 25 * 2**20  # of gradients that are summed over replicas at once (data_parallel/buckets.py)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a layout comes to.
+
+    Attributes:
+        step: the replay of the schedule's lists, in nanoseconds.
+        rows: of a sharded embedding, per pipeline rank; empty where the first stage holds it.
+        memory: per pipeline rank.
+        data_parallel_ns, optimizer_ns: per pipeline rank, after its last action.
+        bound_ns: no pipeline of these stages is shorter.
+    """
+
+    staged: Staged
+    step: Replay
+    rows: tuple[int, ...]
+    memory: tuple[RankMemory, ...]
+    data_parallel_ns: tuple[int, ...]
+    optimizer_ns: tuple[int, ...]
+    step_ns: int
+    bound_ns: int
+
+    @property
+    def lists(self) -> tuple[ActionList, ...]:
+        """Compute lists, one per pipeline rank."""
+        rows = self.step.rows
+        return tuple(tuple(rows.actions[index] for index in rows.row(rank)) for rank in range(rows.num_ranks))
+
+    @property
+    def layout(self) -> Layout:
+        return self.staged.layout
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(memory.ledger_peak for memory in self.memory)
+
+    @property
+    def compute_share_range(self) -> Fraction:
+        """Gap between the largest and the smallest share of compute, of 1, over pipeline ranks."""
+        return share_range([int(busy) for busy in self.step.busy], self._devices_per_rank)
+
+    @property
+    def memory_share_range(self) -> Fraction:
+        return share_range([memory.ledger_peak for memory in self.memory], self._devices_per_rank)
+
+    @property
+    def _devices_per_rank(self) -> int:
+        """Tensor ranks and replicas of a pipeline rank, all alike."""
+        return self.layout.mesh.tp_degree * self.layout.mesh.dp_degree
+
+    @property
+    def utilisation(self) -> Fraction:
+        """Compute-busy share of the least busy rank in the whole step."""
+        return Fraction(min(self.step.busy)) / self.step_ns if self.step_ns else Fraction(1)
+
+
+def share_range(figures: Sequence[int], devices_per_figure: int = 1) -> Fraction:
+    """(max - min) / sum over all devices, of which so many share each figure; 0 where there is nothing to share."""
+    if devices_per_figure > 1:
+        return share_range(figures) / devices_per_figure
+    return Fraction(max(figures) - min(figures), sum(figures)) if sum(figures) else Fraction(0)
+
+
+def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, staged: Staged | None = None) -> Evaluated:
+    """Replays a schedule with the costs of a layout's stages and fills in the rows.
+
+    A rank without rows looks nothing up, so the cuts are made again when the rows say so; the order of actions stays.
+    Where that breaks a promise of balance, every rank gets at least a few rows: looking up costs all the same then.
+
+    Args:
+        rows: of compute lists (`to_rows`).
+        staged: the layout's stages, where they are known.
+
+    Raises:
+        PlanError: as `stage`.
+    """
+    everyone = _evaluate(staged or stage(layout, setting, model), setting, model, rows)
+    found = everyone
+    while (lookers := frozenset(rank for rank, count in enumerate(found.rows) if count)) != found.staged.lookers:
+        found = _evaluate(stage(layout, setting, model, lookers), setting, model, rows)  # fewer every time
+    if found is everyone or not broken_promises(found, setting):
+        return found
+    some_each = _evaluate(everyone.staged, setting, model, rows, some_each=True)
+    return min(found, some_each, key=lambda one: (len(broken_promises(one, setting)), one.step_ns))
+
+
+def evaluate_as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel) -> tuple[RankMemory, ...]:
+    """What the ranks of an existing plan are calculated to hold, with its own stages, rows and lists."""
+    compute = [tuple(one for one in parse_actions(row) if one.kind.is_compute) for row in plan.actions]
+    lookers = frozenset(rank for rank, piece in enumerate(plan.embedding_pieces) if piece)
+    staged = as_planned(plan, layout, setting, model, lookers)
+    step = replay_rows(to_rows(compute, plan.stage_to_rank), step_costs(staged, setting, model))
+    pieces = [read_piece(name) for name in plan.embedding_pieces]
+    rows = tuple(0 if piece is None else piece.parts for piece in pieces)
+    return _memory(staged, setting, model, step, some_each=False, rows=rows)[1]
+
+
+def broken_promises(found: Evaluated, setting: Setting) -> list[str]:
+    """The balance that the deployment promises and a layout does not have, in words."""
+    figures = (
+        ("compute", found.compute_share_range, setting.compute_share_limit),
+        ("memory", found.memory_share_range, setting.memory_share_limit),
+    )
+    return [
+        f"shares of {what} differ by {float(100 * share):.2f} pp, {float(100 * limit):g} are promised"
+        for what, share, limit in figures
+        if limit is not None and share > limit
+    ]
+
+
+def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows, *, some_each: bool = False) -> Evaluated:
+    layout, ranks = staged.layout, range(staged.layout.mesh.pp_degree)
+    step = replay_rows(order, step_costs(staged, setting, model))
+    rows, memory = _memory(staged, setting, model, step, some_each=some_each)
+    parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
+    summed = tuple(gradient_sum_ns(count * model.state.gradient, layout, setting, model) for count in parameters)
+    train = setting.workload == "train"
+    update = tuple(model.optimizer_ns(count) if train else 0 for count in parameters)
+    after = max(one + other for one, other in zip(summed, update))
+    return Evaluated(
+        staged,
+        step,
+        rows,
+        memory,
+        summed,
+        update,
+        int(step.makespan) + after + model.step_ns,
+        lower_bound_ns(staged, setting, model),
+    )
+
+
+def _memory(
+    staged: Staged,
+    setting: Setting,
+    model: StepModel,
+    step: Replay,
+    *,
+    some_each: bool,
+    rows: tuple[int, ...] = (),
+) -> tuple[tuple[int, ...], tuple[RankMemory, ...]]:
+    """Rows of the embedding, and what every rank holds with them."""
+    layout, state = staged.layout, model.state
+    ranks = range(layout.mesh.pp_degree)
+    beside = setting.beside_bytes or (0,) * len(ranks)
+    activations = [peak.num_bytes + more for peak, more in zip(step.peaks, beside)]
+    buffers = [_buffer_bytes(staged, rank) for rank in ranks]
+    held = [state.total * staged.rank_parameters(rank) + activations[rank] + buffers[rank] for rank in ranks]
+    if layout.sharded and not rows:
+        rows = embedding_rows(held, staged.lookers, layout, setting, state.total, some_each=some_each)
+    hidden, tp = setting.shape.hidden_size, layout.mesh.tp_degree
+    memory = []
+    for rank in ranks:
+        parameters = staged.rank_parameters(rank) + (rows[rank] * hidden // tp if rows else 0)
+        memory.append(
+            RankMemory(
+                parameters=state.parameter * parameters,
+                gradients=state.gradient * parameters,
+                optimizer=state.optimizer * parameters,
+                activations=activations[rank],
+                buffers=buffers[rank],
+            )
+        )
+    return rows, tuple(memory)
+
+
+def embedding_rows(
+    held_bytes: Sequence[int],
+    lookers: Collection[int],
+    layout: Layout,
+    setting: Setting,
+    state_bytes: int,
+    *,
+    some_each: bool = False,
+) -> tuple[int, ...]:
+    """Rows per pipeline rank that make what all hold equal; the vocabulary padded to what tensor ranks divide.
+
+    Args:
+        lookers: the ranks that may have rows.
+        some_each: none of them stays without.
+    """
+    tp, vocab = layout.mesh.tp_degree, setting.shape.vocab_size
+    num_rows = -(-vocab // tp) * tp
+    multiple = rows_multiple(vocab, tp, len(held_bytes))
+    per_row = Fraction(state_bytes * setting.shape.hidden_size, tp)
+    chosen = sorted(lookers)
+    least = min(multiple, num_rows // len(chosen) // tp * tp) if some_each else 0
+    held = [held_bytes[rank] + int(least * per_row) for rank in chosen]
+    filled = [least + count for count in fill_rows(held, num_rows - least * len(chosen), per_row, multiple)]
+    rows = [0] * len(held_bytes)
+    for rank, count in zip(chosen, filled):
+        rows[rank] = count
+    return tuple(rows)
+
+
+def _buffer_bytes(staged: Staged, rank: int) -> int:
+    """Receive buffers of every edge into the rank, the newest message on every edge out of it, and with a sharded
+    embedding one sum of looked-up rows under way.
+    """
+    into: dict[int, list[int]] = {}
+    count = staged.layout.num_microbatches
+    for number in range(1, len(staged.works)):
+        before, after = staged.stage_to_rank[number - 1 : number + 1]
+        if before != after and rank in (before, after):
+            other = before if rank == after else after
+            into.setdefault(other, []).append(staged.line.message_bytes(staged.boundaries[number]))
+    buffers = sum(max(sizes) * (min(MESSAGE_BUFFERS, count * len(sizes)) + 1) for sizes in into.values())
+    return buffers + (staged.line.carry_bytes if rank in staged.lookers or (staged.lookers and rank == 0) else 0)
+
+
+def gradient_sum_ns(num_bytes: int, layout: Layout, setting: Setting, model: StepModel) -> int:
+    """Gradients summed over replicas, bucket by bucket; nothing hides it."""
+    replicas = layout.mesh.dp_degree
+    if replicas == 1 or num_bytes == 0:
+        return 0
+    full, rest = divmod(num_bytes, BUCKET_BYTES)
+    same_host = not dp_crosses_nodes(layout, setting)
+    whole = model.collective_ns("all_reduce", replicas, BUCKET_BYTES, same_host=same_host) if full else 0
+    return full * whole + (model.collective_ns("all_reduce", replicas, rest, same_host=same_host) if rest else 0)

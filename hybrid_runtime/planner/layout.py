@@ -1,0 +1,137 @@
+"""One way to lay a model out over devices, before anything is calculated: the points of the planner's search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Literal
+
+from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.schedule.choose import place
+from hybrid_runtime.shapes import LlamaShape
+
+CutKind = Literal["fractional", "whole", "even"]
+FUSED = ("gpipe", "1f1b", "interleaved_1f1b")  # schedules whose backwards are whole
+MEMORY_SAFETY = Fraction(5, 100)  # of a device's memory, until past errors of predictions say what is needed
+MESSAGE_BUFFERS = 2  # outstanding receives of an edge (schedule/lower.py)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is planned for: everything that no layout changes.
+
+    Attributes:
+        memory_bytes: most that a rank may hold, the safety margin taken off; None for no limit.
+        limit_text: that limit as the user wrote it, for messages.
+        devices_per_node: neighbours by rank that share fast links.
+        compute_share_limit, memory_share_limit: promised gaps between devices' shares, of 1; None for no promise.
+        beside_bytes: per pipeline rank, what it is known to hold beyond what is calculated; empty for nothing.
+        seed: of the schedule search.
+    """
+
+    name: str
+    workload: str
+    shape: LlamaShape
+    global_batch_size: int
+    sequence_length: int
+    sequence_parallel: bool
+    num_devices: int
+    devices_per_node: int
+    memory_bytes: int | None = None
+    limit_text: str = ""
+    compute_share_limit: Fraction | None = None
+    memory_share_limit: Fraction | None = None
+    beside_bytes: tuple[int, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees, microbatches, schedule, and how the model is cut.
+
+    Attributes:
+        virtual_stages: stages per rank, None for the schedule's own number.
+        cuts: "fractional" (inside units too), "whole" (between units, under the memory limit), "even" (equal layers).
+        sharded: the embedding's rows are spread over the pipeline ranks.
+        share: V placement, of a rank's work that its first stage gets. A smaller one fills the pipeline sooner and
+            costs memory.
+        level: of schedule auto, ranks that would hold more than the others with all rows are held down to their level.
+        in_flight: of schedule auto, most microbatches of a rank's whole share whose activations it may hold.
+    """
+
+    mesh: Mesh
+    microbatch_size: int
+    num_microbatches: int
+    schedule: str
+    virtual_stages: int | None = None
+    cuts: CutKind = "fractional"
+    sharded: bool = True
+    share: Fraction = Fraction(1, 2)
+    level: bool = False
+    in_flight: int | None = None
+
+    @cached_property
+    def stage_to_rank(self) -> tuple[int, ...]:
+        return place(self.schedule, self.mesh.pp_degree, self.virtual_stages)
+
+    @cached_property
+    def is_v(self) -> bool:
+        """Two stages per rank, down the ranks and up again."""
+        ranks = self.mesh.pp_degree
+        return ranks > 1 and self.stage_to_rank == (*range(ranks), *reversed(range(ranks)))
+
+    @property
+    def is_fused(self) -> bool:
+        return self.schedule in FUSED
+
+    def __str__(self) -> str:
+        virtual = f" x {self.virtual_stages}" if self.virtual_stages else ""
+        limit = f" (in flight {self.in_flight}{', level' if self.level else ''})" if self.in_flight else ""
+        limit += f" (first stages {float(100 * self.share):g} %)" if self.share != Fraction(1, 2) else ""
+        rows = "embedding sharded" if self.sharded else "embedding on the first stage"
+        return (
+            f"{self.mesh}, {self.schedule}{virtual}{limit}, {self.num_microbatches} microbatches of "
+            f"{self.microbatch_size}, {self.cuts} cuts, {rows}"
+        )
+
+
+def in_flight(layout: Layout, rank: int) -> Fraction:
+    """Most microbatches of a rank's whole share whose activations it holds at once, where weight gradients wait.
+
+    The schedules' own figures for equal stages (schedule/registry.py); a replay counts what really happens.
+    """
+    ranks, m = layout.mesh.pp_degree, layout.num_microbatches
+    per_rank = len(layout.stage_to_rank) // ranks
+    match layout.schedule:
+        case "gpipe":
+            held = Fraction(m)
+        case "1f1b":
+            held = Fraction(ranks - rank)
+        case "interleaved_1f1b":
+            held = Fraction((per_rank - 1) * ranks + 2 * (ranks - 1 - rank) + 1, per_rank)
+        case "zb_h2":
+            held = Fraction(2 * ranks - 1)
+        case "dualpipe_v":
+            held = Fraction(2 * ranks + 1, 2)
+        case "v_half":
+            held = Fraction((ranks + 2) // 2)
+        case "v_min":
+            held = Fraction((ranks + 4) // 3)
+        case "auto":
+            held = Fraction(layout.in_flight or ranks + 1)
+        case _:
+            held = Fraction(ranks)
+    return min(held, Fraction(m))
+
+
+def crosses_nodes(layout: Layout, setting: Setting, source: int, target: int) -> bool:
+    """Whether a message between two pipeline ranks leaves a node; tensor ranks are neighbours, then pipeline ranks."""
+    per_node = setting.devices_per_node
+    tp = layout.mesh.tp_degree
+    return any((source * tp + one) // per_node != (target * tp + one) // per_node for one in range(tp))
+
+
+def dp_crosses_nodes(layout: Layout, setting: Setting) -> bool:
+    """Whether replicas live on different nodes."""
+    return layout.mesh.world_size > setting.devices_per_node

@@ -1,0 +1,133 @@
+"""From a deployment file to what the planner works on: the space, the setting, and the source of costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from hybrid_runtime.calibration import Calibration
+from hybrid_runtime.deployment import Batch, Deployment
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.exact import parse_bytes, parse_gb_per_s
+from hybrid_runtime.planner.analytic import AnalyticCosts, Rates
+from hybrid_runtime.planner.calibrated import CalibratedCosts
+from hybrid_runtime.planner.candidates import Space
+from hybrid_runtime.planner.layout import MEMORY_SAFETY, Setting
+from hybrid_runtime.planner.step_model import StepModel
+from hybrid_runtime.schedule.choose import AUTO, is_file
+from hybrid_runtime.schedule.registry import SCHEDULES, find_schedule
+from hybrid_runtime.shapes import LlamaShape
+
+USUAL_NODE = 8  # devices of a node, where the file does not say
+
+
+def space_of(deployment: Deployment) -> Space:
+    """What may vary.
+
+    Raises:
+        PlanError: a schedule is unknown, or cannot be planned with.
+    """
+    search, pipeline, parallel = deployment.search, deployment.pipeline, deployment.parallel
+    varied = set(search.vary)
+    free = "schedule" in varied
+    schedules = _schedules(search.schedules, deployment.workload.kind) if free else [pipeline.schedule]
+    if not free and is_file(pipeline.schedule):
+        raise PlanError(
+            f"pipeline.schedule = {pipeline.schedule!r}: lists from a file are not planned with; name a schedule, or "
+            "let the schedule vary in search.vary"
+        )
+    return Space(
+        tp_degrees=None if "tp_degree" in varied else (parallel.tp_degree,),
+        pp_degrees=None if "pp_degree" in varied else (parallel.pp_degree,),
+        dp_degrees=None if "dp_degree" in varied else (parallel.dp_degree,),
+        microbatch_sizes=None if "microbatch_size" in varied else (_batch(deployment).microbatch_size,),
+        schedules=schedules,
+        virtual_stages=(2, 4) if free else (pipeline.virtual_stages or 2,),
+        in_flight=search.in_flight_limit or pipeline.in_flight_limit,
+        cuts="fractional" if "cuts" in varied else "whole",
+        sharded="embedding" in varied,
+    )
+
+
+def setting_of(deployment: Deployment) -> Setting:
+    """What is planned for.
+
+    Raises:
+        PlanError: there is no model of the Llama family, or no batch.
+    """
+    batch, shape = _batch(deployment), _shape(deployment)
+    hardware, search, targets = deployment.hardware, deployment.search, deployment.targets
+    devices = search.devices or hardware.devices or deployment.mesh.world_size
+    memory = None if hardware.memory_per_device is None else parse_bytes(hardware.memory_per_device)
+    return Setting(
+        name=deployment.name,
+        workload=deployment.workload.kind,
+        shape=shape,
+        global_batch_size=batch.global_batch_size,
+        sequence_length=batch.sequence_length,
+        sequence_parallel=deployment.parallel.sequence_parallel,
+        num_devices=devices,
+        devices_per_node=search.devices_per_node or min(devices, USUAL_NODE),
+        memory_bytes=None if memory is None else int(memory * (1 - MEMORY_SAFETY)),
+        limit_text=f"{hardware.memory_per_device} less {int(100 * MEMORY_SAFETY)} %" if memory else "",
+        compute_share_limit=_share(targets.compute_balance_pp),
+        memory_share_limit=_share(targets.memory_balance_pp),
+        seed=deployment.workload.seed,
+    )
+
+
+def model_of(deployment: Deployment, calibration: Calibration | None) -> StepModel:
+    """The source of costs: measured ones where there are any, else formulas and declared rates.
+
+    Raises:
+        PlanError: as `setting_of`.
+    """
+    assert deployment.model is not None
+    shape, dtype = _shape(deployment), deployment.model.dtype
+    length, workload = _batch(deployment).sequence_length, deployment.workload.kind
+    sharded, granule = deployment.parallel.sequence_parallel, deployment.search.granule
+    if calibration is None:
+        return AnalyticCosts(shape, length, dtype, workload, sharded, rates_of(deployment), granule)
+    return CalibratedCosts(calibration, shape, length, dtype, workload, sharded, rates_of(deployment), granule)
+
+
+def rates_of(deployment: Deployment) -> Rates:
+    """What the file declares of the machine."""
+    search = deployment.search
+    return Rates(
+        flops_per_s=int(search.teraflops_per_device * 10**12),
+        link_bytes_per_s=int(parse_gb_per_s(search.link_bandwidth) * 10**9),
+        network_bytes_per_s=int(parse_gb_per_s(search.network_bandwidth) * 10**9),
+        latency_ns=int(search.latency_us * 1000),
+    )
+
+
+def _schedules(wanted: Sequence[str] | None, workload: str) -> Sequence[str]:
+    if wanted is None:
+        return (*SCHEDULES, AUTO) if workload == "train" else tuple(SCHEDULES)
+    for name in wanted:
+        if name != AUTO:
+            find_schedule(name)
+    return tuple(dict.fromkeys(wanted))
+
+
+def _share(percent: object) -> Fraction | None:
+    return None if percent is None else Fraction(str(percent)) / 100
+
+
+def _batch(deployment: Deployment) -> Batch:
+    if deployment.batch is None:
+        raise PlanError(
+            f"{deployment.name}: a plan needs [batch] with global_batch_size, microbatch_size and sequence_length; "
+            "add the table"
+        )
+    return deployment.batch
+
+
+def _shape(deployment: Deployment) -> LlamaShape:
+    if deployment.shape is None:
+        raise PlanError(
+            f"{deployment.name}: the planner knows the costs of models of the Llama family; name a preset or "
+            "hf_config, or cut your own units by pipeline.cuts"
+        )
+    return deployment.shape

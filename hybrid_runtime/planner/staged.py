@@ -1,0 +1,279 @@
+"""A layout cut into stages, with what every stage costs: ready to be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.pieces import read_piece
+from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.cut_linear import at_units, fractional_cut, whole_cut
+from hybrid_runtime.planner.cut_v import fractional_v_cut, whole_units_v
+from hybrid_runtime.planner.cuts import even_sizes
+from hybrid_runtime.planner.layout import Layout, Setting, crosses_nodes, in_flight
+from hybrid_runtime.planner.step_model import StepModel
+from hybrid_runtime.planner.work import (
+    NOTHING,
+    Boundaries,
+    Line,
+    Load,
+    Position,
+    Work,
+    durations,
+    plus,
+    stage_works,
+)
+from hybrid_runtime.schedule.actions import Kind
+from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, StageKind, StepCosts
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A layout with its cuts.
+
+    Attributes:
+        line: what was cut; a sharded embedding's unit only sums what the ranks looked up.
+        lookup: what looking up rows costs a rank that has any; nothing where the embedding is whole.
+        lookers: pipeline ranks that have rows.
+        works: per stage, lookups not included.
+        tied_parameters: of the copy that the head's rank holds of a tied embedding on another rank.
+    """
+
+    layout: Layout
+    line: Line
+    lookup: Work
+    lookers: frozenset[int]
+    boundaries: Boundaries
+    works: tuple[Work, ...]
+    stage_to_rank: tuple[int, ...]
+    tied_parameters: int
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """Units and pieces of every stage."""
+        return tuple(self.line.names(a, b) for a, b in zip(self.boundaries, self.boundaries[1:]))
+
+    def rank_work(self, rank: int) -> Work:
+        """What a rank's stages and lookups cost for one microbatch."""
+        found = self.lookup if rank in self.lookers else NOTHING
+        for stage, work in enumerate(self.works):
+            if self.stage_to_rank[stage] == rank:
+                found = plus(found, work)
+        return found
+
+    def rank_parameters(self, rank: int) -> int:
+        """Parameters of a rank, the rows of a sharded embedding not included."""
+        tied = self.tied_parameters if rank == self.stage_to_rank[-1] else 0
+        return self.rank_work(rank).parameters + tied
+
+    @property
+    def loads(self) -> tuple[int, ...]:
+        """Compute time of every rank for one microbatch."""
+        load = load_of(self.layout)
+        return tuple(load(self.rank_work(rank)) for rank in range(self.layout.mesh.pp_degree))
+
+
+def load_of(layout: Layout) -> Load:
+    """What counts as a rank's work under a schedule."""
+    return _fused_load if layout.is_fused else _split_load
+
+
+def _fused_load(work: Work) -> int:
+    return work.fused_load
+
+
+def _split_load(work: Work) -> int:
+    return work.split_load
+
+
+def stage(layout: Layout, setting: Setting, model: StepModel, lookers: frozenset[int] | None = None) -> Staged:
+    """Cuts a layout.
+
+    Args:
+        lookers: pipeline ranks that get rows of a sharded embedding; None for all.
+
+    Raises:
+        PlanError: the model has too few units, nothing is known of its costs, or no cut fits the memory.
+    """
+    ranks = layout.mesh.pp_degree
+    line, lookup = line_and_lookup(layout, model)
+    if not layout.sharded:
+        lookers = frozenset()
+    elif lookers is None:
+        lookers = frozenset(range(ranks))
+    stage_to_rank = layout.stage_to_rank
+    tied_parameters = _tied_parameters(layout, setting, stage_to_rank)
+    boundaries = _cut(layout, setting, model, line, lookup, lookers, tied_parameters)
+    if boundaries is None:
+        units = len(line.units)
+        why = (
+            f"{len(stage_to_rank)} stages are too many for {units} units"
+            if len(stage_to_rank) > units
+            else f"no cut between units fits {setting.limit_text or 'its stages'}"
+        )
+        raise PlanError(why)
+    works = tuple(stage_works(line, boundaries))
+    return Staged(layout, line, lookup, lookers, boundaries, works, stage_to_rank, tied_parameters)
+
+
+def as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel, lookers: frozenset[int]) -> Staged:
+    """The stages of an existing plan."""
+    line, lookup = line_and_lookup(layout, model)
+    index = {unit.cost.name: number for number, unit in enumerate(line.units)}
+    starts = [_position(stage.units[0], index) for stage in plan.stages]
+    boundaries = (*starts, line.end)
+    works = tuple(stage_works(line, boundaries))
+    tied = _tied_parameters(layout, setting, plan.stage_to_rank)
+    return Staged(layout, line, lookup, lookers, boundaries, works, plan.stage_to_rank, tied)
+
+
+def _position(name: str, index: Mapping[str, int]) -> Position:
+    piece = read_piece(name)
+    return Position(index[name]) if piece is None else Position(index[piece.unit], piece.start)
+
+
+def _tied_parameters(layout: Layout, setting: Setting, stage_to_rank: Sequence[int]) -> int:
+    """Of the copy of a tied embedding that the head's rank holds."""
+    tied = setting.shape.tie_embeddings and stage_to_rank[-1] != 0
+    return setting.shape.vocab_size * setting.shape.hidden_size // layout.mesh.tp_degree if tied else 0
+
+
+def line_and_lookup(layout: Layout, model: StepModel) -> tuple[Line, Work]:
+    """The line to be cut, and what a rank with rows of a sharded embedding does beside its stages."""
+    line = model.line(layout.mesh.tp_degree, layout.microbatch_size)
+    if not layout.sharded:
+        return line, NOTHING
+    first = line.units[0]
+    whole = first.whole
+    root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward)
+    lookup = whole._replace(tp_forward=0, tp_backward=0, parameters=0)
+    units = (replace(first, piece=lambda start, stop: root), *line.units[1:])
+    return Line(units, line.carry_bytes), lookup
+
+
+def embedding_parameters(layout: Layout, setting: Setting) -> int:
+    """Of one tensor-parallel rank, all rows."""
+    rows = -(-setting.shape.vocab_size // layout.mesh.tp_degree)
+    return rows * setting.shape.hidden_size
+
+
+def weigh(staged_line: Line, layout: Layout, model: StepModel, rank: int, work: Work, tied_parameters: int) -> int:
+    """Bytes that a rank is expected to hold, before any replay; the head's logits of one microbatch only."""
+    held = in_flight(layout, rank)
+    head = staged_line.units[-1].whole.saved if rank == layout.stage_to_rank[-1] else 0
+    tied = tied_parameters if rank == layout.stage_to_rank[-1] else 0
+    return model.state.total * (work.parameters + tied) + int(held * (work.saved - head)) + head
+
+
+def _cut(
+    layout: Layout,
+    setting: Setting,
+    model: StepModel,
+    line: Line,
+    lookup: Work,
+    lookers: frozenset[int],
+    tied_parameters: int,
+) -> Boundaries | None:
+    load, ranks, num_stages = load_of(layout), layout.mesh.pp_degree, len(layout.stage_to_rank)
+    per_rank = num_stages // ranks
+
+    def room(rank: int, work: Work) -> bool:
+        assert setting.memory_bytes is not None
+        return weigh(line, layout, model, rank, work, tied_parameters) <= setting.memory_bytes
+
+    if num_stages > len(line.units):
+        return None
+    if layout.cuts == "even":
+        return at_units(even_sizes([unit.cost.name for unit in line.units], num_stages))
+    extra = [load(lookup) if rank in lookers else 0 for rank in range(ranks)]
+    if layout.cuts == "whole":
+        limited = room if setting.memory_bytes is not None else None
+        if layout.is_v:
+            return whole_units_v(line, ranks, load, limited)
+        return whole_cut(line, num_stages, load, limited if per_rank == 1 else None)
+    if not layout.is_v:
+        return fractional_cut(line, num_stages, load, [extra[rank] // per_rank for rank in layout.stage_to_rank])
+    poured = model.state.total * embedding_parameters(layout, setting) if layout.sharded else 0
+    return fractional_v_cut(
+        line,
+        ranks,
+        load,
+        lambda rank, work: weigh(line, layout, model, rank, work, tied_parameters),
+        poured,
+        extra=extra,
+        share=layout.share,
+    )
+
+
+def step_costs(staged: Staged, setting: Setting, model: StepModel) -> StepCosts:
+    """What every action and message of the stages costs; what the executor adds to an action occupies its rank."""
+    layout = staged.layout
+    num_stages = len(staged.works)
+    occupied: dict[StageKind, int] = {}
+    for number, work in enumerate(staged.works):
+        occupied[number, Kind.F] = work.tp_forward + model.action_ns
+        occupied[number, Kind.I] = occupied[number, Kind.B] = work.tp_backward + model.action_ns
+        occupied[number, Kind.W] = model.action_ns
+    message_bytes: dict[StageKind, int] = {}
+    for number in range(1, num_stages):
+        num_bytes = staged.line.message_bytes(staged.boundaries[number])
+        message_bytes[number - 1, Kind.SEND_F] = message_bytes[number, Kind.SEND_B] = num_bytes
+    pairs = {pair for pair in zip(staged.stage_to_rank, staged.stage_to_rank[1:]) if pair[0] != pair[1]}
+    hops: dict[tuple[int, int], Hop] = {}
+    for one, other in sorted(pairs | {(b, a) for a, b in pairs}):
+        hops[one, other] = model.hop(same_host=not crosses_nodes(layout, setting, one, other))
+    return StepCosts(
+        durations_by_stage(staged),
+        tensor_parallel=occupied,
+        hops=hops,
+        message_bytes=message_bytes,
+        action_bytes=kept_bytes(staged.works),
+    )
+
+
+def durations_by_stage(staged: Staged) -> dict[StageKind, int]:
+    """Compute time of every action, lookups included."""
+    return durations(_with_lookups(staged))
+
+
+def _with_lookups(staged: Staged) -> Sequence[Work]:
+    """Lookups counted to the first stage of each rank that has rows."""
+    works = list(staged.works)
+    for rank in staged.lookers:
+        first = staged.stage_to_rank.index(rank)
+        works[first] = plus(works[first], staged.lookup)
+    return works
+
+
+def kept_bytes(works: Sequence[Work]) -> ActionBytes:
+    """F keeps what is saved; I leaves what W needs, more or less than that; W, or a whole B, frees everything."""
+    kept: dict[StageKind, int] = {}
+    freed: dict[StageKind, int] = {}
+    for number, work in enumerate(works):
+        kept[number, Kind.F] = work.saved
+        kept[number, Kind.I] = max(0, work.until_w - work.saved)
+        freed[number, Kind.I] = max(0, work.saved - work.until_w)
+        freed[number, Kind.W] = work.until_w
+        freed[number, Kind.B] = work.saved
+    return ActionBytes(kept, freed)
+
+
+def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:
+    """No step of these stages is shorter: a rank waits for its first input, does its work, and with whole backwards
+    its last gradient goes all the way back (arXiv 2104.04473, section 2.2, for unequal stages).
+    """
+    m, fused = staged.layout.num_microbatches, staged.layout.is_fused
+    costs = step_costs(staged, setting, model)
+    bound = arrived = Fraction(0)
+    for number, rank in enumerate(staged.stage_to_rank):
+        kinds = (Kind.F, Kind.B) if fused else (Kind.F, Kind.I, Kind.W)
+        if rank not in staged.stage_to_rank[:number]:
+            mine = [other for other, owner in enumerate(staged.stage_to_rank) if owner == rank]
+            work = sum(costs.compute(other, k) + costs.collectives(other, k) for other in mine for k in kinds)
+            bound = max(bound, arrived + m * Fraction(work))
+        arrived += sum(
+            costs.compute(number, k) + costs.collectives(number, k) for k in ((Kind.F, Kind.B) if fused else (Kind.F,))
+        )
+    return int(bound)

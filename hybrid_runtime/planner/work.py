@@ -1,0 +1,180 @@
+"""A model as a line of work to be cut: what every unit, and every piece of one, costs a rank for one microbatch.
+
+    position (unit, part)      (0, 0)        (3, 0)      (3, 96)         (n, 0)
+    line                       | embedding ...| 1.mlp ....:.........| ... head |
+                                                          a cut inside a unit, at a multiple of its granule
+
+All times are whole nanoseconds (or FLOPs, where nobody declared a rate), all sizes whole bytes of one tensor-parallel
+rank. Where the figures come from is `analytic`'s or `calibrated`'s business; cuts, rows, replay and memory know only
+this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+from hybrid_runtime.pieces import Piece
+from hybrid_runtime.plan import UnitCost
+from hybrid_runtime.schedule.actions import Kind
+from hybrid_runtime.schedule.step_costs import StageKind
+
+
+class Work(NamedTuple):
+    """What units cost together; two works are added field by field.
+
+    Attributes:
+        forward, backward, input_grad, weight_grad: device time of F, B, I and W, collectives not included.
+        host_forward, host_backward, host_input_grad, host_weight_grad: what the host needs to launch them.
+        tp_forward, tp_backward: collectives in F, and in I or B, that nothing hides.
+        saved: bytes kept from F on.
+        until_w: bytes kept between I and W.
+        parameters: of this rank.
+        flops: of F, I and W, all tensor-parallel ranks together.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    input_grad: int = 0
+    weight_grad: int = 0
+    host_forward: int = 0
+    host_backward: int = 0
+    host_input_grad: int = 0
+    host_weight_grad: int = 0
+    tp_forward: int = 0
+    tp_backward: int = 0
+    saved: int = 0
+    until_w: int = 0
+    parameters: int = 0
+    flops: int = 0
+
+    @property
+    def split_load(self) -> int:
+        """Compute time of one microbatch where I and W are apart."""
+        return self.forward + self.input_grad + self.weight_grad
+
+    @property
+    def fused_load(self) -> int:
+        """Compute time of one microbatch where the backward is whole."""
+        return self.forward + self.backward
+
+
+NOTHING = Work()
+Load = Callable[[Work], int]
+
+
+def plus(one: Work, other: Work) -> Work:
+    return Work(*(a + b for a, b in zip(one, other)))
+
+
+def minus(one: Work, other: Work) -> Work:
+    return Work(*(a - b for a, b in zip(one, other)))
+
+
+class Position(NamedTuple):
+    """Before part `part` of unit `unit`; part 0 is a clean cut, between two units."""
+
+    unit: int
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of the line.
+
+    Attributes:
+        cost: FLOPs and parameters of the whole model's unit, for one microbatch.
+        granule: a cut may fall inside at multiples of so many parts; 0 where it must stay whole.
+        fine: granules are so small that a cut inside hits any target; few heads of an attention are not.
+        piece: (start, stop) -> what parts start .. stop cost; the whole unit for (0, cost.parts).
+    """
+
+    cost: UnitCost
+    granule: int
+    fine: bool
+    piece: Callable[[int, int], Work]
+
+    @cached_property
+    def whole(self) -> Work:
+        return self.piece(0, self.cost.parts)
+
+
+@dataclass(frozen=True)
+class Line:
+    """All units of a model for one tensor-parallel degree and microbatch size.
+
+    Attributes:
+        carry_bytes: of what passes a clean cut; a cut inside a unit passes as much again (the normed input).
+    """
+
+    units: tuple[Unit, ...]
+    carry_bytes: int
+
+    @cached_property
+    def upto(self) -> tuple[Work, ...]:
+        """Work of all units before each clean position."""
+        sums = [NOTHING]
+        for unit in self.units:
+            sums.append(plus(sums[-1], unit.whole))
+        return tuple(sums)
+
+    @property
+    def end(self) -> Position:
+        return Position(len(self.units))
+
+    @property
+    def total(self) -> Work:
+        return self.upto[-1]
+
+    def work(self, start: Position, stop: Position) -> Work:
+        """What lies between two positions."""
+        if start.unit == stop.unit:
+            return self.units[start.unit].piece(start.part, stop.part) if stop.part > start.part else NOTHING
+        found = minus(self.upto[stop.unit], self.upto[start.unit + bool(start.part)])
+        if start.part:
+            unit = self.units[start.unit]
+            found = plus(found, unit.piece(start.part, unit.cost.parts))
+        return plus(found, self.units[stop.unit].piece(0, stop.part)) if stop.part else found
+
+    def names(self, start: Position, stop: Position) -> tuple[str, ...]:
+        """Units and pieces between two positions, as plan.json writes them."""
+        last = stop.unit + bool(stop.part)
+        found = []
+        for index in range(start.unit, last):
+            unit = self.units[index]
+            begin = start.part if index == start.unit else 0
+            end = stop.part if index == stop.unit else unit.cost.parts
+            whole = begin == 0 and end == unit.cost.parts
+            found.append(unit.cost.name if whole else str(Piece(unit.cost.name, begin, end)))
+        return tuple(found)
+
+    def message_bytes(self, position: Position) -> int:
+        """What passes a cut."""
+        return self.carry_bytes * (2 if position.part else 1)
+
+    def parts_inside(self, index: int) -> range:
+        """Where a unit may be cut inside."""
+        unit = self.units[index]
+        return range(unit.granule, unit.cost.parts, unit.granule) if unit.granule else range(0)
+
+
+Boundaries = tuple[Position, ...]  # of S stages: S + 1 positions, from the line's start to its end
+
+
+def stage_works(line: Line, boundaries: Sequence[Position]) -> list[Work]:
+    """What every stage costs."""
+    return [line.work(start, stop) for start, stop in pairwise(boundaries)]
+
+
+def durations(works: Sequence[Work]) -> dict[StageKind, int]:
+    """Time of every action: of the device, or of the host where launching takes longer."""
+    found: dict[StageKind, int] = {}
+    for stage, work in enumerate(works):
+        found[stage, Kind.F] = max(work.forward, work.host_forward)
+        found[stage, Kind.B] = max(work.backward, work.host_backward)
+        found[stage, Kind.I] = max(work.input_grad, work.host_input_grad)
+        found[stage, Kind.W] = max(work.weight_grad, work.host_weight_grad)
+    return found
