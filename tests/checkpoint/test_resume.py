@@ -52,7 +52,7 @@ def test_twenty_steps_are_ten_and_ten_bit_for_bit(tmp_path: Path) -> None:
     assert calls == STEPS * 4, "microbatches of one replica"
 
 
-# Stages that begin and end inside units, and rows of the embedding on every pipeline rank; then two stages a rank, in a V.
+# Stages that begin and end inside units, with embedding rows on every pipeline rank; then two stages a rank, in a V.
 PIECES = {"cuts": ["embedding..0.mlp[:18]", "0.mlp[18:]..2.attn", "2.mlp..head"], "embedding_rows": [20, 12, 20]}
 IN_A_V = {
     "schedule": "zb_v",
