@@ -143,6 +143,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as problem:
         raise CheckpointError(f"{path}: is not a manifest: {problem.errors()[0]['msg']}; {_OTHER}") from None
     _check_files(folder, manifest)
+    _check_chunks(path, manifest)
     return manifest
 
 
@@ -160,6 +161,16 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise CheckpointError(
                 f"{path}: is damaged: it has {found} bytes, and {file.num_bytes} were written; {_OTHER}"
             )
+
+
+def _check_chunks(path: Path, manifest: Manifest) -> None:
+    """Whoever makes up a manifest, with a checksum that fits, gets no further than these files."""
+    for name, tensor in manifest.tensors.items():
+        for chunk in tensor.chunks:
+            file = manifest.files.get(chunk.file)
+            inside = file is not None and 0 <= chunk.start <= chunk.start + chunk.length <= file.num_bytes
+            if not inside or Path(chunk.file).name != chunk.file:
+                raise CheckpointError(f"{path}: a chunk of {name} lies in no file of the checkpoint; {_OTHER}")
 
 
 def _compact(content: Any) -> str:

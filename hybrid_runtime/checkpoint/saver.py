@@ -118,7 +118,7 @@ class Saver:
             work()
         except OSError as problem:
             self._problem = EnvironmentProblem(
-                f"a checkpoint cannot be written into {self._folder} ({problem.strerror}); the one before is whole: "
+                f"a checkpoint cannot be written into {self._folder} ({problem.strerror}); earlier ones stay whole: "
                 "free space or mend the folder, and continue with --resume latest"
             )
         except Exception as problem:  # a thread has nobody to raise it to

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +145,17 @@ def test_missing_and_cut_files_are_named(checkpoint: Path) -> None:
         read_manifest(checkpoint)
     (checkpoint / MANIFEST).write_text("[]")
     with pytest.raises(CheckpointError, match="is damaged: it is not a manifest"):
+        read_manifest(checkpoint)
+
+
+@pytest.mark.parametrize("changes", [{"file": "../rank0.safetensors"}, {"start": -1}, {"length": 10**9}])
+def test_a_chunk_outside_the_files_is_refused(changes: dict[str, Any], checkpoint: Path) -> None:
+    manifest = read_manifest(checkpoint)
+    saved = manifest.tensors["short"]
+    forged = saved.model_copy(update={"chunks": (saved.chunks[0]._replace(**changes),)})
+    text = manifest.model_copy(update={"tensors": manifest.tensors | {"short": forged}}).to_json()
+    (checkpoint / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError, match="a chunk of short lies in no file of the checkpoint"):
         read_manifest(checkpoint)
 
 

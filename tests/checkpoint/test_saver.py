@@ -74,7 +74,7 @@ def test_a_full_disk_is_one_sentence_and_the_one_before_stays(tmp_path: Path, mo
     monkeypatch.setattr(rank_file, "_write_all", full)
     saver.save(2)
     with pytest.raises(
-        EnvironmentProblem, match=r"cannot be written into .* \(No space left on device\); the one before"
+        EnvironmentProblem, match=r"cannot be written into .* \(No space left on device\); earlier ones stay whole"
     ):
         saver.wait()
     assert saver.written_step == 1
