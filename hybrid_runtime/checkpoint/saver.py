@@ -23,7 +23,6 @@ from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.run_folder import write_whole
 
-
 _NICE = 19  # the least urgent
 
 
