@@ -23,6 +23,8 @@ from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.run_folder import write_whole
 
+_NICE = 19  # the least urgent
+
 
 class Saver:
     """Writes this rank's files; rank 0's also makes checkpoints whole.
@@ -114,6 +116,8 @@ class Saver:
         thread.start()
 
     def _guarded(self, work: Callable[[], None]) -> None:
+        # A rank on CPUs has its cores pinned, and this thread with it: it writes while the rank waits for others.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
             work()
         except OSError as problem:
