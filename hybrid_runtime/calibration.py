@@ -75,8 +75,10 @@ class CollectiveTime(_Frozen):
     Attributes:
         kind: "shared_all_reduce" is how tensor-parallel CPU ranks of one host sum what fits into their shared memory;
             "all_reduce" is the process group's, which everybody else uses.
-        own_cpu_ns: of `time`, what the rank's own thread computes (median): copies and additions in shared memory. On a
-            CPU they are part of a unit's or a rehearsed action's compute already.
+        own_cpu_ns: of `time`, what the rank's own thread computes: copies and additions in shared memory, waking up.
+            On a CPU the verifier's clock counts it as compute.
+        lone_cpu_ns: what a rank alone computes in the same call, which has no peer to wake it or to take its cache
+            lines: so much is in a unit's and in a rehearsed action's compute already.
     """
 
     kind: Literal["all_reduce", "shared_all_reduce", "reduce_scatter", "all_gather"]
@@ -85,6 +87,7 @@ class CollectiveTime(_Frozen):
     same_host: bool = True
     time: Spread
     own_cpu_ns: int = 0
+    lone_cpu_ns: int = 0
 
 
 class MessageTime(_Frozen):

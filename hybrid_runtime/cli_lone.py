@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json
-from hybrid_runtime.errors import ExitCode, UsageError
+from hybrid_runtime.errors import ExitCode, RunError, UsageError
 from hybrid_runtime.rehearsal import FILE
 from hybrid_runtime.run_folder import RunFolder, new_run_folder
 
@@ -112,8 +113,13 @@ def _torch(module: str, arguments: Sequence[str], *, quiet: bool) -> None:
         except BaseException:
             process.terminate()
             raise
+    if code < 0:
+        raise RunError(
+            f"the process that measured was ended by {signal.Signals(-code).name}; if the system did it, memory was "
+            "short: free some, or use a smaller [batch] microbatch_size"
+        )
     if code:
-        raise typer.Exit(code if code > 0 else ExitCode.ERROR)
+        raise typer.Exit(code)
 
 
 def _exit_code(verdict: RehearsalVerdict) -> ExitCode:

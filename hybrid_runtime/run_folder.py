@@ -15,6 +15,7 @@ runs/demo-20260101-120000/
   baseline/           the same files of the baseline, or infeasible.txt
   baselines/KIND/     the same of other baselines that were run for comparison
   rebalanced/         with verify --rebalance: the run of the plan that the records asked for; compare.html shows both
+  rehearsal.json      instead of records, where every rank ran alone (rehearsal.py); baseline/ has its own
   verdict.json  report.html  report.md  junit.xml  trace.json
 """
 

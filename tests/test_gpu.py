@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from hybrid_runtime.calibration import read_calibration
 from hybrid_runtime.records import read_side
+from hybrid_runtime.rehearsal import FILE, read_rehearsal
 from tests.commands import command, write_json
 
 
@@ -89,3 +91,33 @@ def test_two_gpus_train_as_the_cpu_does(tmp_path: Path, parallel: dict[str, int]
     """NCCL."""
     losses = trained(tmp_path, parallel=parallel)
     assert losses == pytest.approx(on_cpu(tmp_path / "cpu"), rel=1e-3)
+
+
+@pytest.mark.gpu(1)
+def test_rehearse_and_calibrate_on_one_gpu(tmp_path: Path) -> None:
+    """Every rank of four, alone on one GPU; then what the units cost there."""
+    values = {
+        "name": "gpu",
+        "model": {"preset": "tiny", "dtype": "bfloat16"},
+        "parallel": {"tp_degree": 2, "pp_degree": 2, "sequence_parallel": True},
+        "pipeline": {"schedule": "zb_h1"},
+        "batch": {"global_batch_size": 4, "microbatch_size": 1, "sequence_length": 64},
+        "hardware": {"device": "cuda"},
+        "targets": {"compute_balance_pp": 50, "memory_balance_pp": 50, "utilisation_percent": 1},
+    }
+    file = write_json(tmp_path / "gpu.json", values)
+    said = command("rehearse", file, "--run-folder", tmp_path / "out", "--quiet")
+    assert said.code in (0, 1, 3), said
+    found = read_rehearsal(tmp_path / "out" / FILE)
+    assert (found.clock, found.order) == ("cuda_event", (0, 1, 1, 0))
+    for rank in found.ranks:
+        assert all(memory.allocated_peak and memory.reserved_peak for memory in rank.memory)
+        assert len({memory.ledger_peak for memory in rank.memory}) == 1
+        assert all(min(map(min, step.actions_ns.values())) > 0 for step in rank.steps)
+        assert any(call.kind == "all_gather" for calls in rank.calls.values() for call in calls)
+    said = command("calibrate", file, "--out", tmp_path / "calibration.json", "--quiet")
+    assert said.code == 0, said
+    calibration = read_calibration(tmp_path / "calibration.json")
+    assert {row.clock for row in calibration.units} == {"cuda_event"}
+    assert all(row.forward.p50_ns > 0 and row.saved_bytes > 0 for row in calibration.units)
+    assert "reserved/allocated" in calibration.allocator

@@ -18,12 +18,12 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from hybrid_runtime.calibration import Calibration, model_hash
+from hybrid_runtime.calibration import Calibration, CollectiveTime, model_hash
 from hybrid_runtime.comm.start import Launch, choose_device
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, HybridRuntimeError, UsageError
 from hybrid_runtime.fingerprint import fingerprint
-from hybrid_runtime.lone.exchange import Exchanged, exchange
+from hybrid_runtime.lone.exchange import Exchanged, exchange, lone_cpu_ns
 from hybrid_runtime.lone.overheads import executor_ns, optimizer_costs
 from hybrid_runtime.lone.unit_times import Wanted, unit_times
 from hybrid_runtime.models.build import model_costs, model_units
@@ -83,7 +83,7 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick) -> Calib
         fingerprint=fingerprint(machine(), versions(), host=host.name, device=name, threads_per_rank=threads),
         model=model_hash(costs),
         units=tuple(units),
-        collectives=tuple(row for world in found for row in world.collectives),
+        collectives=tuple(_with_lone_cpu(row) for world in found for row in world.collectives),
         messages=tuple(row for world in found for row in world.messages),
         overlap=next((world.overlap for world in found if world.overlap), {}),
         device_factors=found[-1].device_factors if found else (),
@@ -115,6 +115,12 @@ def _exchanged(
         tick(f"communication: {ranks} ranks")
         found.append(exchange(ranks, device.type, _own_sizes(deployment)))
     return found, not_measured
+
+
+def _with_lone_cpu(row: CollectiveTime) -> CollectiveTime:
+    if row.kind != "shared_all_reduce":
+        return row
+    return row.model_copy(update={"lone_cpu_ns": lone_cpu_ns(row.ranks, row.num_bytes)})
 
 
 def _own_sizes(deployment: Deployment) -> list[int]:

@@ -39,6 +39,8 @@ from hybrid_runtime.comm.collectives import (
 )
 from hybrid_runtime.comm.shared_memory import SLOT_BYTES, open_shared_memory
 from hybrid_runtime.errors import RunError
+from hybrid_runtime.lone.group import LoneGroup, Traffic
+from hybrid_runtime.lone.maker import Echo
 from hybrid_runtime.lone.unit_times import spread
 from hybrid_runtime.telemetry.host import settle
 
@@ -120,8 +122,8 @@ def _measure(rank: int, ranks: int, folder: Path, device_kind: str, sizes: Seque
     torch.set_num_threads(1)
     if not cpu:
         torch.cuda.set_device(device)
+    store = dist.FileStore(str(folder / "store"), ranks)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=_TIMEOUT_S)
-    store = torch.distributed.FileStore(str(folder / "store"), ranks)  # type: ignore[attr-defined]
     dist.init_process_group("gloo" if cpu else "nccl", store=store, rank=rank, world_size=ranks, timeout=timeout)
     group = dist.new_group(list(range(ranks)))
     shared = open_shared_memory(group, timeout) if cpu else None
@@ -167,6 +169,15 @@ def _collectives(plain: Axis, fast: Axis, device: torch.device, sizes: Sequence[
         }
         for kind, num_bytes in calls
     ]
+
+
+def lone_cpu_ns(ranks: int, num_bytes: int) -> int:
+    """What a rank alone computes in a shared-memory all-reduce: its median over the rounds."""
+    traffic = Traffic()
+    axis = Axis(ranks, 0, LoneGroup(0, ranks, traffic), shared=Echo(0, ranks, torch.float32, traffic))
+    x = torch.zeros(num_bytes // 4)
+    device = torch.device("cpu")
+    return int(median(_timed(lambda: all_reduce(x, axis), device)[1] for _ in range(ROUNDS)))
 
 
 def _messages(axis: Axis, device: torch.device, sizes: Sequence[int]) -> list[dict[str, Any]]:

@@ -95,6 +95,7 @@ class LoneRank:
 
     def __exit__(self, *_: object) -> None:
         self._parts, self._units = None, {}
+        del self._recorder  # its ledger holds the parameters
         gc.collect()
         if self._stage.device.type == "cuda":
             torch.cuda.empty_cache()

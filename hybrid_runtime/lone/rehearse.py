@@ -3,7 +3,7 @@
     python -m hybrid_runtime.lone.rehearse FILE --run-folder FOLDER [--plan plan.json]
 
     on a CPU   A B C C B A A B C ...   all ranks built, one step each in turn, so that drifts of the machine cancel
-    on a GPU   A B C C B A             one rank built at a time, so that the allocator's peak is its own; 5 steps each
+    on a GPU   A B C C B A             one rank built at a time, so that the allocator's peak is its own; 8 steps each
 
 Before steps count there are three others: the optimizer makes its state, then the byte ledger watches two.
 
@@ -37,7 +37,7 @@ from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.telemetry.host import cpu_name, find_gpu, settle, versions
 from hybrid_runtime.telemetry.machine import machine
 
-STEPS_PER_TURN = 5  # where a rank is built for each of its two turns
+STEPS_PER_TURN = 8  # where a rank is built for each of its two turns
 ROUNDS, MOST_ROUNDS = 12, 60  # where all are built: one step of each rank in a round
 ROUNDS_S = 15.0  # short steps are measured for about so long
 

@@ -28,7 +28,10 @@ class Network(Protocol):
     def source(self) -> str: ...
 
     def collective_ns(self, kind: str, ranks: int, num_bytes: int) -> int:
-        """What a collective adds to a rank's own computing; `num_bytes` of the whole tensor."""
+        """What a collective takes beside the rank's own computing; `num_bytes` of the whole tensor."""
+
+    def compute_ns(self, kind: str, ranks: int, num_bytes: int) -> int:
+        """What a rank computes more in it than a rank alone did: only in shared memory on a CPU."""
 
     def message_ns(self, num_bytes: int) -> int:
         """From the end of the sender's action until the tensors are there."""
@@ -43,6 +46,9 @@ class FreeNetwork:
     source = "communication costs nothing: neither calibration.json nor hardware.min_link_bandwidth is there"
 
     def collective_ns(self, kind: str, ranks: int, num_bytes: int) -> int:
+        return 0
+
+    def compute_ns(self, kind: str, ranks: int, num_bytes: int) -> int:
         return 0
 
     def message_ns(self, num_bytes: int) -> int:
@@ -69,6 +75,9 @@ class DeclaredNetwork:
         rounds = 2 if kind.endswith("all_reduce") else 1
         return self.message_ns(num_bytes * rounds * (ranks - 1) // ranks)
 
+    def compute_ns(self, kind: str, ranks: int, num_bytes: int) -> int:
+        return 0
+
     def message_ns(self, num_bytes: int) -> int:
         return int(num_bytes * 10**9 / self._bytes_per_s)
 
@@ -87,12 +96,14 @@ class CalibratedNetwork:
 
     def __init__(self, calibration: Calibration) -> None:
         self._lines: dict[tuple[str, int], list[_Point]] = {}
+        self._computed: dict[tuple[str, int], list[_Point]] = {}
         for found in calibration.collectives:
-            point = found.num_bytes, max(0, found.time.p50_ns - found.own_cpu_ns)
-            self._lines.setdefault((found.kind, found.ranks), []).append(point)
+            key, size = (found.kind, found.ranks), found.num_bytes
+            self._lines.setdefault(key, []).append((size, max(0, found.time.p50_ns - found.own_cpu_ns)))
+            self._computed.setdefault(key, []).append((size, max(0, found.own_cpu_ns - found.lone_cpu_ns)))
         messages = [(found.num_bytes, found.one_way.p50_ns) for found in calibration.messages]
         self._messages = sorted(messages)
-        for line in self._lines.values():
+        for line in (*self._lines.values(), *self._computed.values()):
             line.sort()
         self._not_measured = calibration.not_measured
         self._missing: dict[str, None] = {}
@@ -100,6 +111,9 @@ class CalibratedNetwork:
     def collective_ns(self, kind: str, ranks: int, num_bytes: int) -> int:
         words = f"{kind} of {ranks} ranks"
         return self._read(words, self._lines.get((kind, ranks), []), num_bytes)
+
+    def compute_ns(self, kind: str, ranks: int, num_bytes: int) -> int:
+        return self._read(f"{kind} of {ranks} ranks", self._computed.get((kind, ranks), []), num_bytes)
 
     def message_ns(self, num_bytes: int) -> int:
         return self._read("messages", self._messages, num_bytes)

@@ -53,10 +53,11 @@ def rehearsed_costs(rehearsal: Rehearsal, plan: Plan, network: Network) -> StepC
     occupied: dict[StageKind, int] = {}
     for rank in rehearsal.ranks:
         overhead_ns = _overhead_ns(rank) // max(1, _actions(rank))
-        for stage, kind in durations:
+        for stage, kind in list(durations):
             if stage in rank.stages:
                 called = rank.calls.get(f"{stage}{kind.value}", ())
                 occupied[stage, kind] = overhead_ns + _called_ns(called, network)
+                durations[stage, kind] += _computed_ns(called, network)
     return StepCosts(durations=durations, tensor_parallel=occupied, hops=_hops(rehearsal, plan, network))
 
 
@@ -101,17 +102,21 @@ def busy_ns(rank: RehearsedRank) -> int:
 
 
 def _rank_time(rank: RehearsedRank, plan: Plan, network: Network, step_ns: int) -> RankTime:
-    durations = {key: _median([t for step in rank.steps for t in step.actions_ns[key]]) for key in _keys(rank)}
+    durations = {
+        key: _median([time for step in rank.steps for time in step.actions_ns[key]])
+        + _computed_ns(rank.calls.get(key, ()), network)
+        for key in _keys(rank)
+    }
     counts = {key: len(rank.steps[0].actions_ns[key]) for key in _keys(rank)}
 
     def total(*kinds: str) -> int:
-        return sum(durations[key] * counts[key] for key in durations if key[-1] in kinds)
+        return sum(durations[key] * counts[key] for key in durations if key.lstrip("0123456789") in kinds)
 
     collectives_ns = sum(_called_ns(rank.calls.get(key, ()), network) * counts[key] for key in counts)
     overhead_ns = _overhead_ns(rank) // max(1, _actions(rank)) * _actions(rank) + _phase_ns(rank, DATA)
     known = RankTime(
-        forward_ns=total("F"),
-        backward_ns=total("B", "I"),
+        forward_ns=total("F", "EF"),
+        backward_ns=total("B", "I", "EB"),
         weight_grad_ns=total("W"),
         tensor_parallel_ns=collectives_ns,
         data_parallel_ns=_phase_ns(rank, REDUCE_GRAD) + _called_ns(rank.calls.get(REDUCE_GRAD, ()), network),
@@ -149,6 +154,12 @@ def _called_ns(calls: Sequence[Calls], network: Network) -> int:
         for call in calls
         if call.kind not in _MESSAGES
     )
+
+
+def _computed_ns(calls: Sequence[Calls], network: Network) -> int:
+    """What peers make a rank compute more than it did alone."""
+    counted = (call for call in calls if call.kind not in _MESSAGES)
+    return sum(network.compute_ns(call.kind, call.ranks, call.num_bytes) * call.count for call in counted)
 
 
 def _hops(rehearsal: Rehearsal, plan: Plan, network: Network) -> Mapping[DirectedEdge, Hop]:
@@ -202,7 +213,8 @@ def _spread(rehearsal: Rehearsal) -> tuple[float, float]:
 
 
 def _stage_kind(key: str) -> StageKind:
-    return int(key[:-1]), Kind(key[-1])
+    kind = key.lstrip("0123456789")
+    return int(key.removesuffix(kind)), Kind(kind)
 
 
 def _median(times: Sequence[int]) -> int:

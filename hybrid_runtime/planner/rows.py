@@ -32,7 +32,8 @@ def fill_rows(held_bytes: Sequence[int], num_rows: int, bytes_per_row: Fraction,
         multiple: rows come in multiples of it.
 
     Returns:
-        Multiples of `multiple` that add up to num_rows; what is left over goes to the last rank that has rows.
+        Multiples of `multiple` that add up to num_rows; what is left over goes to the last rank that has
+        rows.
     """
     bytes_per_block = bytes_per_row * multiple
     blocks, rest = divmod(num_rows, multiple)
@@ -43,7 +44,8 @@ def fill_rows(held_bytes: Sequence[int], num_rows: int, bytes_per_row: Fraction,
     for _ in range(blocks - sum(taken)):
         taken[min(range(len(taken)), key=lambda rank: (held_bytes[rank] + taken[rank] * bytes_per_block, rank))] += 1
     rows = [count * multiple for count in taken]
-    rows[max((rank for rank, count in enumerate(rows) if count), default=0)] += rest
+    lowest = min(range(len(rows)), key=lambda rank: (held_bytes[rank], rank))
+    rows[max((rank for rank, count in enumerate(rows) if count), default=lowest)] += rest
     return tuple(rows)
 
 

@@ -39,7 +39,7 @@ def plan_tables(plan: Plan, sentences: Sequence[str], why_not: Sequence[str]) ->
         _compared_table(predicted),
         Text("other candidates", style="underline dim"),
         *_candidates(predicted),
-        Text("why not the others" if why_not else "no other layout is possible", style="underline dim"),
+        Text("why not the others" if why_not else "no other layout was looked at", style="underline dim"),
         *(Text(printable(line)) for line in why_not[:SHOWN_REASONS]),
         *([Text(f"and {more} more reasons")] if more > 0 else []),
         Text(),

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from hybrid_runtime.prediction_history import Bias
 from hybrid_runtime.report import prediction_cells
+from hybrid_runtime.report.cells import printable
 from hybrid_runtime.report.plain_table import plain_table
 from hybrid_runtime.verdict import Verdict
 from hybrid_runtime.verdict_prediction import PredictionVerdict
@@ -31,7 +32,7 @@ def prediction_parts(verdict: Verdict) -> list[RenderableType]:
         parts += [Text(), Text.assemble("prediction ", (words, STYLES[judged.verdict]))]
         parts += _drawn(prediction_cells.prediction_tables(judged))
     if modelled is not None:
-        parts += [Text(), Text(f"{prediction_cells.MODELLED_TITLE.lower()}: {modelled.method}")]
+        parts += [Text(), Text(f"{prediction_cells.MODELLED_TITLE.lower()}: {printable(modelled.method)}")]
         parts += _drawn(prediction_cells.modelled_tables(modelled))
     return parts
 

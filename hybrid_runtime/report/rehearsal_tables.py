@@ -9,6 +9,9 @@ Every figure has its label: rehearsed, modelled or declared. Nothing here is mea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -54,19 +57,25 @@ def _what(verdict: RehearsalVerdict) -> str:
     )
 
 
-def _claims(claims: tuple[WouldClaim, ...]) -> RenderableType:
+def _claims(claims: Sequence[WouldClaim]) -> RenderableType:
+    """One line per claim, in columns that are the same in every line, and below it what set the figure."""
+    rows = [(claim.outcome, printable(claim.text), _required(claim), _figure(claim), claim.label) for claim in claims]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     parts: list[RenderableType] = [Text("\nclaims", style="bold")]
-    for claim in claims:
+    for claim, (outcome, text, *figures) in zip(claims, rows, strict=True):
         line = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        for width, ratio in ((10, None), (None, 1), (9, None), (26, None), (9, None)):
-            line.add_column(width=width, ratio=ratio, no_wrap=ratio is None, overflow="fold")
-        required = f"{_OPS[claim.op]} {claim.threshold} {claim.unit}"
-        texts = printable(claim.text), required, _figure(claim), claim.label
-        line.add_row(
-            Text(claim.outcome, style=STYLES[claim.outcome]), Text(texts[0], style="bold"), *map(Text, texts[1:])
-        )
-        parts += [line, Padding(Text(printable(claim.detail)), (0, 0, 0, 12))]
+        for number, width in enumerate(widths):
+            if number == 1:  # the claim alone shrinks and wraps
+                line.add_column(ratio=1, overflow="fold")
+            else:
+                line.add_column(width=width, no_wrap=True)
+        line.add_row(Text(outcome, style=STYLES[claim.outcome]), Text(text, style="bold"), *map(Text, figures))
+        parts += [line, Padding(Text(printable(claim.detail)), (0, 0, 0, widths[0] + 2))]
     return Group(*parts)
+
+
+def _required(claim: WouldClaim) -> str:
+    return f"{_OPS[claim.op]} {claim.threshold} {claim.unit}"
 
 
 def _figure(claim: WouldClaim) -> str:
@@ -112,8 +121,9 @@ def _actions(verdict: RehearsalVerdict) -> RenderableType:
     for row in verdict.ranks:
         for key, (low, middle, high) in sorted(row.actions.items()):
             spread = f"{100 * (high - low) / middle:.1f} %" if middle else "n/a"
+            kind = key.lstrip("0123456789")
             times = (duration_text(time / 1e9) for time in (middle, low, high))
-            table.add_row(*map(Text, (key[:-1], key[-1], *times, spread)))
+            table.add_row(*map(Text, (key.removesuffix(kind), kind, *times, spread)))
     return table
 
 

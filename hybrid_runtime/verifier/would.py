@@ -101,7 +101,7 @@ def _balance(deployment: Deployment, plan: Plan, rehearsal: Rehearsal) -> Iterat
             decision = decide_exact_range(amounts, share) if sum(amounts) else None
         else:
             steps = [[step.compute_ns for step in row] for row in zip(*(rank.steps for rank in rehearsal.ranks))]
-            amounts, label = [busy_ns(rank) for rank in rehearsal.ranks], f"{len(steps)} steps of each rank alone"
+            amounts, label = [sum(column) for column in zip(*steps)], f"{len(steps)} steps of each rank alone"
             decision = decide_range(steps, share, 1)
         text = f"no two devices' compute differs by more than {limit:f} {unit} ({metric})"
         yield _range_claim("compute_balance", text, limit, unit, decision, amounts, scale / Fraction(alike), label)

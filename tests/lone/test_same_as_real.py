@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -129,3 +130,15 @@ def test_calls_are_counted_whole() -> None:
         Call("all_reduce", 4, 64),
         Call("all_gather", 4, 256),
     ]
+
+
+def test_a_rank_gives_everything_back() -> None:
+    """The next rank is built before this one's name is used again: on a GPU both would have to fit."""
+    settings = settings_of(1, 2, "1f1b")
+    stage = set_stage(settings, planned(settings), model_units(settings.model, settings.shape), CPU)
+    with LoneRank(stage, 0) as rank:
+        rank.warm_up()
+        parameters = [weakref.ref(p) for unit in rank._units.values() for p in unit.parameters()]
+    assert parameters
+    assert not any(reference() is not None for reference in parameters)
+    assert rank.pp_rank == 0

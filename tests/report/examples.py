@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hybrid_runtime.predicted import RankTime
+from hybrid_runtime.prediction_history import Bias
 from hybrid_runtime.verdict import (
     Claim,
     DeviceRow,
@@ -20,6 +22,14 @@ from hybrid_runtime.verdict import (
     Verdict,
     count,
     overall,
+)
+from hybrid_runtime.verdict_modelled import ModelledFigure, ModelledRun, ModelledStep
+from hybrid_runtime.verdict_prediction import (
+    BudgetRow,
+    JudgedPrediction,
+    PredictionVerdict,
+    Quantity,
+    RankError,
 )
 
 NASTY = "[red]x</td>|`*\x1b[31m"
@@ -149,6 +159,44 @@ PROVENANCE = Provenance(
     hosts={"laptop": {"cpu": "Example 9000", "cores": "2"}, NASTY: {"cpu": NASTY}},
     devices={},
     differing=(f"OMP_NUM_THREADS is 1 on rank 0 and 2 on rank 1 {NASTY}",),
+)
+MODELLED = ModelledFigure(
+    point="91.2", exact="456/5", would="WOULD PASS", method="replay with this run's own costs", beside={NASTY: "55 %"}
+)
+MODELLED_RUN = ModelledRun(
+    method=f"medians of this run {NASTY}",
+    steps=(
+        ModelledStep(kind="candidate", mesh="tp 2 x pp 3 x dp 1", schedule="zb_v", num_microbatches=8,
+                     step_ns=200_000_000, utilisation="91.2"),
+        ModelledStep(kind="declared baseline", mesh=NASTY, schedule=NASTY, num_microbatches=1, detail=f"stuck {NASTY}"),
+    ),
+    ranks=(RankTime(forward_ns=90_000_000, tensor_parallel_ns=30_000_000, idle_ns=80_000_000),),
+)  # fmt: skip
+PREDICTION = JudgedPrediction(
+    verdict=PredictionVerdict.OPTIMISTIC,
+    detail=f"time of a step -12.5 % {NASTY}",
+    source="rehearsal",
+    stale=(),
+    quantities=(
+        Quantity(id="step_time", text="time of a step", unit="ns", label="modelled", method=f"median {NASTY}",
+                 predicted=175_000_000, measured=200_000_000, error="-12.5", exact="-1/8", median_error="-12.5",
+                 interval=(170_000_000, 190_000_000), inside=False, limit="10", decides=True,
+                 verdict=PredictionVerdict.OPTIMISTIC),
+        Quantity(id="peak_memory", text="peak memory of a rank", unit="bytes", label="rehearsed", method="byte ledger",
+                 predicted=1_048_576, measured=1_048_576, error="0", exact="0", median_error="0", worst_rank=1,
+                 limit="5", decides=True, verdict=PredictionVerdict.PREDICTED,
+                 ranks=(RankError(pp_rank=1, predicted=1_048_576, measured=1_048_576, error="0", exact="0"),)),
+    ),
+    budget_of="step_time",
+    budget=(
+        BudgetRow(component="forward", predicted_ns=90_000_000, measured_ns=100_000_000, error_ns=-10_000_000),
+        BudgetRow(component="messages", predicted_ns=0, measured_ns=0, error_ns=0),
+        BudgetRow(component="idle", predicted_ns=85_000_000, measured_ns=100_000_000, error_ns=-15_000_000),
+    ),
+)  # fmt: skip
+HISTORY = (
+    Bias(f"EPYC {NASTY}", "rehearsal", "step_time", 7, "-6", 7, 0, True),
+    Bias("EPYC", "rehearsal", "term forward", 7, "0.5", 3, 4, False),
 )
 TIME_PARTS = {"compute": 40 * 10**9, "exposed_communication": 8 * 10**9, "host": 2 * 10**9, "bubble": 10 * 10**9}
 METHOD = {
