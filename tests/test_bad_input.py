@@ -265,6 +265,10 @@ JOBS = [
          "export": {"folder": str(folder / "new")}}, USAGE, ("qkv_bias and qk_norm cannot be exported",)),
     Job("export on a full disk", lambda folder: {"model": {"ffn_size": 10**8, "num_layers": 1000}, "export":
          {"folder": str(folder / "new")}}, ERROR, ("GB are to be written and", "free on the disk")),
+    Job("checkpoints cannot be written", lambda folder: {"checkpoint": {"folder": "/proc/x"}}, ERROR,
+         ("checkpoint.folder = '/proc/x' cannot be written", "name another folder")),
+    Job("checkpoints of nothing", lambda folder: {"workload": {"kind": "forward"}, "checkpoint": {"folder": "x"}},
+         USAGE, ("[checkpoint]: a workload of kind 'forward' trains nothing", "workload.kind")),
     Job("folder used", lambda folder: {}, USAGE, ("already holds the records", "--run-folder")),
 ]  # fmt: skip
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybrid_runtime.deployment import Deployment, Model
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.deployment_model import Model
 from hybrid_runtime.errors import HybridRuntimeError, UsageError
 from hybrid_runtime.models.hugging_face import load_hugging_face
 from hybrid_runtime.models.llama import llama_units
