@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from hybrid_runtime.deployment_errors import nearest
 from hybrid_runtime.deployment_fields import OptionTable, PathText, Positive, PositiveNumber, Table, refuse
-from hybrid_runtime.shapes import MAX_LAYERS, PRESETS
+from hybrid_runtime.shapes import MAX_LAYERS, OVERRIDABLE, PRESETS
 
 
 class Model(Table):
