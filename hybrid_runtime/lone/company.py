@@ -48,7 +48,10 @@ class Companions:
     All of them are at work before the body begins; afterwards they are gone and this process has its cores back.
 
     Args:
-        works: what each companion does; none leaves this process alone on the core of its own.
+        works: what each companion does; none leaves this process alone on a core of its own.
+
+    Attributes:
+        started: their processes.
 
     Raises:
         EnvironmentProblem: a companion could not begin.
@@ -57,7 +60,8 @@ class Companions:
 
     def __init__(self, works: Sequence[Work]) -> None:
         self._works = works
-        self._started: list[tuple[Any, Any]] = []  # process, this side's end of its pipe
+        self.started: list[Any] = []
+        self._pipes: list[Any] = []
         self._cores: set[int] = set()
 
     def __enter__(self) -> Companions:
@@ -69,8 +73,9 @@ class Companions:
                 process = context.Process(target=_accompany, args=(work, number, ranks, theirs), daemon=True)
                 process.start()
                 theirs.close()
-                self._started.append((process, ours))
-            for _, ours in self._started:
+                self.started.append(process)
+                self._pipes.append(ours)
+            for ours in self._pipes:
                 _await_start(ours)
         except BaseException:
             self._end()
@@ -79,7 +84,7 @@ class Companions:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        left = [process.exitcode for process, _ in self._started if not process.is_alive()]
+        left = [process.exitcode for process in self.started if not process.is_alive()]
         self._end()
         pin_to(sorted(self._cores))
         if left and kind is None:
@@ -89,11 +94,11 @@ class Companions:
             )
 
     def _end(self) -> None:
-        for process, ours in self._started:
+        for process, ours in zip(self.started, self._pipes, strict=True):
             process.kill()
             process.join()
             ours.close()
-        self._started.clear()
+        self.started, self._pipes = [], []
 
 
 def _await_start(pipe: Any) -> None:
