@@ -82,6 +82,18 @@ class RehearsedRank(_Frozen):
     steps: tuple[RehearsedStep, ...]
 
 
+class Company(_Frozen):
+    """Who kept the machine busy while something was measured on it (`lone/company.py`).
+
+    Attributes:
+        processes: companions beside the one that was measured.
+        why: so many.
+    """
+
+    processes: int = 0
+    why: str = "nobody was asked for"
+
+
 class Rehearsal(_Frozen):
     """Everything one rehearsal recorded.
 
@@ -90,6 +102,7 @@ class Rehearsal(_Frozen):
         fingerprint: of the device that every rank ran on (fingerprint.py).
         order: pp ranks in the order in which they had the device.
         notes: what a reader must know, e.g. that tokens were random.
+        company: peers that worked on the other cores, or on the same one, meanwhile.
         other_shards: further tensor-parallel ranks, where those of a stage are not alike.
     """
 
@@ -101,6 +114,7 @@ class Rehearsal(_Frozen):
     fingerprint: dict[str, str]
     order: tuple[int, ...]
     notes: tuple[str, ...]
+    company: Company = Company()
     ranks: tuple[RehearsedRank, ...]
     other_shards: tuple[RehearsedRank, ...] = ()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import Impossible, Space, layouts
-from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, gradient_sum_ns
+from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, gradient_sum_ns, with_lookups
 from hybrid_runtime.planner.layout import Layout, Setting, in_flight
 from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_not
 from hybrid_runtime.planner.rows import water_level
@@ -87,12 +87,18 @@ def choose(
     ]
     if not found.best:
         raise PlanError(infeasible(found.losers, setting))
-    found.best.sort(key=lambda one: (len(broken_promises(one, setting)), one.step_ns, one.peak_bytes, str(one.layout)))
+    found.best.sort(key=_order(setting))
+    found.best[:keep] = sorted((with_lookups(one, setting, model) for one in found.best[:keep]), key=_order(setting))
     chosen = found.best[0]
     for other in found.best[keep:]:
         found.losers.append(_beaten(other, chosen, setting))
     del found.best[keep:]
     return found
+
+
+def _order(setting: Setting) -> Callable[[Evaluated], tuple[int, int, int, str]]:
+    """The best first: promises kept, then the shortest step."""
+    return lambda one: (len(broken_promises(one, setting)), one.step_ns, one.peak_bytes, str(one.layout))
 
 
 def _beaten(other: Evaluated, chosen: Evaluated, setting: Setting) -> Loser:

@@ -8,12 +8,15 @@ from fractions import Fraction
 
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.embedding_rows import pieces_of
 from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting, dp_crosses_nodes
+from hybrid_runtime.planner.make import place_lookups
 from hybrid_runtime.planner.rows import fill_rows, rows_multiple
 from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, stage, step_costs
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import RankMemory
 from hybrid_runtime.schedule.actions import ActionList, parse_actions
+from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.replay import Replay, replay_rows
 from hybrid_runtime.schedule.rows import Rows, to_rows
 
@@ -95,6 +98,9 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
     Raises:
         PlanError: as `stage`.
     """
+    if layout.rows is not None:
+        lookers = frozenset(rank for rank, count in enumerate(layout.rows) if count)
+        return _evaluate(stage(layout, setting, model, lookers), setting, model, rows, given=layout.rows)
     everyone = _evaluate(staged or stage(layout, setting, model), setting, model, rows)
     found = everyone
     while (lookers := frozenset(rank for rank, count in enumerate(found.rows) if count)) != found.staged.lookers:
@@ -103,6 +109,25 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
         return found
     some_each = _evaluate(everyone.staged, setting, model, rows, some_each=True)
     return min(found, some_each, key=lambda one: (len(broken_promises(one, setting)), one.step_ns))
+
+
+def with_lookups(found: Evaluated, setting: Setting, model: StepModel) -> Evaluated:
+    """The same layout with the lookups of its rows where a run has them, as actions of their own."""
+    if not any(found.rows) or any(action.kind.is_lookup for action in found.step.rows.actions):
+        return found
+    staged = found.staged
+    compute = [tuple(one for one in actions if one.kind.is_compute) for actions in lowered_lists(found)]
+    order = to_rows(compute, staged.stage_to_rank)
+    return _evaluate(staged, setting, model, order, given=found.rows, lookups=True)
+
+
+def lowered_lists(found: Evaluated) -> tuple[ActionList, ...]:
+    """The lists that ranks follow: with messages, and with the lookups of a sharded embedding."""
+    staged = found.staged
+    compute = [tuple(one for one in actions if not one.kind.is_lookup) for actions in found.lists]
+    lists = lower(compute, staged.stage_to_rank)
+    pieces = pieces_of(found.rows, staged.line.units[0].cost.name)
+    return place_lookups(lists, staged.stage_to_rank, pieces, found.step.costs.durations)
 
 
 def evaluate_as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel) -> tuple[RankMemory, ...]:
@@ -129,10 +154,19 @@ def broken_promises(found: Evaluated, setting: Setting) -> list[str]:
     ]
 
 
-def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows, *, some_each: bool = False) -> Evaluated:
+def _evaluate(
+    staged: Staged,
+    setting: Setting,
+    model: StepModel,
+    order: Rows,
+    *,
+    some_each: bool = False,
+    given: tuple[int, ...] = (),
+    lookups: bool = False,
+) -> Evaluated:
     layout, ranks = staged.layout, range(staged.layout.mesh.pp_degree)
-    step = replay_rows(order, step_costs(staged, setting, model))
-    rows, memory = _memory(staged, setting, model, step, some_each=some_each)
+    step = replay_rows(order, step_costs(staged, setting, model, lookups=lookups))
+    rows, memory = _memory(staged, setting, model, step, some_each=some_each, rows=given)
     parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
     summed = tuple(gradient_sum_ns(count * model.state.gradient, layout, setting, model) for count in parameters)
     train = setting.workload == "train"
@@ -171,7 +205,8 @@ def _memory(
     hidden, tp = setting.shape.hidden_size, layout.mesh.tp_degree
     memory = []
     for rank in ranks:
-        parameters = staged.rank_parameters(rank) + (rows[rank] * hidden // tp if rows else 0)
+        shared = setting.shape.tie_embeddings and rank == staged.stage_to_rank[-1]  # its rows are the head's
+        parameters = staged.rank_parameters(rank) + (rows[rank] * hidden // tp if rows and not shared else 0)
         memory.append(
             RankMemory(
                 parameters=state.parameter * parameters,

@@ -121,12 +121,16 @@ def stage(layout: Layout, setting: Setting, model: StepModel, lookers: frozenset
 def as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel, lookers: frozenset[int]) -> Staged:
     """The stages of an existing plan."""
     line, lookup = line_and_lookup(layout, model)
-    index = {unit.cost.name: number for number, unit in enumerate(line.units)}
-    starts = [_position(stage.units[0], index) for stage in plan.stages]
-    boundaries = (*starts, line.end)
+    boundaries = _boundaries([stage.units for stage in plan.stages], line)
     works = tuple(stage_works(line, boundaries))
     tied = _tied_parameters(layout, setting, plan.stage_to_rank)
     return Staged(layout, line, lookup, lookers, boundaries, works, plan.stage_to_rank, tied)
+
+
+def _boundaries(stages: Sequence[Sequence[str]], line: Line) -> Boundaries:
+    """Where stages of these units and pieces are cut."""
+    index = {unit.cost.name: number for number, unit in enumerate(line.units)}
+    return (*(_position(units[0], index) for units in stages), line.end)
 
 
 def _position(name: str, index: Mapping[str, int]) -> Position:
@@ -135,8 +139,8 @@ def _position(name: str, index: Mapping[str, int]) -> Position:
 
 
 def _tied_parameters(layout: Layout, setting: Setting, stage_to_rank: Sequence[int]) -> int:
-    """Of the copy of a tied embedding that the head's rank holds."""
-    tied = setting.shape.tie_embeddings and stage_to_rank[-1] != 0
+    """Of the copy of a tied embedding that the head's rank holds, beside rows or an embedding on other ranks."""
+    tied = setting.shape.tie_embeddings and (layout.sharded or stage_to_rank[-1] != 0)
     return setting.shape.vocab_size * setting.shape.hidden_size // layout.mesh.tp_degree if tied else 0
 
 
@@ -183,6 +187,8 @@ def _cut(
         assert setting.memory_bytes is not None
         return weigh(line, layout, model, rank, work, tied_parameters) <= setting.memory_bytes
 
+    if layout.stages is not None:
+        return _boundaries(layout.stages, line)
     if num_stages > len(line.units):
         return None
     if layout.cuts == "even":
@@ -207,8 +213,13 @@ def _cut(
     )
 
 
-def step_costs(staged: Staged, setting: Setting, model: StepModel) -> StepCosts:
-    """What every action and message of the stages costs; what the executor adds to an action occupies its rank."""
+def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: bool = False) -> StepCosts:
+    """What every action and message of the stages costs; what the executor adds to an action occupies its rank.
+
+    Args:
+        lookups: the lists name the lookups (EF, EB) of a sharded embedding. Where they do not, each counts with the F
+            and the backward of its rank's first stage: a search moves those, and lookups follow.
+    """
     layout = staged.layout
     num_stages = len(staged.works)
     occupied: dict[StageKind, int] = {}
@@ -221,21 +232,45 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel) -> StepCosts:
         num_bytes = staged.line.message_bytes(staged.boundaries[number])
         message_bytes[number - 1, Kind.SEND_F] = message_bytes[number, Kind.SEND_B] = num_bytes
     pairs = {pair for pair in zip(staged.stage_to_rank, staged.stage_to_rank[1:]) if pair[0] != pair[1]}
+    if not lookups:
+        times, action_bytes = durations(_with_lookups(staged)), kept_bytes(staged.works)
+    else:
+        times, action_bytes = _apart(staged)
+        for stage in _looking_up(staged):
+            occupied[stage, Kind.EF] = occupied[stage, Kind.EB] = model.action_ns
+            message_bytes[stage, Kind.EF] = message_bytes[stage, Kind.EB] = staged.line.carry_bytes
+        home = staged.stage_to_rank[0]
+        pairs |= {(home, rank) for rank in staged.lookers if rank != home}
     hops: dict[tuple[int, int], Hop] = {}
     for one, other in sorted(pairs | {(b, a) for a, b in pairs}):
         hops[one, other] = model.hop(same_host=not crosses_nodes(layout, setting, one, other))
     return StepCosts(
-        durations_by_stage(staged),
+        times,
         tensor_parallel=occupied,
         hops=hops,
         message_bytes=message_bytes,
-        action_bytes=kept_bytes(staged.works),
+        action_bytes=action_bytes,
     )
 
 
-def durations_by_stage(staged: Staged) -> dict[StageKind, int]:
-    """Compute time of every action, lookups included."""
-    return durations(_with_lookups(staged))
+def _looking_up(staged: Staged) -> tuple[int, ...]:
+    """The stages that lookups are named by: the first of every rank with rows, and stage 0, where the sum is made."""
+    ranks = {staged.stage_to_rank[0], *staged.lookers}
+    return tuple(sorted(staged.stage_to_rank.index(rank) for rank in ranks))
+
+
+def _apart(staged: Staged) -> tuple[dict[StageKind, int], ActionBytes]:
+    """Times and bytes of stages and, as actions of their own, of lookups in rows."""
+    times, held = durations(staged.works), kept_bytes(staged.works)
+    look_up, add = durations([staged.lookup])[0, Kind.F], durations([staged.lookup])[0, Kind.B]
+    for stage in _looking_up(staged):
+        has_rows = staged.stage_to_rank[stage] in staged.lookers
+        times |= {(stage, Kind.EF): look_up * has_rows, (stage, Kind.EB): add * has_rows}
+    kept, freed = dict(held.kept), dict(held.freed)
+    for rank in staged.lookers:
+        stage = staged.stage_to_rank.index(rank)
+        kept[stage, Kind.EF] = freed[stage, Kind.EB] = staged.lookup.saved
+    return times, ActionBytes(kept, freed)
 
 
 def _with_lookups(staged: Staged) -> Sequence[Work]:
