@@ -44,7 +44,7 @@ class UnitTimes(_Frozen):
         forward, backward, input_grad, weight_grad: device time of F, B, I and W.
         host: time the host needs to launch F, B, I and W (the same as device time on a CPU).
         saved_bytes: kept from F on; `until_w_bytes` of them, with what I adds, stay until W.
-        temporary_bytes: most that is held beyond that while an action runs.
+        temporary_bytes: most that is held beyond that while I runs, which keeps for W before it lets go of what F kept.
         output_bytes: of the carry that the unit passes on.
         parameters: held by the rank.
     """

@@ -139,7 +139,7 @@ class _Held(dict[str, int]):
 
 
 def _weighed(case: _Case) -> _Held:
-    """One microbatch under the byte ledger: what F keeps, what of it is left after I, what actions hold beyond that."""
+    """One microbatch under the byte ledger: what F keeps, what of it is left after I, what I holds beyond that."""
     found, temporary = _Held(), 0
     for index, kinds in enumerate(("FB", "FIW")):
         for kind in kinds:
@@ -147,7 +147,8 @@ def _weighed(case: _Case) -> _Held:
             with case.of.ledger.watching():
                 _act(case, kind, index)
             after = case.of.ledger.in_use.activations
-            temporary = max(temporary, case.of.ledger.peaks.activations - max(before, after))
+            if kind == "I":
+                temporary = max(temporary, case.of.ledger.peaks.activations - max(before, after))
             if kind == "F":
                 found["saved"] = after - before
             elif kind == "I":

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache, cached_property
 from typing import Literal
@@ -102,9 +102,16 @@ class CalibratedCosts:
         whole_carry = tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
         carry = whole_carry // (tp_degree if self.sequence_parallel else 1)
         tp_ns = 0 if tp_degree == 1 else self._tp_ns(tp_degree, whole_carry)
-        widths = {kind: self._widths(kind, tp_degree, microbatch_size) for kind in {kind_of(c.name) for c in costs}}
+        kinds = [kind_of(cost.name) for cost in costs]
+        widths = {kind: self._widths(kind, tp_degree, microbatch_size) for kind in dict.fromkeys(kinds)}
+        in_i = {kind: self._in_i(kind, tp_degree, microbatch_size) for kind in widths}
         return Line(
-            tuple(self._unit(cost, widths[kind_of(cost.name)], tp_degree, tp_ns, carry) for cost in costs), carry
+            tuple(
+                replace(self._unit(cost, widths[kind], tp_degree, tp_ns, carry), in_i=in_i[kind])
+                for cost, kind in zip(costs, kinds)
+            ),
+            carry,
+            tp_degree if self.sequence_parallel else 1,
         )
 
     def collective_ns(self, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:
@@ -167,7 +174,8 @@ class CalibratedCosts:
         known = [
             times
             for times in self.calibration.units
-            if times.unit == kind and times.dtype == self.dtype and times.sequence_parallel == self.sequence_parallel
+            if (times.unit, times.dtype) == (kind, self.dtype)
+            and times.sequence_parallel == (self.sequence_parallel and times.tp_degree > 1)
         ]
         of_degree = [times for times in known if times.tp_degree == tp_degree]
         if not of_degree:
@@ -190,6 +198,16 @@ class CalibratedCosts:
         return [
             (parts, self._at_size(kind, sorted(points), microbatch_size)) for parts, points in sorted(sizes.items())
         ]
+
+    def _in_i(self, kind: str, tp_degree: int, microbatch_size: int) -> int:
+        """Bytes that a unit holds for a moment in I: as many per sequence as the largest microbatch measured."""
+        per_sequence = [
+            (times.microbatch_size, times.temporary_bytes)
+            for times in self.calibration.units
+            if (times.unit, times.tp_degree, times.dtype) == (kind, tp_degree, self.dtype)
+        ]
+        size, num_bytes = max(per_sequence)
+        return num_bytes * microbatch_size // size if self.workload == "train" else 0
 
     def _at_size(self, kind: str, points: Sequence[_Point], microbatch_size: int) -> Work:
         sizes = [size for size, _ in points]
@@ -218,7 +236,11 @@ class CalibratedCosts:
                     self._say(f"pieces of {kind} narrower than {widths[0][0]} parts", "taken as proportional to that")
                 found = _interpolated([(0, Work()), *widths], stop - start)
                 kept = carry if start else 0  # a later piece keeps the normed input, and no input
-                found = found._replace(saved=max(0, found.saved - kept), until_w=max(0, found.until_w - kept))
+                found = found._replace(
+                    saved=max(0, found.saved - kept),
+                    until_w=max(0, found.until_w - kept),
+                    parameters=found.parameters - (cost.fixed_parameters if start else 0),
+                )
             flops = cost.flops * stop // cost.parts - cost.flops * start // cost.parts
             return found._replace(
                 tp_forward=tp_ns if stop == cost.parts and kind != "head" else 0,

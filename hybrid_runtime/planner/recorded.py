@@ -78,7 +78,7 @@ class RecordedCosts:
         forward, backward = (
             _per_collective(self.plan, self.measured, kinds) for kinds in ((Kind.F,), (Kind.I, Kind.B))
         )
-        return Line(tuple(_timed(unit, times, forward, backward) for unit in line.units), line.carry_bytes)
+        return Line(tuple(_timed(unit, times, forward, backward) for unit in line.units), line.carry_bytes, line.shards)
 
     def collective_ns(self, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:
         return self.base.collective_ns(kind, ranks, num_bytes, same_host=same_host)

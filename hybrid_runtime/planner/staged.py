@@ -154,7 +154,7 @@ def line_and_lookup(layout: Layout, model: StepModel) -> tuple[Line, Work]:
     root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward)
     lookup = whole._replace(tp_forward=0, tp_backward=0, parameters=0)
     units = (replace(first, piece=lambda start, stop: root), *line.units[1:])
-    return Line(units, line.carry_bytes), lookup
+    return replace(line, units=units), lookup
 
 
 def embedding_parameters(layout: Layout, setting: Setting) -> int:
@@ -233,7 +233,7 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: b
         message_bytes[number - 1, Kind.SEND_F] = message_bytes[number, Kind.SEND_B] = num_bytes
     pairs = {pair for pair in zip(staged.stage_to_rank, staged.stage_to_rank[1:]) if pair[0] != pair[1]}
     if not lookups:
-        times, action_bytes = durations(_with_lookups(staged)), kept_bytes(staged.works)
+        times, action_bytes = durations(_with_lookups(staged)), kept_bytes(staged)
     else:
         times, action_bytes = _apart(staged)
         for stage in _looking_up(staged):
@@ -261,7 +261,7 @@ def _looking_up(staged: Staged) -> tuple[int, ...]:
 
 def _apart(staged: Staged) -> tuple[dict[StageKind, int], ActionBytes]:
     """Times and bytes of stages and, as actions of their own, of lookups in rows."""
-    times, held = durations(staged.works), kept_bytes(staged.works)
+    times, held = durations(staged.works), kept_bytes(staged)
     look_up, add = durations([staged.lookup])[0, Kind.F], durations([staged.lookup])[0, Kind.B]
     for stage in _looking_up(staged):
         has_rows = staged.stage_to_rank[stage] in staged.lookers
@@ -270,7 +270,7 @@ def _apart(staged: Staged) -> tuple[dict[StageKind, int], ActionBytes]:
     for rank in staged.lookers:
         stage = staged.stage_to_rank.index(rank)
         kept[stage, Kind.EF] = freed[stage, Kind.EB] = staged.lookup.saved
-    return times, ActionBytes(kept, freed)
+    return times, ActionBytes(kept, freed, held.temporary)
 
 
 def _with_lookups(staged: Staged) -> Sequence[Work]:
@@ -282,17 +282,27 @@ def _with_lookups(staged: Staged) -> Sequence[Work]:
     return works
 
 
-def kept_bytes(works: Sequence[Work]) -> ActionBytes:
-    """F keeps what is saved; I leaves what W needs, more or less than that; W, or a whole B, frees everything."""
+def kept_bytes(staged: Staged) -> ActionBytes:
+    """F keeps what is saved; I leaves what W needs, more or less than that; W, or a whole B, frees everything.
+
+    A stage that begins inside a unit received the sum so far beside the normed input: nothing reads it again, but the
+    message's buffers go back to their pool together.
+    """
     kept: dict[StageKind, int] = {}
     freed: dict[StageKind, int] = {}
-    for number, work in enumerate(works):
+    temporary: dict[StageKind, int] = {}
+    for number, work in enumerate(staged.works):
+        start, stop = staged.boundaries[number : number + 2]
+        if start.part and staged.stage_to_rank[number - 1] != staged.stage_to_rank[number]:
+            more = staged.line.whole_carry_bytes if work.saved else 0
+            work = work._replace(saved=work.saved + more, until_w=work.until_w + more)
+        temporary[number, Kind.I] = staged.line.in_i(start, stop)
         kept[number, Kind.F] = work.saved
         kept[number, Kind.I] = max(0, work.until_w - work.saved)
         freed[number, Kind.I] = max(0, work.saved - work.until_w)
         freed[number, Kind.W] = work.until_w
         freed[number, Kind.B] = work.saved
-    return ActionBytes(kept, freed)
+    return ActionBytes(kept, freed, temporary)
 
 
 def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:
