@@ -146,6 +146,7 @@ def _piece(
             weight_grad=weight_grad,
             tp_forward=tp_time if stop == cost.parts and cost.name != "head" else 0,
             tp_backward=tp_time if start == 0 and has_input and weight_grad else 0,
+            tp_input_grad=tp_time if start == 0 and has_input and weight_grad else 0,
             saved=fixed + divided,
             until_w=int((fixed + divided) * kept.until_w),
             parameters=between(shared) + (cost.fixed_parameters if start == 0 else 0),

@@ -118,7 +118,10 @@ def with_lookups(found: Evaluated, setting: Setting, model: StepModel) -> Evalua
     staged = found.staged
     compute = [tuple(one for one in actions if one.kind.is_compute) for actions in lowered_lists(found)]
     order = to_rows(compute, staged.stage_to_rank)
-    return _evaluate(staged, setting, model, order, given=found.rows, lookups=True)
+    given = found.layout.rows or ()
+    placed = _evaluate(staged, setting, model, order, given=given, lookups=True)
+    same = frozenset(rank for rank, count in enumerate(placed.rows) if count) == staged.lookers
+    return placed if same else _evaluate(staged, setting, model, order, given=found.rows, lookups=True)
 
 
 def lowered_lists(found: Evaluated) -> tuple[ActionList, ...]:

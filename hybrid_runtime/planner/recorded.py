@@ -185,6 +185,7 @@ def _timed(unit: Unit, times: Mapping[Kind, Mapping[str, float]], tp_forward: in
             weight_grad=share(Kind.W),
             tp_forward=tp_forward if by_formula.tp_forward else 0,
             tp_backward=tp_backward if by_formula.tp_backward else 0,
+            tp_input_grad=tp_backward if by_formula.tp_input_grad else 0,
         )
 
     return replace(unit, piece=piece)

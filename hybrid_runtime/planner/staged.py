@@ -151,8 +151,8 @@ def line_and_lookup(layout: Layout, model: StepModel) -> tuple[Line, Work]:
         return line, NOTHING
     first = line.units[0]
     whole = first.whole
-    root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward)
-    lookup = whole._replace(tp_forward=0, tp_backward=0, parameters=0)
+    root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward, tp_input_grad=whole.tp_input_grad)
+    lookup = whole._replace(tp_forward=0, tp_backward=0, tp_input_grad=0, parameters=0)
     units = (replace(first, piece=lambda start, stop: root), *line.units[1:])
     return replace(line, units=units), lookup
 
@@ -225,7 +225,8 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: b
     occupied: dict[StageKind, int] = {}
     for number, work in enumerate(staged.works):
         occupied[number, Kind.F] = work.tp_forward + model.action_ns
-        occupied[number, Kind.I] = occupied[number, Kind.B] = work.tp_backward + model.action_ns
+        occupied[number, Kind.B] = work.tp_backward + model.action_ns
+        occupied[number, Kind.I] = work.tp_input_grad + model.action_ns
         occupied[number, Kind.W] = model.action_ns
     message_bytes: dict[StageKind, int] = {}
     for number in range(1, num_stages):
@@ -310,13 +311,15 @@ def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:
     its last gradient goes all the way back (arXiv 2104.04473, section 2.2, for unequal stages).
     """
     m, fused = staged.layout.num_microbatches, staged.layout.is_fused
-    costs = step_costs(staged, setting, model)
+    costs = step_costs(staged, setting, model, lookups=True)
     bound = arrived = Fraction(0)
     for number, rank in enumerate(staged.stage_to_rank):
         kinds = (Kind.F, Kind.B) if fused else (Kind.F, Kind.I, Kind.W)
         if rank not in staged.stage_to_rank[:number]:
             mine = [other for other, owner in enumerate(staged.stage_to_rank) if owner == rank]
+            lookups = (Kind.EF, Kind.EB) if rank in staged.lookers else ()
             work = sum(costs.compute(other, k) + costs.collectives(other, k) for other in mine for k in kinds)
+            work += sum(costs.compute(number, k) for k in lookups)
             bound = max(bound, arrived + m * Fraction(work))
         arrived += sum(
             costs.compute(number, k) + costs.collectives(number, k) for k in ((Kind.F, Kind.B) if fused else (Kind.F,))

@@ -29,7 +29,7 @@ class Work(NamedTuple):
     Attributes:
         forward, backward, input_grad, weight_grad: device time of F, B, I and W, collectives not included.
         host_forward, host_backward, host_input_grad, host_weight_grad: what the host needs to launch them.
-        tp_forward, tp_backward: collectives in F, and in I or B, that nothing hides.
+        tp_forward, tp_backward, tp_input_grad: collectives in F, B and I that nothing hides.
         saved: bytes kept from F on.
         until_w: bytes kept between I and W.
         parameters: of this rank.
@@ -46,6 +46,7 @@ class Work(NamedTuple):
     host_weight_grad: int = 0
     tp_forward: int = 0
     tp_backward: int = 0
+    tp_input_grad: int = 0
     saved: int = 0
     until_w: int = 0
     parameters: int = 0
