@@ -70,6 +70,7 @@ def rehearse(
 def calibrate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="where to write")] = Path("calibration.json"),
+    alone: Alone = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure what the model's units, messages, collectives and the optimizer cost on this machine: calibration.json.
@@ -80,7 +81,8 @@ def calibrate(
     from hybrid_runtime.deployment import load_deployment
 
     load_deployment(file)  # problems of the file are said before torch is loaded
-    _torch("hybrid_runtime.lone.calibrate", [str(file), "--out", str(out)], quiet=quiet)
+    given = [str(file), "--out", str(out), *(["--alone"] if alone else [])]
+    _torch("hybrid_runtime.lone.calibrate", given, quiet=quiet)
     from hybrid_runtime.report.calibration_tables import calibration_tables
     from hybrid_runtime.report.terminal import print_plainly
 

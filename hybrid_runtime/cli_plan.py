@@ -70,7 +70,7 @@ def plan(
     _write(planned.plan, planned.sentences, planned.why_not, out, json_file)
 
 
-def _write(found: Plan, sentences: Sequence[str], why_not: Sequence[str], out: Path, json_file: Path | None) -> None:
+def _write(found: Plan, sentences: Sequence[str], why_not: Sequence[str], out: Path, json_file: str | None) -> None:
     from hybrid_runtime.report.plan_table import plan_tables
     from hybrid_runtime.report.terminal import print_plainly
 

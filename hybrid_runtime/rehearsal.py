@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hybrid_runtime.company import Company
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.records import Memory
 
@@ -80,18 +81,6 @@ class RehearsedRank(_Frozen):
     calls: dict[str, tuple[Calls, ...]]
     memory: tuple[Memory, ...]
     steps: tuple[RehearsedStep, ...]
-
-
-class Company(_Frozen):
-    """Who kept the machine busy while something was measured on it (`lone/company.py`).
-
-    Attributes:
-        processes: companions beside the one that was measured.
-        why: so many.
-    """
-
-    processes: int = 0
-    why: str = "nobody was asked for"
 
 
 class Rehearsal(_Frozen):

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+from hybrid_runtime.company import Company
 from hybrid_runtime.errors import EnvironmentProblem, HybridRuntimeError, RunError
-from hybrid_runtime.rehearsal import Company
 from hybrid_runtime.telemetry.host import pin_to, settle
 
 RANKS_PER_CORE = 4  # more of them do not make a core's life harder, only the rehearsal longer

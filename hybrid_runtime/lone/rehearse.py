@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hybrid_runtime.comm.start import Launch, choose_device
+from hybrid_runtime.company import Company
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, HybridRuntimeError, PlanError, UsageError
 from hybrid_runtime.fingerprint import fingerprint
@@ -36,7 +37,7 @@ from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
 from hybrid_runtime.planner.make import baseline_deployment, make_plan
 from hybrid_runtime.records import Host
-from hybrid_runtime.rehearsal import FILE, Company, Rehearsal, RehearsedRank
+from hybrid_runtime.rehearsal import FILE, Rehearsal, RehearsedRank
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.telemetry.host import cpu_name, find_gpu, settle, versions
 from hybrid_runtime.telemetry.machine import machine

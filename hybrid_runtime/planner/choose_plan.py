@@ -153,7 +153,8 @@ def _is_long(layout: Layout) -> bool:
 def _idle_free_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
     """A step in which every rank has an equal part of everything and never waits: none is shorter."""
     total, ranks = model.line(layout.mesh.tp_degree, layout.microbatch_size).total, layout.mesh.pp_degree
-    busy = load_of(layout)(total) + total.tp_forward + total.tp_backward
+    backward = total.tp_backward if layout.is_fused else total.tp_input_grad
+    busy = load_of(layout)(total) + total.tp_forward + backward
     mine = total.parameters // ranks
     after = gradient_sum_ns(mine * model.state.gradient, layout, setting, model) + model.optimizer_ns(mine)
     return layout.num_microbatches * busy // ranks + (after if setting.workload == "train" else 0) + model.step_ns

@@ -118,7 +118,10 @@ def with_lookups(found: Evaluated, setting: Setting, model: StepModel) -> Evalua
     staged = found.staged
     compute = [tuple(one for one in actions if one.kind.is_compute) for actions in lowered_lists(found)]
     order = to_rows(compute, staged.stage_to_rank)
-    return _evaluate(staged, setting, model, order, given=found.rows, lookups=True)
+    given = found.layout.rows or ()
+    placed = _evaluate(staged, setting, model, order, given=given, lookups=True)
+    same = frozenset(rank for rank, count in enumerate(placed.rows) if count) == staged.lookers
+    return placed if same else _evaluate(staged, setting, model, order, given=found.rows, lookups=True)
 
 
 def lowered_lists(found: Evaluated) -> tuple[ActionList, ...]:
@@ -249,8 +252,10 @@ def embedding_rows(
 
 
 def _buffer_bytes(staged: Staged, rank: int) -> int:
-    """Receive buffers of every edge into the rank, the newest message on every edge out of it, and with a sharded
-    embedding one sum of looked-up rows under way.
+    """Receive buffers of every edge into the rank, and the newest message on every edge out of it.
+
+    With a sharded embedding stage 0's rank has the sum of the next microbatch and the newest gradient that it sends,
+    every other rank with rows the newest part that it sends and two gradients, one used and one under way.
     """
     into: dict[int, list[int]] = {}
     count = staged.layout.num_microbatches
@@ -260,7 +265,10 @@ def _buffer_bytes(staged: Staged, rank: int) -> int:
             other = before if rank == after else after
             into.setdefault(other, []).append(staged.line.message_bytes(staged.boundaries[number]))
     buffers = sum(max(sizes) * (min(MESSAGE_BUFFERS, count * len(sizes)) + 1) for sizes in into.values())
-    return buffers + (staged.line.carry_bytes if rank in staged.lookers or (staged.lookers and rank == 0) else 0)
+    home = staged.stage_to_rank[0]
+    others = staged.lookers - {home}
+    sums = (1 + bool(others)) * bool(staged.lookers) if rank == home else (1 + min(2, count)) * (rank in others)
+    return buffers + sums * staged.line.carry_bytes
 
 
 def gradient_sum_ns(num_bytes: int, layout: Layout, setting: Setting, model: StepModel) -> int:

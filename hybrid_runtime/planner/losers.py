@@ -42,7 +42,10 @@ def why_slower(other: Evaluated, chosen: Evaluated) -> str:
 
 def _tp_share(found: Evaluated) -> Fraction:
     works = [found.staged.rank_work(rank) for rank in range(found.layout.mesh.pp_degree)]
-    spent = max(work.tp_forward + work.tp_backward for work in works) * found.layout.num_microbatches
+    spent = (
+        max(work.tp_forward + max(work.tp_backward, work.tp_input_grad) for work in works)
+        * found.layout.num_microbatches
+    )
     return Fraction(spent, max(1, found.step_ns))
 
 

@@ -103,7 +103,7 @@ class RecordedCosts:
         forward, backward = (
             _per_collective(self.plan, self.measured, kinds) for kinds in ((Kind.F,), (Kind.I, Kind.B))
         )
-        return Line(tuple(_timed(unit, times, forward, backward) for unit in line.units), line.carry_bytes)
+        return Line(tuple(_timed(unit, times, forward, backward) for unit in line.units), line.carry_bytes, line.shards)
 
     def collective_ns(self, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:
         return self.base.collective_ns(kind, ranks, num_bytes, same_host=same_host)
@@ -210,6 +210,7 @@ def _timed(unit: Unit, times: Mapping[Kind, Mapping[str, float]], tp_forward: in
             weight_grad=share(Kind.W),
             tp_forward=tp_forward if by_formula.tp_forward else 0,
             tp_backward=tp_backward if by_formula.tp_backward else 0,
+            tp_input_grad=tp_backward if by_formula.tp_input_grad else 0,
         )
 
     return replace(unit, piece=piece)

@@ -92,7 +92,7 @@ def balance_moved(rehearsal: Rehearsal, before: Plan, after: Plan) -> str:
     assert after.predicted is not None
     devices = before.tp_degree * before.dp_degree
     had = share_range([busy_ns(rank) for rank in rehearsal.ranks], devices)
-    gets = share_range([rank.time.compute_ns for rank in after.predicted.ranks], devices)
+    gets = share_range([rank.time.compute_ns + rank.time.optimizer_ns for rank in after.predicted.ranks], devices)
     if _cuts(before) == _cuts(after):
         return f"compute shares differ by {float(100 * had):.3f} pp as rehearsed; no other cuts are better: settled"
     settled = abs(had - gets) < SETTLED

@@ -151,10 +151,10 @@ def line_and_lookup(layout: Layout, model: StepModel) -> tuple[Line, Work]:
         return line, NOTHING
     first = line.units[0]
     whole = first.whole
-    root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward)
-    lookup = whole._replace(tp_forward=0, tp_backward=0, parameters=0)
+    root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward, tp_input_grad=whole.tp_input_grad)
+    lookup = whole._replace(tp_forward=0, tp_backward=0, tp_input_grad=0, parameters=0)
     units = (replace(first, piece=lambda start, stop: root), *line.units[1:])
-    return Line(units, line.carry_bytes), lookup
+    return replace(line, units=units), lookup
 
 
 def embedding_parameters(layout: Layout, setting: Setting) -> int:
@@ -225,7 +225,8 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: b
     occupied: dict[StageKind, int] = {}
     for number, work in enumerate(staged.works):
         occupied[number, Kind.F] = work.tp_forward + model.action_ns
-        occupied[number, Kind.I] = occupied[number, Kind.B] = work.tp_backward + model.action_ns
+        occupied[number, Kind.B] = work.tp_backward + model.action_ns
+        occupied[number, Kind.I] = work.tp_input_grad + model.action_ns
         occupied[number, Kind.W] = model.action_ns
     message_bytes: dict[StageKind, int] = {}
     for number in range(1, num_stages):
@@ -233,7 +234,7 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: b
         message_bytes[number - 1, Kind.SEND_F] = message_bytes[number, Kind.SEND_B] = num_bytes
     pairs = {pair for pair in zip(staged.stage_to_rank, staged.stage_to_rank[1:]) if pair[0] != pair[1]}
     if not lookups:
-        times, action_bytes = durations(_with_lookups(staged)), kept_bytes(staged.works)
+        times, action_bytes = durations(_with_lookups(staged)), kept_bytes(staged)
     else:
         times, action_bytes = _apart(staged)
         for stage in _looking_up(staged):
@@ -261,7 +262,7 @@ def _looking_up(staged: Staged) -> tuple[int, ...]:
 
 def _apart(staged: Staged) -> tuple[dict[StageKind, int], ActionBytes]:
     """Times and bytes of stages and, as actions of their own, of lookups in rows."""
-    times, held = durations(staged.works), kept_bytes(staged.works)
+    times, held = durations(staged.works), kept_bytes(staged)
     look_up, add = durations([staged.lookup])[0, Kind.F], durations([staged.lookup])[0, Kind.B]
     for stage in _looking_up(staged):
         has_rows = staged.stage_to_rank[stage] in staged.lookers
@@ -270,7 +271,7 @@ def _apart(staged: Staged) -> tuple[dict[StageKind, int], ActionBytes]:
     for rank in staged.lookers:
         stage = staged.stage_to_rank.index(rank)
         kept[stage, Kind.EF] = freed[stage, Kind.EB] = staged.lookup.saved
-    return times, ActionBytes(kept, freed)
+    return times, ActionBytes(kept, freed, held.temporary)
 
 
 def _with_lookups(staged: Staged) -> Sequence[Work]:
@@ -282,17 +283,27 @@ def _with_lookups(staged: Staged) -> Sequence[Work]:
     return works
 
 
-def kept_bytes(works: Sequence[Work]) -> ActionBytes:
-    """F keeps what is saved; I leaves what W needs, more or less than that; W, or a whole B, frees everything."""
+def kept_bytes(staged: Staged) -> ActionBytes:
+    """F keeps what is saved; I leaves what W needs, more or less than that; W, or a whole B, frees everything.
+
+    A stage that begins inside a unit received the sum so far beside the normed input: nothing reads it again, but the
+    message's buffers go back to their pool together.
+    """
     kept: dict[StageKind, int] = {}
     freed: dict[StageKind, int] = {}
-    for number, work in enumerate(works):
+    temporary: dict[StageKind, int] = {}
+    for number, work in enumerate(staged.works):
+        start, stop = staged.boundaries[number : number + 2]
+        if start.part and staged.stage_to_rank[number - 1] != staged.stage_to_rank[number]:
+            more = staged.line.whole_carry_bytes if work.saved else 0
+            work = work._replace(saved=work.saved + more, until_w=work.until_w + more)
+        temporary[number, Kind.I] = staged.line.in_i(start, stop)
         kept[number, Kind.F] = work.saved
         kept[number, Kind.I] = max(0, work.until_w - work.saved)
         freed[number, Kind.I] = max(0, work.saved - work.until_w)
         freed[number, Kind.W] = work.until_w
         freed[number, Kind.B] = work.saved
-    return ActionBytes(kept, freed)
+    return ActionBytes(kept, freed, temporary)
 
 
 def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:
@@ -300,13 +311,15 @@ def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:
     its last gradient goes all the way back (arXiv 2104.04473, section 2.2, for unequal stages).
     """
     m, fused = staged.layout.num_microbatches, staged.layout.is_fused
-    costs = step_costs(staged, setting, model)
+    costs = step_costs(staged, setting, model, lookups=True)
     bound = arrived = Fraction(0)
     for number, rank in enumerate(staged.stage_to_rank):
         kinds = (Kind.F, Kind.B) if fused else (Kind.F, Kind.I, Kind.W)
         if rank not in staged.stage_to_rank[:number]:
             mine = [other for other, owner in enumerate(staged.stage_to_rank) if owner == rank]
+            lookups = (Kind.EF, Kind.EB) if rank in staged.lookers else ()
             work = sum(costs.compute(other, k) + costs.collectives(other, k) for other in mine for k in kinds)
+            work += sum(costs.compute(number, k) for k in lookups)
             bound = max(bound, arrived + m * Fraction(work))
         arrived += sum(
             costs.compute(number, k) + costs.collectives(number, k) for k in ((Kind.F, Kind.B) if fused else (Kind.F,))

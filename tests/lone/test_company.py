@@ -56,12 +56,14 @@ def test_they_work_elsewhere_until_the_end(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_one_that_leaves_and_one_that_cannot_begin(tmp_path: Path) -> None:
-    with (
-        pytest.raises(RunError, match=r"ended early \(exit code 3\)"),
-        Companions([partial(leaving, tmp_path)]) as here,
-    ):
-        (tmp_path / "leave").touch()
+def loses_one(folder: Path) -> None:
+    with Companions([partial(leaving, folder)]) as here:
+        (folder / "leave").touch()
         here.started[0].join(30)
+
+
+def test_one_that_leaves_and_one_that_cannot_begin(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"ended early \(exit code 3\)"):
+        loses_one(tmp_path)
     with pytest.raises(EnvironmentProblem, match="could not begin: the model is not here"):
         Companions([unwilling]).__enter__()
