@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -166,10 +167,10 @@ def fractional_v_cut(
 ) -> Boundaries | None:
     """A V cut whose ranks' loads are equal to a granule, and whose bytes stay below the water level as far as possible.
 
-    Rounding is against the running total, so that no rank is off by more than a granule. What a cut costs by itself (two
-    narrow products take longer than a wide one) is known only when the cut is: it is made again with that in the total. Backs end inside units that
-    may be cut and not in attentions, whose head groups are too coarse; because a front may end before an attention or
-    before an MLP, one of the choices lands inside an MLP.
+    Rounding is against the running total, so that no rank is off by more than a granule. What a cut costs by itself
+    (two narrow products take longer than a wide one) is known only when the cut is: it is made again with that in the
+    total. Backs end inside units that may be cut and not in attentions, whose head groups are too coarse; because a
+    front may end before an attention or before an MLP, one of the choices lands inside an MLP.
 
     Args:
         weigh: bytes of a rank.
@@ -213,7 +214,7 @@ def _best(search: _Search, poured_bytes: int, beam: int) -> _Partial | None:
 
 def _uneven(done: _Partial, poured_bytes: int, num_ranks: int) -> Fraction:
     """The larger part of the whole by which a rank's load, or its bytes, exceed the mean."""
-    level_bytes: int = max(*done.held, water_level(done.held, poured_bytes))
+    level_bytes = max(max(done.held), math.ceil(water_level(done.held, poured_bytes)))
     held = Fraction(level_bytes * num_ranks, sum(done.held) + poured_bytes)
     return max(held, 1 + Fraction(done.error * num_ranks, done.loaded))
 
