@@ -28,7 +28,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE = {*FLOORS[0].split(), "schedule", "planner", "verifier", "report", *FLOORS[-1].split()} - {"__main__"}
 # What the torch-free launcher reads of a torch floor, itself free of torch (tested below by importing it).
-TORCH_FREE_MODULES = ("hybrid_runtime.telemetry.status",)
+TORCH_FREE_MODULES = tuple(f"hybrid_runtime.telemetry.{name}" for name in ("status", "host", "machine"))
 
 
 def imported(path: Path) -> Iterator[str]:
