@@ -73,6 +73,17 @@ class Evaluated:
         return self.layout.mesh.tp_degree * self.layout.mesh.dp_degree
 
     @property
+    def bubble(self) -> Fraction:
+        """Share of the step in which a pipeline rank waits for others, as the mean over ranks: what a plan's ranks have
+        as `idle_ns`. Collectives are no bubble.
+        """
+        row, ranks = self.step.rows.row, range(self.layout.mesh.pp_degree)
+        own = [one + other for one, other in zip(self.data_parallel_ns, self.optimizer_ns)]
+        occupied = [sum(self.step.ends[index] - self.step.starts[index] for index in row(rank)) for rank in ranks]
+        waiting = sum(self.step.makespan - self.step.time(ticks) for ticks in occupied) + sum(max(own) - o for o in own)
+        return Fraction(waiting) / (len(ranks) * self.step_ns) if self.step_ns else Fraction(0)
+
+    @property
     def utilisation(self) -> Fraction:
         """Compute-busy share of the least busy rank in the whole step."""
         return Fraction(min(self.step.busy)) / self.step_ns if self.step_ns else Fraction(1)

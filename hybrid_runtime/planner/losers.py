@@ -32,7 +32,7 @@ def why_slower(other: Evaluated, chosen: Evaluated) -> str:
     """One sentence: how much slower than the chosen layout, and where the time goes."""
     more = Fraction(other.step_ns, max(1, chosen.step_ns)) - 1
     parts = {
-        "bubble": Fraction(other.step.bubble),
+        "bubble": other.bubble,
         "tensor-parallel collectives": _tp_share(other),
         "gradient sums": Fraction(max(other.data_parallel_ns), max(1, other.step_ns)),
     }

@@ -12,6 +12,7 @@ from hybrid_runtime.planner.choose_plan import known_rows
 from hybrid_runtime.planner.evaluate import Evaluated, evaluate, with_lookups
 from hybrid_runtime.planner.layout import Layout
 from hybrid_runtime.planner.planned import plan_deployment
+from hybrid_runtime.planner.predicted_step import predicted_step
 from hybrid_runtime.planner.request import model_of, setting_of, space_of
 from hybrid_runtime.schedule.actions import Kind
 from tests.planner.planning import calibration, deployment
@@ -71,3 +72,11 @@ def test_a_tied_weight_lies_whole_on_the_head_s_rank_beside_rows_elsewhere() -> 
     assert apart.memory[0].parameters - rows.memory[0].parameters == whole * 256 // 384
     assert apart.memory[2].parameters == rows.memory[2].parameters  # its rows are the head's own
     assert free.memory[2].parameters - rows.memory[2].parameters == whole * 256 // 384
+
+
+def test_the_bubble_is_what_the_plan_s_ranks_wait() -> None:
+    found = evaluated(pipeline={"schedule": "1f1b", "cuts": CUTS, "embedding_rows": ROWS})
+    file = deployment()
+    ranks = predicted_step(found, model_of(file, calibration(file))).ranks
+    waited = sum(rank.time.idle_ns for rank in ranks)
+    assert float(found.bubble) == pytest.approx(waited / (3 * found.step_ns), abs=1e-6)
