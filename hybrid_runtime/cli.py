@@ -1,6 +1,7 @@
 """The console command `hybrid-runtime`. Thin: every command reads arguments, calls one function, prints, exits.
 
-Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 4 environment or runtime error.
+Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 4 environment or runtime error,
+5 stopped by SIGTERM with a whole checkpoint to go on from.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from hybrid_runtime.cli_convert import convert
 from hybrid_runtime.cli_lone import calibrate, rehearse
 from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json
 from hybrid_runtime.cli_plan import plan
@@ -37,7 +39,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Deploy a tensor x pipeline x data parallel plan, measure every rank, and judge what was promised.\n\n"
-    "Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 4 environment or runtime error.",
+    "Exit codes: 0 all pass, 1 a claim fails, 2 usage or file error, 3 inconclusive, 4 environment or runtime error, "
+    "5 stopped with a whole checkpoint.",
 )
 
 app.add_typer(schedule_app, name="schedule")
@@ -66,6 +69,10 @@ Folder = Annotated[Path | None, typer.Option("--run-folder", help="where to writ
 PlanFile = Annotated[
     Path | None,
     typer.Option("--plan", metavar="PLAN.JSON", help="follow this plan: its degrees, stages, schedule and lists"),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="latest|FOLDER", help="go on from the newest checkpoint of [checkpoint], or from this one"),
 ]
 TensorBoard = Annotated[
     Path | None,
@@ -97,6 +104,7 @@ def run(
     quiet: Quiet = False,
     run_folder: Folder = None,
     plan_file: PlanFile = None,
+    resume: Resume = None,
     tensorboard: TensorBoard = None,
     prometheus: Prometheus = None,
     nodes: Annotated[int, typer.Option(help="machines that take part")] = 1,
@@ -116,7 +124,8 @@ def run(
     rendezvous = Rendezvous(nodes=nodes, node_rank=node_rank, endpoint=rdzv_endpoint, run_id=rdzv_id)
     folder = _folder(run_folder, deployment.name)
     follow = ["--plan", str(plan_file)] if plan_file else []
-    arguments = [str(file), *follow, "--run-folder", str(folder.path)]
+    go_on = ["--resume", resume] if resume else []
+    arguments = [str(file), *follow, *go_on, "--run-folder", str(folder.path)]
     command = torchrun_command(deployment.mesh.world_size, arguments, rendezvous)
     if dry_run:
         print(shlex.join(command))
@@ -129,8 +138,12 @@ def run(
     deployment = _with_telemetry(deployment, tensorboard, prometheus)
     console = _progress_console()
     with _exports(deployment, folder, console, first=rendezvous.is_first) as exports:
-        verdict = run_alone(deployment, folder, rendezvous, console, quiet=quiet, exports=exports, plan=plan)
+        verdict = run_alone(
+            deployment, folder, rendezvous, console, quiet=quiet, exports=exports, plan=plan, resume=resume
+        )
         exports.judged(verdict)
+    if deployment.export is not None and rendezvous.is_first:
+        console.print(f"model: {deployment.export.folder}", markup=False, highlight=False, soft_wrap=True)
     if verdict is None:
         print(f"hybrid-runtime: this machine's ranks are done; the first machine judges the records in {folder.path}")
         return
@@ -286,6 +299,7 @@ app.command()(simulate)
 app.command()(report)
 app.command()(calibrate)
 app.command()(rehearse)
+app.command()(convert)
 
 
 def _refuse_impossible(deployment: Deployment, json_file: str | None) -> None:

@@ -21,10 +21,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
+from hybrid_runtime.deployment_checkpoint import Checkpoint
 from hybrid_runtime.deployment_declared import Declared
-from hybrid_runtime.deployment_errors import CUSTOM, explain, nearest
+from hybrid_runtime.deployment_errors import CUSTOM, explain
+from hybrid_runtime.deployment_export import Export
 from hybrid_runtime.deployment_fields import (
     MAX_RANKS,
     Count,
@@ -35,7 +37,6 @@ from hybrid_runtime.deployment_fields import (
     Fraction01,
     LinkRateText,
     NonNegativeNumber,
-    OptionTable,
     PathText,
     Percent,
     Positive,
@@ -43,85 +44,19 @@ from hybrid_runtime.deployment_fields import (
     SizeText,
     Table,
     given_keys,
-    refuse,
 )
 from hybrid_runtime.deployment_measurement import Measurement
+from hybrid_runtime.deployment_model import Model
 from hybrid_runtime.deployment_search import Search
 from hybrid_runtime.deployment_telemetry import Telemetry
 from hybrid_runtime.deployment_text import read_values
 from hybrid_runtime.errors import DeploymentError, Problem
+from hybrid_runtime.hugging_face_config import shape_from_hugging_face
 from hybrid_runtime.mesh import Mesh
-from hybrid_runtime.shapes import MAX_LAYERS, PRESETS, LlamaShape, shape_from_hugging_face, with_overrides
+from hybrid_runtime.shapes import OVERRIDABLE, PRESETS, LlamaShape, with_overrides
 
 BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
 BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
-
-
-class Model(Table):
-    """Which model: a preset, a Hugging Face folder, or `module:function` returning units; sizes override a preset's."""
-
-    preset: str | None = Field(
-        None, description="name of a built-in shape, e.g. tiny, llama-3-8b, qwen2.5-7b", examples=["tiny"]
-    )
-    hf_config: PathText | None = Field(
-        None, description="a Hugging Face config.json or the folder that holds it", examples=["models/my-llama"]
-    )
-    units: str | None = Field(
-        None,
-        description="your own model: 'module:function' that returns a list of UnitSpec",
-        examples=["my_model:units"],
-    )
-    options: OptionTable = Field(
-        default_factory=dict, description="keyword arguments of your own function", examples=[{"width": 64}]
-    )
-    weights: PathText | None = Field(
-        None, description="folder of safetensors files in Hugging Face names; else random", examples=["models/my-llama"]
-    )
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    vocab_size: Positive | None = Field(None, examples=[32000])
-    hidden_size: Positive | None = Field(None, examples=[256])
-    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] | None = Field(None, examples=[4])
-    num_heads: Positive | None = Field(None, examples=[8])
-    num_kv_heads: Positive | None = Field(None, examples=[8])
-    ffn_size: Positive | None = Field(None, examples=[704])
-    head_dim: Positive | None = Field(None, examples=[32])
-    rope_theta: PositiveNumber | None = Field(None, examples=[10000])
-    norm_eps: PositiveNumber | None = Field(None, examples=["0.00001"])
-    qkv_bias: bool | None = Field(None, examples=[False])
-    tie_embeddings: bool | None = Field(None, examples=[False])
-
-    @classmethod
-    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        sources = [name for name in ("preset", "hf_config", "units") if name in given]
-        sizes = [name for name in LlamaShape.__dataclass_fields__ if name in given]
-        if len(sources) > 1:
-            yield f"has {' and '.join(sources)}, but one model has one source", "keep one of them"
-        if not sources:
-            yield "names no model", 'add one of preset = "tiny", hf_config = "FOLDER" and units = "module:function"'
-        if sources == ["units"] and sizes:
-            yield (
-                f"has {', '.join(sizes)} beside units, which do not use them",
-                "pass sizes to your function by [model.options]",
-            )
-        if sources and "units" not in sources and values.get("options"):
-            yield "has options, which only a function named by units takes", "remove options, or name your function"
-
-    @field_validator("units")
-    @classmethod
-    def _module_and_function(cls, text: str | None) -> str | None:
-        module, _, function = (text or "m:f").partition(":")
-        if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-            raise refuse("is not 'module:function'", "write for example 'my_model:units' for units() in my_model.py")
-        return text
-
-    @field_validator("preset")
-    @classmethod
-    def _known_preset(cls, name: str | None) -> str | None:
-        if name is not None and name not in PRESETS:
-            raise refuse(
-                "is an unknown preset", f"did you mean {nearest(name, PRESETS)!r}? Known are {', '.join(PRESETS)}"
-            )
-        return name
 
 
 class Parallel(Table):
@@ -306,6 +241,17 @@ class Deployment(Table):
     declared: Declared = Declared()
     measurement: Measurement = Measurement()
     telemetry: Telemetry = Telemetry()
+    checkpoint: Checkpoint | None = None
+    export: Export | None = None
+
+    @classmethod
+    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        model = values.get("model")
+        if "export" in given and isinstance(model, Model) and model.units is not None:
+            yield (
+                "has [export], which writes models of the Llama family, and a model of your own units",
+                "leave [export] out: transformers has no such model",
+            )
 
     @property
     def mesh(self) -> Mesh:
@@ -320,7 +266,7 @@ class Deployment(Table):
         """
         if self.model is None or self.model.units is not None:
             return None
-        given = {name: getattr(self.model, name) for name in LlamaShape.__dataclass_fields__}
+        given = {name: getattr(self.model, name) for name in OVERRIDABLE}
         given = {name: float(value) if isinstance(value, Decimal) else value for name, value in given.items()}
         if self.model.preset is not None:
             return with_overrides(PRESETS[self.model.preset], given)
@@ -339,8 +285,12 @@ class Deployment(Table):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical form without [telemetry] and [search]: neither is a part of what runs."""
-        values = self.model_dump(mode="json", exclude={"telemetry", "search"})
+        """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs.
+
+        Without [checkpoint] it is what it was before there was such a table.
+        """
+        left_out = {"telemetry", "search", "export"} | ({"checkpoint"} if self.checkpoint is None else set())
+        values = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

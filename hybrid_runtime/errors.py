@@ -5,8 +5,10 @@
         DeploymentError              the deployment file; holds every problem found in it
         PlanError                    the plan cannot be built or does not fit the file
         RecordsError                 exit code 4: a run folder is damaged, incomplete or edited
+        CheckpointError              exit code 4: a checkpoint is damaged or incomplete
       EnvironmentProblem           exit code 4: the machine lacks something (a GPU, a port, disk space, a package)
       RunError                     exit code 4: a rank failed; names rank, stage, step and action
+        Preempted                    exit code 5: the run was asked to stop, and left a whole checkpoint
 
 `assert` is for the project's own bugs only; whatever a user can cause raises one of these.
 """
@@ -19,13 +21,17 @@ from dataclasses import dataclass
 
 
 class ExitCode(enum.IntEnum):
-    """What every command returns to the shell. Precedence when several apply: 4 > 2 > 1 > 3 > 0."""
+    """What every command returns to the shell. Precedence when several apply: 4 > 2 > 1 > 3 > 0.
+
+    STOPPED means that nothing is lost: run the same command again with `--resume latest`.
+    """
 
     PASS = 0
     FAIL = 1
     USAGE = 2
     INCONCLUSIVE = 3
     ERROR = 4
+    STOPPED = 5
 
 
 class HybridRuntimeError(Exception):
@@ -75,9 +81,21 @@ class RecordsError(UsageError):
     exit_code = ExitCode.ERROR
 
 
+class CheckpointError(UsageError):
+    """A checkpoint is damaged or incomplete."""
+
+    exit_code = ExitCode.ERROR
+
+
 class EnvironmentProblem(HybridRuntimeError):
     """The machine lacks something that the deployment needs."""
 
 
 class RunError(HybridRuntimeError):
     """A rank failed while running; the message names rank, stage, step and action."""
+
+
+class Preempted(RunError):
+    """The run was asked to stop, and left a whole checkpoint to continue from."""
+
+    exit_code = ExitCode.STOPPED

@@ -2,6 +2,7 @@
 
     torchrun --nproc-per-node 6 -m hybrid_runtime.job configs/demo.toml
     torchrun --nproc-per-node 6 -m hybrid_runtime.job configs/demo.toml --plan plan.json      as many ranks as it plans
+    torchrun --nproc-per-node 6 -m hybrid_runtime.job my.toml --resume latest                 go on from a checkpoint
 
 A rank writes down what happened and judges nothing: `hybrid-runtime verify --recheck RUN_FOLDER` does.
 """
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from hybrid_runtime.checkpoint.folders import step_of
+from hybrid_runtime.checkpoint.same_training import Training
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.comm.start import (
     Launch,
@@ -29,6 +32,8 @@ from hybrid_runtime.comm.start import (
 from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
+from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
+from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_orders import Order, expected_steps, orders
@@ -54,9 +59,16 @@ def run_rank(
     launch: Launch,
     turns: Turns | None,
     progress: RankProgress,
+    last_words: LastWords,
     given: Plan | None = None,
+    resumed: Path | None = None,
 ) -> None:
-    """Everything one rank does. `given` is the plan it follows, for which the deployment was resolved."""
+    """Everything one rank does.
+
+    Args:
+        given: the plan it follows, for which the deployment was resolved.
+        resumed: the checkpoint from which the training goes on.
+    """
     device, backend = choose_device(deployment.hardware, launch)
     threads = deployment.hardware.threads_per_rank
     host = settle(launch.local_rank, launch.local_world_size, threads, pin=device.type == "cpu")
@@ -66,6 +78,7 @@ def run_rank(
     costs = model_costs(deployment, specs)
     plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
     source = _open_source(deployment, plan)
+    exported = prepare_export(deployment, launch.rank) if turns is None else None
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
@@ -74,19 +87,25 @@ def run_rank(
         write_whole(folder.plan, plan.to_json())
         write_whole(folder.deployment, deployment.canonical_json())
     with ExitStack() as stack:
-        built = build(deployment, plan, specs, groups)
-        header = describe_rank(deployment, plan, built.units, groups, host, folder)
+        built = build(deployment, plan, specs, groups, weights=resumed is None)
+        training = Training(deployment, plan, specs, groups, len(source))
+        checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
+        header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)
         stack.enter_context(start_sampler(folder.records, header, launch, groups))
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
-        parts = assemble(deployment, plan, groups, built, source, recorder)
+        parts = assemble(deployment, plan, groups, built, source, recorder, checkpoints)
         work = None  # the self-test's matrices must not be in memory while the model's is measured
-        for order in orders(deployment, turns, groups):
+        for order in orders(deployment, turns, groups, checkpoints.trained_before):
             planted = order.purpose == PLANTED
             work = (work or KnownWork(device)) if planted else None
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
             progress.show(order.step, PLANTED if planted else order.phase, loss, numbers)
+            checkpoints.after_step(order.trained + 1, numbers)
+        checkpoints.finish()
         recorder.finish()
+        if exported is not None:
+            export(exported, deployment, built.units, groups)
         groups.barrier()
 
 
@@ -107,7 +126,7 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     Returns:
         The mean loss over the global batch, and every rank's numbers (`job_progress.RankNumbers`).
     """
-    groups, recorder, update = parts.groups, parts.recorder, parts.update
+    groups, recorder, update, checkpoints = parts.groups, parts.recorder, parts.update, parts.checkpoints
     groups.barrier()
     order.begin(recorder)
     norm = None
@@ -126,7 +145,13 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     summary = recorder.close_window()
     loss_here = [0.0, 0.0] if loss_sum is None else [1.0, loss_sum.item()]
     grad_norm = None if norm is None else norm.item()
-    mine = rank_numbers(summary, recorder.memory_bytes, grad_norm)
+    mine = rank_numbers(
+        summary,
+        recorder.memory_bytes,
+        grad_norm,
+        written_step=checkpoints.written_step,
+        asked_to_stop=checkpoints.asked_to_stop,
+    )
     everyone = groups.gather_numbers([*loss_here, *mine])
     loss = _mean_loss(everyone, parts.plan)
     recorder.end_step(
@@ -163,9 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         last_words.mesh = deployment.mesh
         folder = _run_folder(options, deployment, launch)
         last_words.begin(folder)
+        resumed = _resumed(options, deployment)
         turns = None if options.turns is None else Turns(Path(options.turns), options.side)
-        with _progress(options, deployment, launch, folder) as progress:
-            run_rank(deployment, folder, launch, turns, progress, given)
+        with _progress(options, deployment, launch, folder, resumed) as progress:
+            run_rank(deployment, folder, launch, turns, progress, last_words, given, resumed)
     except (Exception, KeyboardInterrupt) as problem:
         return last_words.say(problem)
     if launch.rank == 0 and not options.launched:
@@ -179,6 +205,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("file", help="deployment file")
     parser.add_argument("--plan", help="plan.json to follow: degrees, stages and lists are the plan's")
+    parser.add_argument("--resume", help="'latest', or a checkpoint: the training goes on from there")
     parser.add_argument("--run-folder", help="where to write; default: runs/<name>-<time>")
     parser.add_argument("--turns", help="folder in which candidate and baseline take turns")
     parser.add_argument("--side", default=CANDIDATE, help="its name in that folder")
@@ -207,7 +234,16 @@ def _refuse_wrong_world(deployment: Deployment, launch: Launch) -> None:
         )
 
 
-def _progress(options: argparse.Namespace, deployment: Deployment, launch: Launch, folder: RunFolder) -> RankProgress:
+def _resumed(options: argparse.Namespace, deployment: Deployment) -> Path | None:
+    """The checkpoint to go on from, if any; a run that torchrun restarts goes on from its own newest one."""
+    if options.turns is not None:
+        return None
+    return choose_checkpoint(deployment, options.resume, restarted=_restart() != "0")
+
+
+def _progress(
+    options: argparse.Namespace, deployment: Deployment, launch: Launch, folder: RunFolder, resumed: Path | None
+) -> RankProgress:
     assert deployment.batch is not None
     return RankProgress(
         folder,
@@ -215,7 +251,12 @@ def _progress(options: argparse.Namespace, deployment: Deployment, launch: Launc
         replicas=deployment.mesh.dp_degree,
         exports=Exports() if options.launched else _exports(deployment, launch, folder),
         side=options.side,
-        steps=expected_steps(deployment, options.side, alternating=options.turns is not None),
+        steps=expected_steps(
+            deployment,
+            options.side,
+            alternating=options.turns is not None,
+            trained=step_of(resumed) if resumed else 0,
+        ),
         tokens_per_step=deployment.batch.global_batch_size * deployment.batch.sequence_length,
         terminal=not options.launched,
         quiet=options.quiet,
@@ -230,18 +271,26 @@ def _exports(deployment: Deployment, launch: Launch, folder: RunFolder) -> Expor
 
 
 def _run_folder(options: argparse.Namespace, deployment: Deployment, launch: Launch) -> RunFolder:
-    """The given folder, or one that every rank derives alike: from torchrun's run id and its parent process."""
+    """The given folder, or one that every rank derives alike: from torchrun's run id and its parent process.
+
+    A run that torchrun has restarted writes into a folder of its own, for its records begin anew.
+    """
     if options.run_folder is None and launch.world_size == 1:
         return new_run_folder(deployment.name).create()
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    restart = _restart()
     if options.run_folder is not None:
-        folder = RunFolder(Path(options.run_folder))
+        path = Path(options.run_folder)
+        folder = RunFolder(path if restart == "0" else path.with_name(f"{path.name}-restart{restart}"))
     else:
         _refuse_no_folder(launch)
         folder = RunFolder(Path("runs") / _name_for_all(deployment, restart))
-    if restart == "0":
-        folder.refuse_used()
+    folder.refuse_used()
     return folder.create()
+
+
+def _restart() -> str:
+    """How often torchrun has started this run again."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def _refuse_no_folder(launch: Launch) -> None:

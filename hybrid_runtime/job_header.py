@@ -17,6 +17,7 @@ from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.comm.start import Launch
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.git_state import git_state
+from hybrid_runtime.job_checkpoints import Checkpoints
 from hybrid_runtime.launches import Launches, note_launch
 from hybrid_runtime.models.flops import flops
 from hybrid_runtime.plan import Plan
@@ -32,10 +33,16 @@ from hybrid_runtime.telemetry.secrets import hidden_words
 
 
 def describe_rank(
-    deployment: Deployment, plan: Plan, units: Mapping[str, nn.Module], groups: Groups, host: Host, folder: RunFolder
+    deployment: Deployment,
+    plan: Plan,
+    units: Mapping[str, nn.Module],
+    groups: Groups,
+    host: Host,
+    folder: RunFolder,
+    checkpoints: Checkpoints | None = None,
 ) -> Header:
     """Every rank calls this: devices and clocks can only be described together. Rank 0 notes the launch."""
-    place, device = groups.place, groups.device
+    place, device, checkpoints = groups.place, groups.device, checkpoints or Checkpoints()
     gpu = find_gpu(device.index or 0) if device.type == "cuda" else None
     found = cast("list[Found]", groups.gather_objects(Found(host, gpu, telemetry_host.cpu_name())))
     offset = measure_offset(place.rank, [rank.host.name for rank in found], group=groups.control)
@@ -63,12 +70,13 @@ def describe_rank(
         versions=telemetry_host.versions(),
         environment=telemetry_host.environment(),
         machine=machine() if first_here else {},
-        launch=_launch(first_here, launches),
+        launch=_launch(first_here, launches, checkpoints),
         earlier_launches=launches.same,
+        trained_before=checkpoints.trained_before,
     )
 
 
-def _launch(first_here: bool, launches: Launches) -> dict[str, str]:
+def _launch(first_here: bool, launches: Launches, checkpoints: Checkpoints) -> dict[str, str]:
     """How this rank was started and from what code; asking git is left to one rank per host."""
     command = {"command": shlex.join(hidden_words(sys.orig_argv))}
     if not first_here:
@@ -78,6 +86,7 @@ def _launch(first_here: bool, launches: Launches) -> dict[str, str]:
         "working directory": str(Path.cwd()),
         "git commit of the working directory": git_state(Path.cwd()),
         "earlier launches of this name with other settings": f"n/a: {others}" if launches.unknown else others,
+        **({"resumed from": str(checkpoints.resumed_from)} if checkpoints.resumed_from else {}),
     }
 
 

@@ -3,6 +3,7 @@
     an exception              rank 3 (dp 0, pp 1, tp 1), stage 1, step 7, 1B5, unit 2.mlp: ValueError: ...
     another rank ended        rank 2 (...), stage 1, step 7, 1RECV_F6: lost the connection to another rank, ...
     torchrun stops it         rank 0 (...), stage 0, step 7, 0B4: stopped by SIGTERM
+    told to leave in time     stopped by SIGTERM after step 7 of 100; checkpoints/x/step-00000007 is whole: ...
 
 The traceback goes into a file beside the sentence. What the rank was doing comes from its own status file, so the
 sentence is the same that `hybrid-runtime` finds for a rank that was killed and could say nothing.
@@ -11,6 +12,7 @@ sentence is the same that `hybrid-runtime` finds for a rank that was killed and 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -21,7 +23,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from hybrid_runtime.comm.start import Launch
-from hybrid_runtime.errors import HybridRuntimeError, RunError, UsageError
+from hybrid_runtime.errors import HybridRuntimeError, Preempted, RunError, UsageError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.run_folder import Failure, RunFolder, write_failure
 from hybrid_runtime.telemetry.status import whereabouts
@@ -36,12 +38,16 @@ class LastWords:
 
     Attributes:
         folder, mesh: None until they are known.
+        grace_s: what SIGTERM leaves the rank to finish its step, write a checkpoint and leave by itself; 0: nothing.
+        asked_to_stop: SIGTERM has come, and the grace runs.
     """
 
     def __init__(self) -> None:
         self.launch = Launch(0, 0, 1, 1)
         self.mesh: Mesh | None = None
         self.folder: RunFolder | None = None
+        self.grace_s = 0
+        self.asked_to_stop = False
 
     def begin(self, folder: RunFolder) -> None:
         """The run folder is known: what an earlier attempt of this rank left there is no longer true."""
@@ -57,12 +63,13 @@ class LastWords:
         if self.folder is not None:
             failure = Failure(self.launch.rank, message, code, time.monotonic_ns(), lost_peer)
             write_failure(self.folder, failure, "".join(traceback.format_exception(problem)))
-        if self.launch.local_rank == 0 or _in_the_run():  # before that, every rank finds the same
+        alike = isinstance(problem, Preempted) or not _in_the_run()  # every rank says the same
+        if self.launch.local_rank == 0 or not alike:
             print(f"hybrid_runtime: {message}", file=sys.stderr, flush=True)
         return code
 
     def watch_signals(self) -> None:
-        """From now on SIGTERM and SIGINT end this process at once, with a sentence.
+        """From now on SIGTERM and SIGINT end this process, with a sentence: at once, or SIGTERM when the grace is over.
 
         Python's own handlers run between two bytecodes of the main thread, which may be waiting in C for a rank that
         will never answer; the wake-up pipe is written at once, and a thread waits for it.
@@ -76,8 +83,15 @@ class LastWords:
 
     def _stop(self, read_end: int) -> None:
         number = signal.Signals(os.read(read_end, 1)[0])
+        if number == signal.SIGTERM and self.grace_s and not self._another_failed():
+            self.asked_to_stop = True
+            select.select([read_end], [], [], self.grace_s)  # a second signal ends the waiting
         print(f"hybrid_runtime: {self._where()}: stopped by {number.name}", file=sys.stderr, flush=True)
         os._exit(128 + number)
+
+    def _another_failed(self) -> bool:
+        """Then torchrun stops the others because of it, and they cannot finish a step together."""
+        return self.folder is not None and any(self.folder.failures.glob("rank*.json"))
 
     def _where(self) -> str:
         return whereabouts(Path() if self.folder is None else self.folder.status, self.mesh, self.launch.rank)
@@ -86,7 +100,7 @@ class LastWords:
         text = str(problem) if isinstance(problem, UsageError) else _first_line(problem)
         if not isinstance(problem, HybridRuntimeError):
             text = f"{type(problem).__name__}: {text}"
-        elif not _in_the_run() or text.startswith(f"rank {self.launch.rank} "):
+        elif not _in_the_run() or isinstance(problem, Preempted) or text.startswith(f"rank {self.launch.rank} "):
             return text
         return f"{self._where()}: {text}"
 

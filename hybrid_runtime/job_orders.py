@@ -3,6 +3,8 @@
 turn    block 0, 20 steps, all unjudged    block 1, planted     block 2, 1 unjudged + 10     ...
 step    0  1  2 ... 19                     20 ... 139           140 ... 150
 trained 0  1  2 ... 19                     -                    20 ... 30                  what the model has seen
+
+A run that resumes a checkpoint has records of its own, from step 0 with a warm-up; `trained` goes on, to the same end.
 """
 
 from __future__ import annotations
@@ -41,10 +43,14 @@ class Order(NamedTuple):
         recorder.begin_step(self.step, block=self.block, phase=self.phase, purpose=self.purpose, ledger=self.watch)
 
 
-def orders(deployment: Deployment, turns: Turns | None, groups: Groups) -> Iterator[Order]:
-    """All steps of a rank, waiting for this side's turn where there are any; every rank calls it."""
-    step = trained = 0
-    for turn in _given(turns, groups, deployment.measurement.timeout_s) if turns else plain_turns(deployment):
+def orders(deployment: Deployment, turns: Turns | None, groups: Groups, trained: int = 0) -> Iterator[Order]:
+    """All steps of a rank, waiting for this side's turn where there are any; every rank calls it.
+
+    Args:
+        trained: steps that the model was trained before.
+    """
+    step = 0
+    for turn in _given(turns, groups, deployment.measurement.timeout_s) if turns else plain_turns(deployment, trained):
         for k in range(turn.steps):
             phase: Literal["warmup", "measure"] = "warmup" if k < turn.unjudged_steps else "measure"
             watch = turn.block == 0 and 0 < step <= LEDGER_STEPS and phase == "warmup"
@@ -57,12 +63,13 @@ def orders(deployment: Deployment, turns: Turns | None, groups: Groups) -> Itera
                 turns.done(turn.block)
 
 
-def plain_turns(deployment: Deployment) -> Iterator[Turn]:
-    """A plain run: warm-up, then one long block."""
-    warmup = min(deployment.measurement.warmup_steps, deployment.workload.steps)
+def plain_turns(deployment: Deployment, trained: int = 0) -> Iterator[Turn]:
+    """A plain run, or what is left of one: warm-up, then one long block."""
+    steps = deployment.workload.steps - trained
+    warmup = min(deployment.measurement.warmup_steps, steps)
     yield Turn(CANDIDATE, 0, TRACE, warmup, warmup)
-    if warmup < deployment.workload.steps:
-        yield Turn(CANDIDATE, 1, TRACE, 0, deployment.workload.steps - warmup)
+    if warmup < steps:
+        yield Turn(CANDIDATE, 1, TRACE, 0, steps - warmup)
 
 
 def _given(turns: Turns, groups: Groups, timeout_s: float) -> Iterator[Turn]:
@@ -81,10 +88,10 @@ def _given(turns: Turns, groups: Groups, timeout_s: float) -> Iterator[Turn]:
         block += 1
 
 
-def expected_steps(deployment: Deployment, side: str, *, alternating: bool) -> int:
+def expected_steps(deployment: Deployment, side: str, *, alternating: bool, trained: int = 0) -> int:
     """How many steps a side will do at least, for the progress bar: undecided claims may ask for more."""
     if not alternating:
-        return sum(turn.steps for turn in plain_turns(deployment))
+        return sum(turn.steps for turn in plain_turns(deployment, trained))
     measurement = deployment.measurement
     of_block = measurement.settle_steps + measurement.block_steps
     per_round = 2 if side == CANDIDATE else 1

@@ -13,6 +13,7 @@ from hybrid_runtime.comm.groups import Backend, Groups, join_groups
 from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.data.tokens import TokenSource
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.job_checkpoints import Checkpoints
 from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.unit import BuildContext, UnitSpec, sharded_specs, specs_of
 from hybrid_runtime.pipeline.build import (
@@ -41,6 +42,7 @@ class Built:
     units: dict[str, nn.Module]
     update: Update | None
     ledger: ByteLedger
+    random: RandomStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Parts:
     batches: Batches
     recorder: NullRecorder
     plan: Plan
+    checkpoints: Checkpoints
 
 
 def join_mesh(
@@ -70,37 +73,49 @@ def join_mesh(
     )
 
 
-def build(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], groups: Groups) -> Built:
+def build(
+    deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], groups: Groups, *, weights: bool = True
+) -> Built:
     """The units this rank owns, with gradients and optimizer; every rank calls this.
 
     The learning-rate schedule has the length of a plain run, for candidate and baseline alike.
+
+    Args:
+        weights: load the deployment's; False where a checkpoint is about to replace them.
     """
     assert deployment.model is not None
     place, seed = groups.place, deployment.workload.seed
     names = [name for stage in plan.stages_of(place.pp) for name in stage.units]
     names += [piece for piece in plan.embedding_pieces[place.pp : place.pp + 1] if piece]
+    random = RandomStates(derived_seed(seed, "random", place.dp, place.pp), groups.tp, groups.device)
     context = BuildContext(
         tp=groups.tp,
         sequence_parallel=plan.sequence_parallel,
         device=groups.device,
         dtype=getattr(torch, deployment.model.dtype),
         seed=seed,
-        random=RandomStates(derived_seed(seed, "random", place.dp, place.pp), groups.tp, groups.device),
+        random=random,
     )
     mine = specs_of(names, sharded_specs(specs, plan.embedding_pieces, place.pp))
-    units = build_units(mine, context, weights=deployment.model.weights)
+    units = build_units(mine, context, weights=deployment.model.weights if weights else None)
     tied = share_tied(find_tie(plan, specs), units, groups)
     update = None
     if plan.workload == "train":
         update = Update(units, groups, deployment.optimizer, steps=deployment.workload.steps, tied=tied)
     parameters = [parameter for unit in units.values() for parameter in unit.parameters()]
-    return Built(units, update, ByteLedger(parameters, update.optimizer if update else None))
+    return Built(units, update, ByteLedger(parameters, update.optimizer if update else None), random)
 
 
 def assemble(
-    deployment: Deployment, plan: Plan, groups: Groups, built: Built, source: TokenSource, recorder: NullRecorder
+    deployment: Deployment,
+    plan: Plan,
+    groups: Groups,
+    built: Built,
+    source: TokenSource,
+    recorder: NullRecorder,
+    checkpoints: Checkpoints | None = None,
 ) -> Parts:
-    """Executor and batches around what was built."""
+    """Executor and batches around what was built; without checkpoints, none are written."""
     executor = Executor(
         parse_actions(plan.actions[groups.place.pp]),
         build_stages(plan, groups.place.pp, built.units),
@@ -121,4 +136,4 @@ def assemble(
         seed=deployment.workload.seed,
         device=groups.device,
     )
-    return Parts(groups, executor, built.update, batches, recorder, plan)
+    return Parts(groups, executor, built.update, batches, recorder, plan, checkpoints or Checkpoints())

@@ -33,6 +33,8 @@ class RankNumbers(NamedTuple):
 
     Attributes:
         grad_norm: the global one, the same on every rank.
+        written_step: of the newest checkpoint of which the rank's file is on the disk.
+        asked_to_stop: 1 once the rank was told to write a checkpoint and leave.
     """
 
     busy_ns: float
@@ -40,11 +42,20 @@ class RankNumbers(NamedTuple):
     window_ns: float
     memory_bytes: float
     grad_norm: float
+    written_step: float = _UNKNOWN
+    asked_to_stop: float = 0
 
 
-def rank_numbers(summary: StepSummary, memory_bytes: int | None, grad_norm: float | None) -> RankNumbers:
+def rank_numbers(
+    summary: StepSummary,
+    memory_bytes: int | None,
+    grad_norm: float | None,
+    *,
+    written_step: int = -1,
+    asked_to_stop: bool = False,
+) -> RankNumbers:
     """This rank's numbers of the step that `summary` is of."""
-    given = (summary.busy_ns, summary.wait_ns, summary.window_ns, memory_bytes, grad_norm)
+    given = (summary.busy_ns, summary.wait_ns, summary.window_ns, memory_bytes, grad_norm, written_step, asked_to_stop)
     return RankNumbers(*(_UNKNOWN if number is None else float(number) for number in given))
 
 

@@ -96,8 +96,11 @@ def _refuse_incomplete(rendezvous: Rendezvous) -> None:
 class Launched:
     """One running side (on several machines: this machine's part of it)."""
 
-    def __init__(self, folder: RunFolder, process: subprocess.Popen[bytes], mesh: Mesh, log: Path) -> None:
+    def __init__(
+        self, folder: RunFolder, process: subprocess.Popen[bytes], mesh: Mesh, log: Path, grace_s: float = 0
+    ) -> None:
         self.folder = folder
+        self._grace_s = grace_s
         self._process = process
         self._mesh = mesh
         self._log = log
@@ -116,15 +119,15 @@ class Launched:
             raise self._explained(code)
 
     def stop(self) -> None:
-        """Ends torchrun and every rank, now."""
+        """Ends torchrun and every rank: now, or when they had the time to write the checkpoint they are told to."""
         if not self.is_running():
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(0 if self._is_stuck() else _CLOSE_S)
+            self._process.wait(0 if self._is_stuck() else _CLOSE_S + self._grace_s)
         except subprocess.TimeoutExpired:
             # Every rank has a session of its own, so there is no group to kill; parents go last.
-            for pid in [*_descendants(self._process.pid), self._process.pid]:
+            for pid in [*descendants(self._process.pid), self._process.pid]:
                 _kill(pid)
             self._process.wait()
 
@@ -182,7 +185,8 @@ def start(
             env=_environment(deployment, rendezvous),
             start_new_session=True,  # Ctrl-C reaches this process only; it then stops the ranks in order
         )
-    return Launched(folder, process, deployment.mesh, log_path)
+    grace_s = deployment.checkpoint.grace_s if deployment.checkpoint else 0
+    return Launched(folder, process, deployment.mesh, log_path, grace_s)
 
 
 def _environment(deployment: Deployment, rendezvous: Rendezvous) -> dict[str, str]:
@@ -221,15 +225,15 @@ def _ended_ranks(log: Path) -> list[tuple[int, int]]:
     return [(int(rank), int(code)) for rank, code in _ENDED.findall(text)]
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    """Processes below one, deepest first; none where the system has no /proc."""
+def descendants(pid: int) -> Iterator[int]:
+    """Processes below one, deepest first; none where the system has no /proc, or when it has ended."""
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = [int(child) for child in task.read_text().split()]
         except OSError:  # the thread has just ended
             continue
         for child in children:
-            yield from _descendants(child)
+            yield from descendants(child)
             yield child
 
 

@@ -32,22 +32,25 @@ def run_alone(
     quiet: bool,
     exports: Exports | None = None,
     plan: Plan | None = None,
+    resume: str | None = None,
 ) -> Verdict | None:
     """Runs the candidate only; claims that need a baseline stay INCONCLUSIVE(not_measured).
 
     Args:
         plan: what the ranks follow, for which `deployment` was resolved (`planner.given`); None lets them plan.
+        resume: 'latest' or a checkpoint, from which the training goes on.
 
     Of several machines, which share the run folder, the first shows the progress and judges; the others return None.
 
     Raises:
         RunError: a rank failed; names rank, stage, step and action.
+        Preempted: stopped, with a checkpoint to go on from.
     """
     _prepare(folder, deployment, rendezvous, plan)
     shown_on = console if rendezvous.is_first else None
     with (
         ProgressFollower([folder], shown_on, quiet=quiet, exports=exports) as view,
-        Sides(deployment, folder, view.update, planned=plan is not None) as sides,
+        Sides(deployment, folder, view.update, planned=plan is not None, resume=resume) as sides,
     ):
         sides.start_candidate(rendezvous, in_turns=False)
         sides.wait()

@@ -102,6 +102,7 @@ class Header(_Record):
         launch: command line, working directory and its git commit, and which launches came before; command line alone
             on ranks other than a host's first.
         earlier_launches: run folders of exactly this deployment that were launched before beside this one (rank 0).
+        trained_before: steps that the model had been trained when this run began: those of the checkpoint it resumed.
     """
 
     type: Literal["header"] = "header"
@@ -128,6 +129,7 @@ class Header(_Record):
     machine: dict[str, str] = {}
     launch: dict[str, str] = {}
     earlier_launches: tuple[str, ...] = ()
+    trained_before: int = 0
 
 
 class Memory(_Record):

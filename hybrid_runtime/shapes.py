@@ -1,4 +1,4 @@
-"""The shape of a Llama-family model: sizes only, no tensors. Presets, Hugging Face `config.json`, and the unit names.
+"""The shape of a Llama-family model: sizes only, no tensors. Presets, and the unit names.
 
 A model is a flat list of *units*; a pipeline stage is a slice of that list. For a model of two layers:
 
@@ -7,25 +7,36 @@ A model is a flat list of *units*; a pipeline stage is a slice of that list. For
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hybrid_runtime.errors import UsageError
+
+class RopeScaling(NamedTuple):
+    """Llama 3.1's rotary positions for longer sequences: slow rotations get slower by `factor`, fast ones stay.
+
+    A rotation is slow if it turns at most `low_freq_factor` times in `original_length` positions, and fast if at least
+    `high_freq_factor` times; between them the factor fades.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaShape:
-    """Sizes of a Llama, Qwen2 or Mistral decoder.
+    """Sizes of a Llama, Mistral, Qwen2 or Qwen3 decoder.
 
     Attributes:
         hidden_size: width H of the carry between units.
         ffn_size: intermediate width of the gated MLP.
         num_kv_heads: key/value heads; fewer than `num_heads` is grouped-query attention.
         head_dim: width of one head; usually hidden_size / num_heads.
+        rope_scaling: Llama 3.1's; None for plain rotary positions.
         qkv_bias: Qwen2's biases on query, key and value.
+        qk_norm: Qwen3's norms of every query and key head, with weights that all heads share.
         tie_embeddings: the head uses the embedding's weight.
     """
 
@@ -37,8 +48,10 @@ class LlamaShape:
     ffn_size: int
     head_dim: int
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     qkv_bias: bool = False
+    qk_norm: bool = False
     tie_embeddings: bool = False
 
     @property
@@ -48,6 +61,11 @@ class LlamaShape:
     @property
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def attention_parts(self) -> int:
+        """Between how many parts attention may be cut: key/value heads, unless all heads share the weights of norms."""
+        return 1 if self.qk_norm else self.num_kv_heads
 
     def unit_names(self) -> tuple[str, ...]:
         layers = [name for k in range(self.num_layers) for name in (f"{k}.attn", f"{k}.mlp")]
@@ -75,14 +93,31 @@ PRESETS: Mapping[str, LlamaShape] = {
     "tinyllama-1.1b": _llama(32_000, 2048, 22, 32, 4, 5632),
     "llama-2-7b": _llama(32_000, 4096, 32, 32, 32, 11_008),
     "llama-3-8b": _llama(128_256, 4096, 32, 32, 8, 14_336, rope_theta=500_000.0),
+    "llama-3.1-8b": _llama(
+        128_256, 4096, 32, 32, 8, 14_336, rope_theta=500_000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192)
+    ),
     "llama-3-70b": _llama(128_256, 8192, 80, 64, 8, 28_672, rope_theta=500_000.0),
     "qwen2.5-0.5b": _llama(
         151_936, 896, 24, 14, 2, 4864, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, tie_embeddings=True
     ),
     "qwen2.5-7b": _llama(152_064, 3584, 28, 28, 4, 18_944, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True),
+    "qwen3-0.6b": _llama(
+        151_936,
+        1024,
+        28,
+        16,
+        8,
+        3072,
+        head_dim=128,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        qk_norm=True,
+        tie_embeddings=True,
+    ),
+    "qwen3-8b": _llama(151_936, 4096, 36, 32, 8, 12_288, rope_theta=1e6, norm_eps=1e-6, qk_norm=True),
 }
 
-OVERRIDABLE = tuple(name for name in LlamaShape.__dataclass_fields__)
+OVERRIDABLE = tuple(name for name in LlamaShape.__dataclass_fields__ if name != "rope_scaling")  # keys of [model]
 
 
 def with_overrides(shape: LlamaShape, overrides: Mapping[str, Any]) -> LlamaShape:
@@ -98,81 +133,3 @@ def with_overrides(shape: LlamaShape, overrides: Mapping[str, Any]) -> LlamaShap
 
 
 MAX_LAYERS = 1000  # a bound for typing errors; the largest published Llama has 126
-_MAX_SIZE = 10**9
-_SUPPORTED = {"llama": False, "mistral": False, "qwen2": True}  # model_type -> biases on q, k and v
-
-
-def shape_from_hugging_face(path: Path) -> LlamaShape:
-    """Reads a Hugging Face `config.json` (the file, or a folder that holds it).
-
-    Raises:
-        UsageError: the file is missing, not JSON, lacks a size, or describes a model that is not of the Llama family.
-    """
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UsageError(f"{file}: cannot be read ({problem.strerror}); name a config.json or its folder") from None
-    except (ValueError, RecursionError) as problem:
-        raise UsageError(f"{file}: is not JSON ({problem}); download the file again") from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in _SUPPORTED:
-        raise UsageError(f"{file}: model_type {kind!r} is not supported; supported are {', '.join(_SUPPORTED)}")
-    _refuse_other_models(file, config)
-    heads = _size(file, config, "num_attention_heads")
-    return _llama(
-        _size(file, config, "vocab_size"),
-        _size(file, config, "hidden_size"),
-        _size(file, config, "num_hidden_layers", limit=MAX_LAYERS),
-        heads,
-        _size(file, config, "num_key_value_heads", heads),
-        _size(file, config, "intermediate_size"),
-        head_dim=_size(file, config, "head_dim", _size(file, config, "hidden_size") // heads),
-        rope_theta=_number(file, config, "rope_theta", _number(file, _rope(config), "rope_theta", 10_000.0)),
-        norm_eps=_number(file, config, "rms_norm_eps", 1e-5),
-        qkv_bias=_SUPPORTED[kind],
-        tie_embeddings=config.get("tie_word_embeddings") is True,
-    )
-
-
-def _refuse_other_models(file: Path, config: Mapping[str, Any]) -> None:
-    """Features that change the mathematics are refused: a model that runs and is a different one helps nobody."""
-    sliding = config.get("use_sliding_window", config["model_type"] == "mistral") and config.get("sliding_window")
-    unsupported = {
-        "rope_scaling": _rope_type(config.get("rope_scaling")) != "default",
-        "rope_parameters": _rope_type(_rope(config)) != "default",
-        "attention_bias": bool(config.get("attention_bias")),
-        "mlp_bias": bool(config.get("mlp_bias")),
-        "hidden_act": config.get("hidden_act", "silu") != "silu",
-        "sliding_window": bool(sliding),
-    }
-    for feature, found in unsupported.items():
-        if found:
-            raise UsageError(f"{file}: {feature} = {config.get(feature)!r} is not supported; use a model without it")
-
-
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = config.get("rope_parameters")
-    return found if isinstance(found, dict) else {}
-
-
-def _rope_type(scaling: object) -> object:
-    if not isinstance(scaling, dict):
-        return "default" if scaling is None else scaling
-    return scaling.get("rope_type", scaling.get("type", "default"))
-
-
-def _size(file: Path, config: Mapping[str, Any], name: str, default: int | None = None, limit: int = _MAX_SIZE) -> int:
-    value = config.get(name)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise UsageError(f"{file}: {name} = {value!r:.40} must be a whole number from 1 to {limit}; mend the file")
-    return value
-
-
-def _number(file: Path, config: Mapping[str, Any], name: str, default: float) -> float:
-    value = config.get(name)
-    value = default if value is None else value
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _MAX_SIZE:
-        raise UsageError(f"{file}: {name} = {value!r:.40} must be a number above 0; mend the file")
-    return float(value)

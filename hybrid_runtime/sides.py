@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 
 from hybrid_runtime.deployment import BaselineKind, Deployment
-from hybrid_runtime.errors import PlanError, RunError
+from hybrid_runtime.errors import ExitCode, PlanError, Preempted, RunError
 from hybrid_runtime.launcher import Launched, Rendezvous, start
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import baseline_deployment, make_plan
-from hybrid_runtime.run_folder import RunFolder, write_whole
+from hybrid_runtime.run_folder import RunFolder, read_failures, write_whole
 from hybrid_runtime.turns import BASELINE, CANDIDATE
 from hybrid_runtime.verdict import Outcome
 from hybrid_runtime.verifier.static import static_checks
@@ -32,15 +32,23 @@ class Sides:
         folder: of the run, which is the candidate's.
         on_tick: called some ten times a second while something is waited for.
         planned: the candidate follows the plan that lies in its folder.
+        resume: from which checkpoint the candidate goes on.
     """
 
     def __init__(
-        self, deployment: Deployment, folder: RunFolder, on_tick: Callable[[], None], *, planned: bool = False
+        self,
+        deployment: Deployment,
+        folder: RunFolder,
+        on_tick: Callable[[], None],
+        *,
+        planned: bool = False,
+        resume: str | None = None,
     ) -> None:
         self._deployment = deployment
         self._folder = folder
         self._on_tick = on_tick
         self._planned = planned
+        self._resume = resume
         self._running: dict[str, Launched] = {}
         self._timeout_s = deployment.measurement.timeout_s
         self._deadline_s = time.monotonic() + self._timeout_s
@@ -55,6 +63,15 @@ class Sides:
     ) -> None:
         for side in self._running.values():
             side.stop()
+        if isinstance(value, RunError):
+            self._say_what_is_whole(value)
+
+    def _say_what_is_whole(self, problem: RunError) -> None:
+        """Ranks that were given the time left a checkpoint, which is better news than that they were stopped."""
+        left = [failure for side in self._running.values() for failure in read_failures(side.folder)]
+        words = [failure.message for failure in left if failure.exit_code == ExitCode.STOPPED]
+        if words:
+            raise Preempted(words[0]) from problem
 
     def __contains__(self, name: str) -> bool:
         return name in self._running
@@ -64,6 +81,8 @@ class Sides:
         arguments = self._turn_arguments(CANDIDATE) if in_turns else []
         if self._planned:
             arguments += ["--plan", str(self._folder.plan_of_node(rendezvous.node_rank))]
+        if self._resume is not None:
+            arguments += ["--resume", self._resume]
         self._running[CANDIDATE] = start(self._folder, self._deployment, rendezvous, arguments)
 
     def start_baseline(self, kind: BaselineKind | None = None) -> str | None:

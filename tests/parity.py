@@ -157,10 +157,10 @@ def _whole_gradients(units: dict[str, nn.Module], local: dict[str, Tensor], grou
 
 
 def _joined(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Pieces of a unit under the unit's name: each is zero where the others are."""
+    """Pieces of a unit under the unit's name: each is zero where the others are. Rows are left to `joined_rows`."""
     whole: dict[str, Tensor] = {}
     for name, gradient in gradients.items():
-        unit = re.sub(r"\[\d+:\d+\]", "", name)
+        unit = name if name.startswith("embedding[") else re.sub(r"\[\d+:\d+\]", "", name)
         whole[unit] = whole[unit] + gradient if unit in whole else gradient
     return whole
 

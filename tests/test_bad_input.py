@@ -259,6 +259,16 @@ JOBS = [
     Job("unit returns a tensor", units("returns_a_tensor"), USAGE, ("unit 'head'", "a tuple of tensors")),
     Job("weights missing", lambda folder: {"model": {"weights": "/no/such"}}, USAGE,
          ("/no/such", "is not a folder; model.weights")),
+    Job("export exists", lambda folder: {"export": {"folder": str(folder)}}, USAGE,
+         ("already exists; name another folder",)),
+    Job("export of nothing transformers has", lambda folder: {"model": {"qkv_bias": True, "qk_norm": True},
+         "export": {"folder": str(folder / "new")}}, USAGE, ("qkv_bias and qk_norm cannot be exported",)),
+    Job("export on a full disk", lambda folder: {"model": {"ffn_size": 10**8, "num_layers": 1000}, "export":
+         {"folder": str(folder / "new")}}, ERROR, ("GB are to be written and", "free on the disk")),
+    Job("checkpoints cannot be written", lambda folder: {"checkpoint": {"folder": "/proc/x"}}, ERROR,
+         ("checkpoint.folder = '/proc/x' cannot be written", "name another folder")),
+    Job("checkpoints of nothing", lambda folder: {"workload": {"kind": "forward"}, "checkpoint": {"folder": "x"}},
+         USAGE, ("[checkpoint]: a workload of kind 'forward' trains nothing", "workload.kind")),
     Job("folder used", lambda folder: {}, USAGE, ("already holds the records", "--run-folder")),
 ]  # fmt: skip
 

@@ -51,6 +51,18 @@ def test_where_figures_go_is_no_part_of_what_is_compared(tmp_path: Path) -> None
         assert again.telemetry == telling.telemetry
 
 
+def test_a_file_without_checkpoints_keeps_its_fingerprint(tmp_path: Path) -> None:
+    """So that runs are judged again that were made before there were any."""
+    plain = load_deployment(write(tmp_path, 'name = "a"'))
+    old = write(tmp_path, plain.canonical_json().replace('"checkpoint": null, ', ""), "old.json")
+    assert "checkpoint" not in old.read_text()
+    assert load_deployment(old).fingerprint == plain.fingerprint
+    kept = load_deployment(write(tmp_path, 'name = "a"\n[checkpoint]\nfolder = "c"'))
+    assert kept.checkpoint is not None
+    assert kept.checkpoint.every == 100
+    assert kept.fingerprint != plain.fingerprint
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_configs_survive_the_canonical_form(path: Path, tmp_path: Path) -> None:
     deployment = load_deployment(path)

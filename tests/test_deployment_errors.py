@@ -98,8 +98,11 @@ from tests.deployment_files import problem, problems, refused
             "must be true or false or text in quotes, not a whole number; write for example `tensorboard = true`",
         ),
         ("telemetry.tensorboard", "", "is not a path"),
+        ("export.folder", "", "is not a path"),
         ("telemetry.prometheus_textfile", True, "must be text in quotes, not true or false; write for example `prom"),
         ("telemetry.prometheus", "x", "did you mean 'prometheus_textfile'? The keys of [telemetry] are tensorboard, p"),
+        # checkpoints
+        ("checkpoint.folder", "", "is not a path"),
         # the model
         ("model.preset", "tinny", "did you mean 'tiny'? Known are tiny, small,"),
         ("model.units", "my_model", "is not 'module:function'"),
@@ -121,6 +124,9 @@ def test_one_wrong_key_gives_one_sentence(key: str, value: object, sentence: str
 @pytest.mark.parametrize(
     ("key", "table", "sentence"),
     [
+        ("checkpoint.keep", {"checkpoint": {"folder": "c", "keep": 0}}, "from 1 to 1000000"),
+        ("checkpoint.evry", {"checkpoint": {"folder": "c", "evry": 5}}, "did you mean 'every'?"),
+        ("checkpoint.folder", {"checkpoint": {}}, "is missing; add `folder = "),
         ("hardware.link_pairs.1", {"hardware": {"link_pairs": [[0, 1], [3]]}}, "must be a list of exactly 2 items;"),
         ("hardware.link_pairs.1", {"hardware": {"link_pairs": [[0, 1], 3]}}, "of exactly 2 items, not a whole number"),
         ("hardware.link_pairs.0.1", {"hardware": {"link_pairs": [[0, -1]]}}, "a whole number from 0"),

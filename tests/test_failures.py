@@ -83,8 +83,8 @@ def assert_one_sentence(done: Done, pattern: str, run_folder: Path) -> None:
     assert (run_folder / "log.txt").stat().st_size
 
 
-def torchrun(file: Path, run_folder: Path) -> subprocess.Popen[str]:
-    arguments = ["--standalone", "--nproc-per-node", "2", "-m", "hybrid_runtime.job", str(file)]
+def torchrun(file: Path, run_folder: Path, *options: str) -> subprocess.Popen[str]:
+    arguments = ["--standalone", "--nproc-per-node", "2", *options, "-m", "hybrid_runtime.job", str(file)]
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *arguments, "--run-folder", str(run_folder), "--quiet"],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=file.parent,

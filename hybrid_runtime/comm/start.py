@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from hybrid_runtime.comm.groups import Backend
 from hybrid_runtime.deployment import Hardware
@@ -69,11 +71,10 @@ def start_distributed(launch: Launch, backend: Backend, device: torch.device, ti
     Raises:
         EnvironmentProblem: the ranks could not find each other.
     """
-    alone = "MASTER_ADDR" not in os.environ
     try:
         dist.init_process_group(
             backend,
-            store=dist.HashStore() if alone else None,  # type: ignore[attr-defined]
+            store=_store(launch, timeout),
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timeout,
@@ -84,6 +85,17 @@ def start_distributed(launch: Launch, backend: Backend, device: torch.device, ti
             f"rank {launch.rank} could not join the other {launch.world_size - 1} ranks ({problem}); check the "
             "rendezvous endpoint and that GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME name an interface all machines share"
         ) from None
+
+
+def _store(launch: Launch, timeout: timedelta) -> Store:
+    """Where the ranks find each other: torchrun's store, of which every restart of a run uses a part of its own.
+
+    torchrun keeps its store over restarts; without this, a restarted rank may read the address of one that is gone.
+    """
+    if "MASTER_ADDR" not in os.environ:
+        return HashStore()
+    store, _, _ = next(rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def refuse_different(fingerprint: str, launch: Launch) -> None:

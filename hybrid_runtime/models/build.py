@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybrid_runtime.deployment import Deployment, Model
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.deployment_model import Model
 from hybrid_runtime.errors import HybridRuntimeError, UsageError
 from hybrid_runtime.models.hugging_face import load_hugging_face
 from hybrid_runtime.models.llama import llama_units
@@ -66,6 +67,7 @@ def build_units(
         PlanError: a unit cannot be split over the tensor-parallel ranks.
         UsageError: a unit is no nn.Module, a tie names no parameter, or the weights do not fit.
     """
+    context = replace(context, draws=weights is None)
     units = {spec.name: _build(spec, replace(context, unit=unit_of(spec.name))) for spec in specs}
     for spec in specs:
         for own_name, (owner, owner_name) in spec.tied.items():

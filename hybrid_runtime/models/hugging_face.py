@@ -1,43 +1,33 @@
-"""Weights of a Hugging Face Llama, Mistral or Qwen2 folder into built units; each rank reads only its own slices.
+"""Weights of built units from a Hugging Face folder and into one; each rank reads and writes only its own slices.
 
-Pieces of a unit (`3.mlp[0:96]`) read their slices of the unit's tensors.
+Llama, Mistral, Qwen2 and Qwen3; `weights/tensor_names.py` says which tensors a parameter joins. Pieces of a unit
+(`3.mlp[0:96]`) have their slices of the unit's tensors. Drawn for a fused parameter on one of two ranks:
 
-unit        parameter           tensors in the folder (joined along dim 0)
-embedding   tokens.weight       model.embed_tokens.weight; its rows alike, on whatever rank
-k.attn      norm.weight         model.layers.k.input_layernorm.weight
-            qkv.weight, .bias   model.layers.k.self_attn.{q,k,v}_proj.*
-            output.weight       model.layers.k.self_attn.o_proj.weight
-k.mlp       norm.weight         model.layers.k.post_attention_layernorm.weight
-            gate_up.weight      model.layers.k.mlp.{gate,up}_proj.weight
-            down.weight         model.layers.k.mlp.down_proj.weight
-head        norm.weight         model.norm.weight
-            output.weight       lm_head.weight, or the embedding's when tied
+    qkv.weight, whole      q q q q | k k | v v        q_proj, k_proj and v_proj in the folder
+    here                   q q     | k   | v          three blocks, each at its place in its tensor
+
+What is held beside the parameters is one block of about 16 MiB (`BLOCK_BYTES`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hybrid_runtime.errors import UsageError
-from hybrid_runtime.models.llama import (
-    AttentionUnit,
-    EmbeddingRowsUnit,
-    EmbeddingUnit,
-    HeadUnit,
-    MlpUnit,
-    SummedRowsUnit,
-)
+from hybrid_runtime.pieces import unit_of
 from hybrid_runtime.tensor_parallel.shard import ShardSpec, iter_parameters
+from hybrid_runtime.weights.source import Source
+from hybrid_runtime.weights.target import Target
+from hybrid_runtime.weights.tensor_file import Block, blocks
+from hybrid_runtime.weights.tensor_names import layer_prefixes, names_of_unit
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Part = tuple[str, tuple[int, ...], Block, Tensor]  # name and shape of a tensor, a block of it, where that is held here
 
 
 @torch.no_grad()
@@ -45,116 +35,86 @@ def load_hugging_face(folder: Path, units: Mapping[str, nn.Module]) -> None:
     """Fills the parameters of units built by `llama_units` from a folder of safetensors files.
 
     Raises:
-        UsageError: a file or tensor is missing, damaged or of another shape, or a unit is not of the Llama family.
+        UsageError: a file or tensor is missing, damaged or of another shape, the folder has tensors that the units
+            lack, or a unit is not of the Llama family.
     """
-    with ExitStack() as stack:
-        tensors = _Tensors(folder, stack)
+    with Source(folder) as source:
         for name, unit in units.items():
-            sources = _sources(name, unit)
-            for parameter_name, parameter, spec in iter_parameters(unit):
-                parameter.copy_(_read(tensors, sources[parameter_name], spec, parameter))
+            known: set[str] = set()
+            for parameter, spec, tensors in _parameters(name, unit, tied=getattr(unit, "tied", False)):
+                known.update(tensor for tensor, _ in tensors)
+                parameter.zero_()  # padding
+                for tensor, shape, block, here in _parts(parameter, spec, tensors):
+                    file = source.file_of(tensor, shape)
+                    read = torch.empty(here.shape, dtype=_DTYPES[file.entries[tensor].dtype])
+                    file.read(tensor, block, _bytes(read))
+                    here.copy_(read)
+            source.refuse_others(known, layer_prefixes(name))
 
 
-class _Tensors:
-    """The tensors of a folder by name; files are opened when first needed."""
+@torch.no_grad()
+def save_hugging_face(target: Target, units: Mapping[str, nn.Module], *, tp_rank: int, tied: bool) -> None:
+    """Writes this rank's part of every tensor into the files that `target.begin` has made, and onto the disk.
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self._folder = folder
-        self._stack = stack
-        self._open: dict[Path, Any] = {}
-        self._file_of = _index(folder)
+    Call it on the ranks of one replica; together they write every byte once. A tied weight is the head's.
 
-    def slice_of(self, name: str, shape: tuple[int, ...]) -> Any:
-        """A lazy view of one tensor, which must have this shape."""
-        path = self._folder / (SINGLE if self._file_of is None else self._file_of.get(name, ""))
-        if self._file_of is not None and name not in self._file_of:
-            raise UsageError(f"{self._folder / INDEX}: names no tensor {name}; the weights are of another model")
-        file = self._file(path)
-        if name not in file.keys():  # noqa: SIM118 - not a dict
-            raise UsageError(f"{path}: holds no tensor {name}; the weights are of another model, or incomplete")
-        lazy = file.get_slice(name)
-        found = tuple(lazy.get_shape())
-        if found != shape:
-            raise UsageError(f"{path}: {name} has shape {found}, the model needs {shape}; correct the model's sizes")
-        return lazy
+    Args:
+        tp_rank: of the parts that several tensor-parallel ranks hold, the first one writes.
+        tied: head and embedding have one weight.
 
-    def _file(self, path: Path) -> Any:
-        if path not in self._open:
-            try:
-                self._open[path] = self._stack.enter_context(safe_open(path, framework="pt"))
-            except FileNotFoundError:
-                raise UsageError(f"{path}: does not exist; download all files of the model") from None
-            except (OSError, SafetensorError) as problem:
-                raise UsageError(f"{path}: is not a readable safetensors file ({problem}); download it again") from None
-        return self._open[path]
+    Raises:
+        EnvironmentProblem: a file cannot be written.
+        UsageError: a unit is not of the Llama family.
+    """
+    files = target.layout.file_of
+    with ExitStack() as stack:
+        writers = {file: stack.enter_context(closing(target.writer(file))) for file in target.layout.files}
+        for name, unit in units.items():
+            if tied and unit_of(name) == "embedding":
+                continue
+            for parameter, spec, tensors in _parameters(name, unit, tied=tied):
+                if spec.dim is None and tp_rank != 0:
+                    continue
+                for tensor, _, block, here in _parts(parameter, spec, tensors, counted_only=True):
+                    file = files[tensor]
+                    dtype = _DTYPES[target.layout.files[file][tensor].dtype]
+                    writers[file].write(tensor, block, _bytes(here.to("cpu", dtype).contiguous()))
 
 
-def _index(folder: Path) -> dict[str, str] | None:
-    """Tensor name -> file name; None for a folder with one file."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: is not a folder; model.weights names a folder of safetensors files")
-    if not (folder / INDEX).exists():
-        if not (folder / SINGLE).exists():
-            raise UsageError(f"{folder}: holds neither {SINGLE} nor {INDEX}; only safetensors weights can be read")
-        return None
-    try:
-        files: dict[str, str] = dict(json.loads((folder / INDEX).read_text())["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UsageError(f"{folder / INDEX}: is not a usable index ({problem!r}); download it again") from None
-    return files
+def _parameters(
+    name: str, unit: nn.Module, *, tied: bool
+) -> Iterator[tuple[nn.Parameter, ShardSpec, list[tuple[str, int]]]]:
+    """Every parameter, and the tensors that it joins with their sizes along dim 0."""
+    names = names_of_unit(name, tied=tied)
+    for parameter_name, parameter, spec in iter_parameters(unit):
+        if parameter_name not in names:
+            raise UsageError(
+                f"unit {name!r} is a {type(unit).__name__}; Hugging Face folders can be read into and written from "
+                "Llama-family units only"
+            )
+        layer = unit.get_submodule(parameter_name.rpartition(".")[0])
+        sizes: Sequence[int] = getattr(layer, "sizes", spec.global_shape[:1])
+        yield parameter, spec, list(zip(names[parameter_name], sizes, strict=True))
 
 
-def _sources(name: str, unit: nn.Module) -> dict[str, list[tuple[str, int]]]:
-    """Own parameter name -> (tensor name, its size along dim 0), in the order they are joined."""
-    layer = f"model.layers.{name.partition('.')[0]}"
-    if isinstance(unit, EmbeddingUnit | EmbeddingRowsUnit):
-        return {"tokens.weight": [("model.embed_tokens.weight", unit.tokens.vocab_size)]}
-    if isinstance(unit, AttentionUnit):
-        hidden = unit.output.shards["weight"].global_shape[0]
-        projections = [f"{layer}.self_attn.{letter}_proj" for letter in "qkv"]
-        return {
-            "norm.weight": [(f"{layer}.input_layernorm.weight", hidden)],
-            "qkv.weight": [(f"{p}.weight", size) for p, size in zip(projections, unit.qkv.sizes)],
-            "qkv.bias": [(f"{p}.bias", size) for p, size in zip(projections, unit.qkv.sizes)],
-            "output.weight": [(f"{layer}.self_attn.o_proj.weight", hidden)],
-        }
-    if isinstance(unit, MlpUnit):
-        hidden = unit.down.shards["weight"].global_shape[0]
-        projections = [f"{layer}.mlp.{side}_proj" for side in ("gate", "up")]
-        return {
-            "norm.weight": [(f"{layer}.post_attention_layernorm.weight", hidden)],
-            "gate_up.weight": [(f"{p}.weight", size) for p, size in zip(projections, unit.gate_up.sizes)],
-            "down.weight": [(f"{layer}.mlp.down_proj.weight", hidden)],
-        }
-    if isinstance(unit, HeadUnit):
-        output = "model.embed_tokens.weight" if unit.tied else "lm_head.weight"
-        return {
-            "norm.weight": [("model.norm.weight", unit.norm.weight.numel())],
-            "output.weight": [(output, unit.vocab_size)],
-        }
-    if isinstance(unit, SummedRowsUnit):
-        return {}
-    raise UsageError(
-        f"unit {name!r} is a {type(unit).__name__}; model.weights can be loaded into Llama-family units only"
-    )
-
-
-def _read(tensors: _Tensors, pieces: list[tuple[str, int]], spec: ShardSpec, like: Tensor) -> Tensor:
-    """The rank's part of the joined pieces; padding is zero."""
-    local = torch.zeros_like(like)
+def _parts(
+    parameter: Tensor, spec: ShardSpec, tensors: Sequence[tuple[str, int]], *, counted_only: bool = False
+) -> Iterator[Part]:
+    """What this rank holds of each tensor, in blocks; no padding."""
+    dim = spec.dim or 0
     first = 0
-    for name, size in pieces:
-        lazy = tensors.slice_of(name, (size, *spec.global_shape[1:]))
-        for offset, start, stop in _wanted(spec, first, size):
-            if spec.dim == 1:
-                local.narrow(1, offset, stop - start).copy_(lazy[:, start:stop])
-            else:
-                local.narrow(0, offset, stop - start).copy_(lazy[start - first : stop - first])
+    for name, size in tensors:
+        shape = (size, *spec.global_shape[1:])
+        for offset, start, stop in _held(spec, first, size, counted_only):
+            part = (start - first, stop - first) if dim == 0 else (start, stop)
+            local = parameter.narrow(dim, offset, stop - start)
+            for block in blocks(shape, parameter.element_size(), dim=dim, part=part):
+                at = block.start - part[0] if dim == 0 else block.start
+                yield name, shape, block, local.narrow(0, at, block.stop - block.start)
         first += size
-    return local
 
 
-def _wanted(spec: ShardSpec, first: int, size: int) -> Iterator[tuple[int, int, int]]:
+def _held(spec: ShardSpec, first: int, size: int, counted_only: bool) -> Iterator[tuple[int, int, int]]:
     """(local offset, global start, global stop) of what this rank holds of rows first..first+size (or of columns)."""
     if spec.dim is None:
         yield first, first, first + size
@@ -163,6 +123,10 @@ def _wanted(spec: ShardSpec, first: int, size: int) -> Iterator[tuple[int, int, 
     offset = 0
     for segment in spec.segments:
         start, stop = max(segment.start, low), min(segment.start + segment.length, high)
-        if start < stop:
+        if start < stop and (segment.counted or not counted_only):
             yield offset + start - segment.start, start, stop
         offset += segment.length
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.view(-1).view(torch.uint8).numpy().data

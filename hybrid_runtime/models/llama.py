@@ -1,7 +1,7 @@
-"""The Llama family (Llama, Mistral, Qwen2) as units over tensor-parallel layers.
+"""The Llama family (Llama, Mistral, Qwen2, Qwen3) as units over tensor-parallel layers.
 
     embedding   tokens (B, S) -> x                                 its rows may be sharded over the pipeline ranks
-    k.attn      x + output(attention(rotary(qkv(norm(x)))))        grouped-query attention, causal
+    k.attn      x + output(attention(rotary(qkv(norm(x)))))        grouped-query attention, causal; Qwen3 norms heads
     k.mlp       x + down(swiglu(gate_up(norm(x))))
     head        x -> sum of token losses, or this rank's logits (B, S, V/T) when there are no targets
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def llama_units(shape: LlamaShape) -> list[UnitSpec]:
         lambda context, start, stop: EmbeddingRowsUnit(shape, context, (start, stop)),
         functools.partial(SummedRowsUnit, shape),
     )
-    parts = {"attn": shape.num_kv_heads, "mlp": shape.ffn_size}
+    parts = {"attn": shape.attention_parts, "mlp": shape.ffn_size}
     kinds = ((name, name.rpartition(".")[2]) for name in shape.unit_names())
     return [
         UnitSpec(
@@ -139,7 +140,7 @@ class AttentionUnit(nn.Module):
         self.piece = context.piece
         copies = max(1, tp // shape.num_kv_heads)
         self.head_dim = shape.head_dim
-        self.rope_theta = shape.rope_theta
+        self.rope_theta, self.rope_scaling = shape.rope_theta, shape.rope_scaling
         self.norm = _norm(shape, context) if _holds_norm(context) else None
         self.qkv = ColumnParallelLinear(
             shape.hidden_size,
@@ -154,17 +155,26 @@ class AttentionUnit(nn.Module):
             dtype=context.dtype,
         )
         self.num_q, self.num_kv, _ = (size // shape.head_dim for size in self.qkv.local_sizes)
+        self.q_norm = _head_norm(shape, context) if shape.qk_norm else None
+        self.k_norm = _head_norm(shape, context) if shape.qk_norm else None
         self.output = _projection(shape.q_size, shape, context, "output")
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
         return residual_sum(carry, self.norm, self.qkv, self._attend, self.output, self.piece)
 
     def _attend(self, qkv: Tensor) -> Tensor:
-        q, k, v = rotated_heads(qkv, self.num_q, self.num_kv, self.head_dim, self.rope_theta)
+        if self.q_norm is not None and self.k_norm is not None:
+            qkv = self._normed(qkv, self.q_norm, self.k_norm)
+        q, k, v = rotated_heads(qkv, self.num_q, self.num_kv, self.head_dim, self.rope_theta, self.rope_scaling)
         y_BhSD = nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=self.num_q != self.num_kv
         )
         return y_BhSD.transpose(1, 2).flatten(2)
+
+    def _normed(self, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
+        heads_BShD = qkv.view(*qkv.shape[:2], -1, self.head_dim)
+        q, k, v = heads_BShD.split_with_sizes([self.num_q, self.num_kv, self.num_kv], dim=2)
+        return torch.cat([q_norm(q), k_norm(k), v], dim=2).flatten(2)
 
 
 class MlpUnit(nn.Module):
@@ -202,7 +212,7 @@ class HeadUnit(nn.Module):
         self.tied = shape.tie_embeddings
         init = _init(context, "output")
         if shape.tie_embeddings:
-            init = Init(seed=context.seed, unit="embedding", layer="tokens", std=STD)
+            init = _init(replace(context, unit="embedding"), "tokens")
         self.norm = _norm(shape, context)
         self.output = ColumnParallelLinear(
             shape.hidden_size,
@@ -246,7 +256,7 @@ def _check_heads(shape: LlamaShape, tp: int) -> None:
 
 
 def _init(context: BuildContext, layer: str, std: float = STD) -> Init:
-    return Init(seed=context.seed, unit=context.unit, layer=layer, std=std)
+    return Init(seed=context.seed, unit=context.unit, layer=layer, std=std if context.draws else 0.0)
 
 
 def _holds_norm(context: BuildContext) -> bool:
@@ -258,9 +268,16 @@ def _norm(shape: LlamaShape, context: BuildContext) -> RMSNorm:
     return RMSNorm(
         shape.hidden_size,
         shape.norm_eps,
-        sequence_parallel=context.sequence_parallel,
+        partial=context.sequence_parallel,
         device=context.device,
         dtype=context.dtype,
+    )
+
+
+def _head_norm(shape: LlamaShape, context: BuildContext) -> RMSNorm:
+    """Of every head on this rank, with one weight for all heads of the model."""
+    return RMSNorm(
+        shape.head_dim, shape.norm_eps, partial=context.tp.size > 1, device=context.device, dtype=context.dtype
     )
 
 

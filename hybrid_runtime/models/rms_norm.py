@@ -15,8 +15,11 @@ from hybrid_runtime.tensor_parallel.shard import ShardSpec
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last dim; float32 inside (float64 for float64).
 
-    Every tensor-parallel rank holds the whole weight. With sequence parallelism each sees only its own tokens, so the
-    weight's gradient is partial.
+    Every tensor-parallel rank holds the whole weight.
+
+    Args:
+        partial: each rank norms only some of the rows (with sequence parallelism its own tokens, or its own heads), so
+            its gradient of the weight is a part of a sum.
     """
 
     def __init__(
@@ -24,14 +27,14 @@ class RMSNorm(nn.Module):
         size: int,
         eps: float,
         *,
-        sequence_parallel: bool = False,
+        partial: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.eps = eps
         self.accumulate_in_place = False
-        self.shards = {"weight": ShardSpec(global_shape=(size,), partial=sequence_parallel)}
+        self.shards = {"weight": ShardSpec(global_shape=(size,), partial=partial)}
         self.weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,32 +3,57 @@
     fused row    q0 q1 .. | k0 .. | v0 ..      each head is D wide
     rotation     (a, b) -> (a cos - b sin, b cos + a sin)    with a, b the two halves of a q or k head
 
+Llama 3.1 slows the slow rotations down (its `rope_scaling`); computed as Hugging Face does.
+
 Shapes: B microbatch, S sequence, D head_dim, Q query heads and K key (= value) heads on this rank.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybrid_runtime.shapes import RopeScaling
+
 
 @functools.lru_cache(maxsize=16)
 def rotary_tables(
-    length: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
+    length: int,
+    head_dim: int,
+    theta: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    scaling: RopeScaling | None = None,
 ) -> tuple[Tensor, Tensor]:
     """cos and sin, each (S, 1, D/2), of position times theta^(-2i/D); computed in float32 as Hugging Face does."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / theta**exponents)
+    frequencies = 1.0 / theta**exponents
+    if scaling is not None:
+        frequencies = _slowed(frequencies, scaling)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
     return angles.cos().to(dtype).unsqueeze(1), angles.sin().to(dtype).unsqueeze(1)
 
 
-def rotated_heads(qkv: Tensor, num_q: int, num_kv: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor, Tensor]:
+def _slowed(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Slow rotations divided by the factor, fast ones as they are, those between them mixed in proportion."""
+    factor, low, high, length = scaling
+    wavelengths = 2 * math.pi / frequencies
+    share = (length / wavelengths - low) / (high - low)
+    mixed = (1 - share) * frequencies / factor + share * frequencies
+    slow, fast = wavelengths > length / low, wavelengths < length / high
+    return torch.where(slow, frequencies / factor, torch.where(fast, frequencies, mixed))
+
+
+def rotated_heads(
+    qkv: Tensor, num_q: int, num_kv: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Splits fused (B, S, (Q+2K)*D) into q (B, Q, S, D), k and v (B, K, S, D), with q and k rotated."""
-    cos, sin = rotary_tables(qkv.shape[1], head_dim, theta, qkv.device, qkv.dtype)
+    cos, sin = rotary_tables(qkv.shape[1], head_dim, theta, qkv.device, qkv.dtype, scaling)
     q, k, v = _RotatedHeads.apply(qkv, cos, sin, num_q, num_kv)  # type: ignore[no-untyped-call]
     return q, k, v
 

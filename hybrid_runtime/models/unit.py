@@ -64,6 +64,7 @@ class BuildContext:
         device: where parameters live ("meta" while costs are counted).
         dtype: of parameters and activations.
         seed: same seed, same initial weights on every mesh.
+        draws: weights are to be random; False where they are read from files, and drawing them would be in vain.
         unit: name of the unit being built; random weights are drawn from (seed, unit, parameter).
         piece: which parts of the unit to build, of a unit that has more than one; None for the whole unit.
         random: the rank's random states, for dropout on sharded activations (`ParallelDropout`); None while costs are
@@ -75,6 +76,7 @@ class BuildContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    draws: bool = True
     unit: str = ""
     piece: Slice | None = None
     random: RandomStates | None = None

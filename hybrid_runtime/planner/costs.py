@@ -87,13 +87,14 @@ def _attention(shape: LlamaShape, tokens: int, core_flops: int) -> UnitCost:
     qkv_size = shape.q_size + 2 * shape.kv_size
     weights = shape.hidden_size * qkv_size + shape.q_size * shape.hidden_size
     biases = qkv_size if shape.qkv_bias else 0
-    linear = _linear_unit(2 * tokens * weights, parameters=shape.hidden_size + weights + biases)
+    norms = shape.hidden_size + (2 * shape.head_dim if shape.qk_norm else 0)
+    linear = _linear_unit(2 * tokens * weights, parameters=norms + weights + biases)
     return linear.model_copy(
         update={
             "forward_flops": linear.forward_flops + core_flops,
             "input_grad_flops": linear.input_grad_flops + 5 * core_flops // 2,
-            "parts": shape.num_kv_heads,
-            "fixed_parameters": shape.hidden_size,
+            "parts": shape.attention_parts,
+            "fixed_parameters": norms,
         }
     )
 

@@ -33,7 +33,7 @@ class Init:
         seed: of the whole model.
         unit: the unit that holds the layer.
         layer: the layer's name in the unit; weights are drawn from (seed, unit, layer + parameter).
-        std: standard deviation of weights.
+        std: standard deviation of weights; 0 draws nothing and leaves zeros.
     """
 
     seed: int
@@ -78,6 +78,8 @@ def draw_normal_(local: Tensor, spec: ShardSpec, init: Init, parameter: str) -> 
         local.normal_(0.0, init.std)
         return
     local.zero_()
+    if init.std == 0:
+        return
     rows, *rest = spec.global_shape
     name = f"{init.layer}.{parameter}" if init.layer else parameter
     for block, first in enumerate(range(0, rows, BLOCK_ROWS)):

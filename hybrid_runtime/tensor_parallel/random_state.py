@@ -43,9 +43,16 @@ class RandomStates:
 
     def __init__(self, seed: int, axis: Axis, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
-        self._seed(derived_seed(seed, "sharded", axis.rank))
+        self._start = seed, axis.rank
+        self.begin()
+
+    def begin(self, *key: object) -> None:
+        """Starts both states anew, from the seed and from whatever else is given (how far a training had come)."""
+        seed, rank = self._start
+        shared = derived_seed(seed, *key) if key else seed
+        self._seed(derived_seed(shared, "sharded", rank))
         self._sharded = self._current()
-        self._seed(seed)
+        self._seed(shared)
 
     @contextmanager
     def sharded(self) -> Iterator[None]:
@@ -66,13 +73,14 @@ class RandomStates:
     def replaying(self, snapshot: Snapshot) -> Iterator[None]:
         """Inside, both streams start again from the snapshot; afterwards they are where they were before."""
         now = self.snapshot()
-        self._restore(snapshot)
+        self.restore(snapshot)
         try:
             yield
         finally:
-            self._restore(now)
+            self.restore(now)
 
-    def _restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
+        """Both streams go on from the snapshot."""
         self._set(snapshot.shared)
         self._sharded = snapshot.sharded
 

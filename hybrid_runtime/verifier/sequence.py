@@ -59,7 +59,10 @@ def _check_order(ranks: Sequence[RankRecords], slack_ns: int) -> None:
 def _check_window(rank: RankRecords, deployment: Deployment) -> None:
     path, steps = rank.path, [step for step in rank.steps if step.purpose != PLANTED]
     measurement = deployment.measurement
-    asked = min(measurement.warmup_steps, deployment.workload.steps)
+    left = _steps_left(rank, deployment)
+    if rank.header.trained_before and len(steps) > left:
+        raise RecordsError(f"{path}: {len(steps)} steps, but {left} were left to train; the file was edited")
+    asked = min(measurement.warmup_steps, left)
     unjudged = next((index for index, step in enumerate(steps) if step.phase == "measure"), len(steps))
     if unjudged < asked:
         raise RecordsError(
@@ -75,6 +78,14 @@ def _check_window(rank: RankRecords, deployment: Deployment) -> None:
         sizes = {sum(step.phase == "measure" for step in block) for block in blocks if block[0].purpose == purpose}
         if len(sizes) > 1 and not _is_cut_short(blocks, purpose):
             raise RecordsError(f"{path}: blocks of {sorted(sizes)} judged steps; steps were left out, or put in")
+
+
+def _steps_left(rank: RankRecords, deployment: Deployment) -> int:
+    """What the checkpoint that the run resumed, if it did, had left of the deployment's steps."""
+    before, steps = rank.header.trained_before, deployment.workload.steps
+    if not 0 <= before < steps:
+        raise RecordsError(f"{rank.path}: resumed after {before} of {steps} steps, which cannot be; it was edited")
+    return steps - before
 
 
 def _check_block(path: str, block: list[StepRecord], settle_steps: int) -> None:

@@ -104,6 +104,8 @@ def _check_place(side: Side, rank: RankRecords) -> None:
 
 def _check_steps(side: Side, rank: RankRecords) -> None:
     first = side.ranks[0]
+    if rank.header.trained_before != first.header.trained_before:
+        raise RecordsError(f"{rank.path}: resumed another checkpoint than {first.path.name}; the file was edited")
     if len(rank.steps) != len(first.steps):
         raise RecordsError(f"{rank.path}: has {len(rank.steps)} steps, but {first.path.name} has {len(first.steps)}")
     for step, other in zip(rank.steps, first.steps, strict=True):

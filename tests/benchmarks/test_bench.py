@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
         ("peers", "tp2", ("ours", "torch")),
         ("peers", "pp2", ("ours", "torch")),
         ("telemetry", "tp2", ("on", "off")),
+        ("checkpoints", "pp2", ("on", "off")),
     ],
 )
 def test_quick_run_saves_a_complete_result(name: str, case: str, sides: tuple[str, str], tmp_path: Path) -> None:

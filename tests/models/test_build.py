@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybrid_runtime.deployment import Model, parse_deployment
+from hybrid_runtime.deployment import parse_deployment
+from hybrid_runtime.deployment_model import Model
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.models.build import build_units, model_costs, model_units
 from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec

@@ -16,13 +16,15 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.llama import llama_units
 from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch
-from hybrid_runtime.shapes import LlamaShape
+from hybrid_runtime.shapes import LlamaShape, RopeScaling
 from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.shard import counted_square_sum, gather_full, iter_parameters, sum_partial_gradients
 from tests.ranks import run_ranks
 
 LLAMA = LlamaShape(vocab_size=50, hidden_size=32, num_layers=2, num_heads=8, num_kv_heads=8, ffn_size=48, head_dim=4)
-SHARED_HEADS = replace(LLAMA, num_kv_heads=2, qkv_bias=True, tie_embeddings=True)  # grouped; shared by ranks on 4
+SHARED_HEADS = replace(  # grouped; shared by ranks on 4
+    LLAMA, num_kv_heads=2, qkv_bias=True, qk_norm=True, tie_embeddings=True, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 4)
+)
 TOKENS = torch.arange(3 * 2 * 8).view(3, 2, 8) * 7 % 50  # three microbatches of two sequences
 
 
@@ -32,7 +34,7 @@ def build(shape: LlamaShape, **context: Any) -> dict[str, nn.Module]:
         for name, parameter, _ in iter_parameters(units):
             if name.endswith("norm.weight"):
                 parameter.add_(torch.linspace(-0.3, 0.3, parameter.numel()))
-            if name.endswith("weight"):
+            if name.endswith("weight") and not name.endswith(("q_norm.weight", "k_norm.weight")):  # scores large enough
                 parameter.mul_(5.0)
     return units
 

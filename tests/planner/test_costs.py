@@ -26,6 +26,8 @@ def parameters(shape: LlamaShape) -> int:
         ("qwen2.5-7b", 7_615_616_512),
         ("qwen2.5-0.5b", 494_032_768),
         ("tinyllama-1.1b", 1_100_048_384),
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-8b", 8_190_735_360),
     ],
 )
 def test_parameters_are_the_published_ones(preset: str, published: int) -> None:

@@ -258,6 +258,25 @@ def test_steps_of_all_ranks_are_forged_alike(run: Path, edit: Callable[[Any], An
         _forged(run)
 
 
+@pytest.mark.parametrize(
+    ("trained", "says"),
+    [
+        (lambda rank: 99, r"\d+ steps, but 1 were left to train"),
+        (lambda rank: -1, "resumed after -1 of 100 steps, which cannot be"),
+        (lambda rank: 100, "resumed after 100 of 100 steps, which cannot be"),
+        (lambda rank: rank, "rank1.jsonl: resumed another checkpoint than rank0.jsonl"),
+    ],
+)
+def test_a_resumed_run_that_was_none(run: Path, trained: Callable[[int], int], says: str) -> None:
+    """Few steps left would excuse a short warm-up."""
+    rewrite(
+        run,
+        lambda rank, record: record | {"trained_before": trained(rank)} if record["type"] == "header" else record,
+    )
+    with pytest.raises(RecordsError, match=says):
+        _forged(run)
+
+
 def test_a_plan_or_deployment_of_another_run(run: Path) -> None:
     text = (run / "plan.json").read_text()
     (run / "plan.json").write_text(text.replace('"name": "synthetic"', '"name": "other"'))

@@ -1,0 +1,168 @@
+"""The folder of a training's checkpoints: what is whole, what comes next, what goes.
+
+    checkpoints/my-run/
+      step-00000020/             whole: it got this name when nothing was missing any more
+      step-00000040/
+      .partial-step-00000060/    being written, or left by a run that was killed meanwhile
+      latest                     "step-00000040", for people and scripts
+
+The newest whole one is the one with the highest number: a folder holds one history, without branches. Whoever goes
+back to an older checkpoint removes the newer ones or writes into another folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+from hybrid_runtime.checkpoint.manifest import MANIFEST, Manifest
+from hybrid_runtime.errors import EnvironmentProblem, UsageError
+from hybrid_runtime.run_folder import write_whole
+
+LATEST = "latest"
+_WHOLE = re.compile(r"step-(\d{8,})")
+_PARTIAL = ".partial-"
+
+
+def whole(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first; none if there is no such folder."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _WHOLE.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if (path / MANIFEST).is_file()]
+
+
+def name_of(step: int) -> str:
+    """Of the checkpoint after `step` steps."""
+    return f"step-{step:08}"
+
+
+def step_of(path: Path) -> int:
+    """The opposite, for a path that `whole` returned."""
+    match = _WHOLE.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def partial(folder: Path, step: int) -> Path:
+    """Where a checkpoint is while it is being written."""
+    return folder / f"{_PARTIAL}{name_of(step)}"
+
+
+def choose(folder: Path | None, resume: str | None, *, restarted: bool) -> Path | None:
+    """The checkpoint to continue from; None to start anew. Every rank asks this before any of them writes.
+
+    Args:
+        folder: of [checkpoint]; None where there is no such table.
+        resume: LATEST, a checkpoint's folder, or a folder of checkpoints; None where none is asked for.
+        restarted: torchrun has restarted this very run, which then continues by itself from what it has reached.
+
+    Raises:
+        UsageError: there is no such checkpoint, or the folder already holds checkpoints that come after it.
+    """
+    there = [] if folder is None else whole(folder)
+    if restarted and there:
+        return there[-1]
+    chosen = None if resume is None else _asked_for(folder, resume)
+    newer = [path for path in there if chosen is None or step_of(path) > step_of(chosen)]
+    if newer and resume is None:
+        raise UsageError(
+            f"{folder}: already holds checkpoints, the newest {newer[-1].name}; continue from it with --resume latest, "
+            "or name another checkpoint.folder"
+        )
+    if newer and chosen is not None and not restarted:
+        raise UsageError(
+            f"{folder}: holds {newer[-1].name}, which is newer than {chosen}, from where it shall continue; remove "
+            "what is newer, or name another checkpoint.folder"
+        )
+    return chosen
+
+
+def _asked_for(folder: Path | None, resume: str) -> Path:
+    if resume == LATEST and folder is None:
+        raise UsageError("--resume latest needs the table [checkpoint], which says where checkpoints are; add it")
+    path = folder if resume == LATEST and folder is not None else Path(resume)
+    if (path / MANIFEST).is_file() and _WHOLE.fullmatch(path.resolve().name):
+        return path.resolve()
+    found = whole(path)
+    if not found:
+        raise UsageError(
+            f"--resume {resume}: {path} holds no whole checkpoint; name a folder step-... that a run has written, or "
+            "the folder that holds some, or start anew without --resume"
+        )
+    return found[-1]
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Makes the folder if need be, and writes a file in it.
+
+    Raises:
+        EnvironmentProblem: checkpoints cannot be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{uuid.uuid4().hex}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as problem:
+        raise EnvironmentProblem(
+            f"checkpoint.folder = {str(folder)!r} cannot be written ({problem.strerror}); name another folder"
+        ) from None
+
+
+def refuse_too_full(folder: Path, checkpoint_bytes: int, keep: int) -> None:
+    """Whether `keep` checkpoints, and the next one beside them, fit on the disk, with what lies there already.
+
+    Raises:
+        EnvironmentProblem: they do not.
+    """
+    present = sum(size_of(path) for path in whole(folder)[-keep:])
+    needed = (keep + 1) * checkpoint_bytes
+    free = shutil.disk_usage(folder).free
+    if free + present < needed:
+        raise EnvironmentProblem(
+            f"checkpoint.folder = {str(folder)!r}: {free} bytes are free, and keep = {keep} checkpoints of "
+            f"{checkpoint_bytes} bytes and a new one beside them need {needed - present}; free space, keep fewer, or "
+            "name a folder on another disk"
+        )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the files directly in a folder."""
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+
+
+def clear_partial(folder: Path) -> None:
+    """Removes what killed runs left; no rank may be writing."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path)
+
+
+def commit(folder: Path, manifest: Manifest, keep: int) -> None:
+    """Makes a checkpoint whole, of which every rank's file is on the disk, and removes what is older than kept.
+
+    A crash at any instant leaves the one before whole: the folder gets its name when nothing is missing.
+    """
+    source, target = partial(folder, manifest.step), folder / name_of(manifest.step)
+    with (source / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(source)
+    source.rename(target)
+    sync_folder(folder)
+    write_whole(folder / LATEST, f"{target.name}\n")
+    for old in whole(folder)[:-keep]:
+        gone = old.with_name(f"{_PARTIAL}{old.name}")  # a half removed one must not look whole
+        old.rename(gone)
+        shutil.rmtree(gone)
+
+
+def sync_folder(folder: Path) -> None:
+    """Names of files are on the disk when this returns."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

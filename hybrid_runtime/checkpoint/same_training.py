@@ -1,0 +1,109 @@
+"""What makes two runs parts of one training, and how the second goes on where the first one stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from hybrid_runtime.checkpoint.manifest import Manifest, read_manifest
+from hybrid_runtime.checkpoint.training_state import TrainingState
+from hybrid_runtime.comm.groups import Groups
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import UsageError
+from hybrid_runtime.models.unit import UnitSpec
+from hybrid_runtime.plan import Plan
+from hybrid_runtime.telemetry.host import versions
+
+
+class Training(NamedTuple):
+    """What is trained, by whom, on how many tokens."""
+
+    deployment: Deployment
+    plan: Plan
+    specs: Sequence[UnitSpec]
+    groups: Groups
+    num_tokens: int
+
+
+def describe(training: Training, step: int) -> Manifest:
+    """The manifest of a checkpoint after `step` steps, without its tensors."""
+    deployment, plan = training.deployment, training.plan
+    return Manifest(
+        step=step,
+        training=training_facts(deployment, training.num_tokens),
+        deployment_fingerprint=deployment.fingerprint,
+        plan_fingerprint=plan.fingerprint,
+        mesh=_degrees(plan),
+        versions=versions(),
+        written_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def training_facts(deployment: Deployment, num_tokens: int) -> dict[str, str]:
+    """What makes two runs parts of one training, by its place in the deployment file.
+
+    Degrees, cuts, schedule, microbatch size, steps and the optimizer's settings may change on the way.
+    """
+    model, batch = deployment.model, deployment.batch
+    assert model is not None
+    assert batch is not None
+    if deployment.shape is not None:
+        units = json.dumps(asdict(deployment.shape), sort_keys=True)
+    else:
+        units = json.dumps({"units": model.units, "options": model.options}, sort_keys=True)
+    return {
+        "model": units,
+        "model.dtype": model.dtype,
+        "workload.seed": str(deployment.workload.seed),
+        "batch.global_batch_size": str(batch.global_batch_size),
+        "batch.sequence_length": str(batch.sequence_length),
+        "data.source": deployment.data.source,
+        "tokens in [data]": str(num_tokens),
+    }
+
+
+def restore_training(training: Training, state: TrainingState, resumed: Path) -> int:
+    """Fills parameters, optimizer and random states; returns how many steps the model was trained. Every rank calls it.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        UsageError: it is of another training, or has nothing left to train.
+    """
+    from hybrid_runtime.checkpoint.reader import restore  # loads torch.distributed.checkpoint, which takes a second
+
+    manifest = read_manifest(resumed)
+    refuse_other(resumed, manifest, training.deployment, training.num_tokens)
+    state.prepare(manifest.step)
+    same_mesh = manifest.mesh == _degrees(training.plan)
+    items = state.to_restore(random=same_mesh and state.random_names <= set(manifest.tensors))
+    restore(resumed, manifest, items)
+    state.go_on_random(items, manifest.step)
+    training.groups.barrier()
+    return manifest.step
+
+
+def refuse_other(resumed: Path, manifest: Manifest, deployment: Deployment, num_tokens: int) -> None:
+    """Whether the deployment can go on with a checkpoint's training.
+
+    Raises:
+        UsageError: it is of another training, or has nothing left to train.
+    """
+    for key, value in training_facts(deployment, num_tokens).items():
+        if manifest.training.get(key) != value:
+            raise UsageError(
+                f"{resumed}: was trained with {key} = {manifest.training.get(key)}, and this deployment has {value}; "
+                "give it the same, or start anew without --resume"
+            )
+    steps = deployment.workload.steps
+    if manifest.step >= steps:
+        raise UsageError(
+            f"{resumed}: the model was trained {manifest.step} steps, and workload.steps = {steps}; raise it to go on"
+        )
+
+
+def _degrees(plan: Plan) -> tuple[int, int, int]:
+    return plan.tp_degree, plan.pp_degree, plan.dp_degree

@@ -1,0 +1,136 @@
+"""What a training is made of, as named boxes: parameters, what AdamW remembers of each, buffers, random states.
+
+    model.3.mlp.down.weight                    parameters and persistent buffers
+    optimizer.exp_avg.3.mlp.down.weight        laid out as the parameter is
+    optimizer.exp_avg_sq.3.mlp.down.weight
+    random.dp0.pp1.tp0.shared0                 the generators of one rank; used again on the same mesh only
+
+Where the data goes on needs no state: the sampler is a function of seed and step (data/sampler.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_runtime.checkpoint.boxes import Box, HeldBox, held_boxes, tied_names
+from hybrid_runtime.checkpoint.rank_file import Item
+from hybrid_runtime.mesh import Place
+from hybrid_runtime.models.unit import UnitSpec
+from hybrid_runtime.tensor_parallel.random_state import RandomStates, Snapshot
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class TrainingState:
+    """One rank's part of a training.
+
+    Args:
+        units: the rank's units (or pieces of units) by name.
+        specs: of all units of the model: they say which weights are tied.
+        optimizer: None on a rank that has nothing to train.
+        random: the rank's random states.
+    """
+
+    def __init__(
+        self,
+        units: Mapping[str, nn.Module],
+        specs: Sequence[UnitSpec],
+        optimizer: torch.optim.AdamW | None,
+        random: RandomStates,
+        place: Place,
+    ) -> None:
+        self._units = units
+        self._tied = tied_names(specs)
+        parameters = [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
+        self._trained = {parameter.data_ptr(): parameter for parameter in parameters}
+        self._optimizer = optimizer
+        self._random = random
+        self._place = place
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The boxes of parameters and buffers that this rank holds."""
+        return list(dict.fromkeys(held.box for held in self._held()))
+
+    @property
+    def optimizer_steps(self) -> int | None:
+        """Updates that the optimizer has counted (for every parameter alike); None where it has nothing to train."""
+        first = next(iter(self._trained.values()), None)
+        return None if self._optimizer is None or first is None else int(self._optimizer.state[first]["step"])
+
+    def to_write(self, written: Collection[Box]) -> list[Item]:
+        """The values as they are, views without a copy: of the given boxes, and this rank's random states.
+
+        The optimizer's state must exist: `prepare` makes it.
+        """
+        once = {held.box: held for held in reversed(self._held()) if held.box in written}
+        return [item for held in once.values() for item in self._items(held)] + list(self._random_items())
+
+    def to_restore(self, *, random: bool) -> list[Item]:
+        """Views to be filled, of everything that this rank holds; `prepare` must have been called.
+
+        Args:
+            random: with the random states, in copies which `go_on_random` then takes.
+        """
+        return [item for held in self._held() for item in self._items(held)] + (
+            list(self._random_items()) if random else []
+        )
+
+    def prepare(self, optimizer_steps: int = 0) -> None:
+        """Gives every trained parameter the state that AdamW would give it in its first update, at a step count."""
+        if self._optimizer is None:
+            return
+        for parameter in self._trained.values():
+            state = self._optimizer.state[parameter]
+            for moment in MOMENTS:
+                if moment not in state:
+                    state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            if "step" not in state:  # a fused AdamW counts on the device, in float32
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["step"].fill_(optimizer_steps)
+
+    @property
+    def random_names(self) -> set[str]:
+        """Names of this rank's random states."""
+        return {item.box.name for item in self._random_items()}
+
+    def go_on_random(self, restored: Sequence[Item], step: int) -> None:
+        """Random numbers go on from states among the restored items; without any, from new ones of this step."""
+        kinds = {
+            item.box.name.rpartition(".")[2]: item.values for item in restored if item.box.name in self.random_names
+        }
+        if not kinds:
+            self._random.begin("resumed", step)
+            return
+        count = len(kinds) // 2
+        shared, sharded = (tuple(kinds[f"{kind}{n}"] for n in range(count)) for kind in ("shared", "sharded"))
+        self._random.restore(Snapshot(shared, sharded))
+
+    def _held(self) -> list[HeldBox]:
+        """Asked for anew every time: a module may put another tensor in a buffer's place."""
+        return held_boxes(self._units, self._tied)
+
+    def _items(self, held: HeldBox) -> Iterator[Item]:
+        box = held.box
+        yield Item(box._replace(name=f"model.{box.name}"), held.view_of(held.tensor))
+        parameter = self._trained.get(held.tensor.data_ptr())
+        if self._optimizer is None or parameter is None:
+            return
+        state = self._optimizer.state[parameter]
+        for moment in MOMENTS:
+            yield Item(box._replace(name=f"optimizer.{moment}.{box.name}"), held.view_of(state[moment]))
+
+    def _random_items(self) -> Iterator[Item]:
+        snapshot, place = self._random.snapshot(), self._place
+        for kind, states in (("shared", snapshot.shared), ("sharded", snapshot.sharded)):
+            for number, state in enumerate(states):
+                name = f"random.dp{place.dp}.pp{place.pp}.tp{place.tp}.{kind}{number}"
+                yield Item(_whole(name, state), state.clone())
+
+
+def _whole(name: str, tensor: Tensor) -> Box:
+    shape = tuple(tensor.shape)
+    return Box(name, shape, (0,) * len(shape), shape)

@@ -1,0 +1,22 @@
+"""The deployment's table [export]: the trained model as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hybrid_runtime.deployment_fields import PathText, SizeText, Table
+
+
+class Export(Table):
+    """Where the model goes at the end of a run, for transformers and whoever reads its folders."""
+
+    folder: PathText = Field(
+        description="a new folder, written whole or not at all; on several machines on a disk that all share",
+        examples=["models/mine"],
+    )
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="of the weights in the folder; default: the model's", examples=["bfloat16"]
+    )
+    max_file_size: SizeText = Field("5 GB", description="of one file of weights", examples=["2 GB"])

@@ -1,0 +1,1 @@
+"""Weights in files, without torch: safetensors files, Hugging Face folders, converting them."""

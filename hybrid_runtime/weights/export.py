@@ -1,0 +1,71 @@
+"""What a deployment exports: the layout of the folder before the run, and what goes with the tensors after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hybrid_runtime import exact
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.hugging_face_config import CONFIG, config_of, read_config
+from hybrid_runtime.weights.layout import lay_out
+from hybrid_runtime.weights.number_types import DTYPES
+from hybrid_runtime.weights.target import Target, files_to_copy
+from hybrid_runtime.weights.tensor_names import tensor_shapes
+
+
+def export_target(deployment: Deployment) -> Target | None:
+    """The folder that the deployment's [export] asks for, the same on every rank; None where it asks for nothing.
+
+    Raises:
+        UsageError: transformers has no such model.
+    """
+    if deployment.export is None:
+        return None
+    assert deployment.shape is not None, "[export] is refused beside a model of one's own units"
+    export_config(deployment)
+    dtype = DTYPES[_dtype(deployment)]
+    tensors = {name: (dtype, size) for name, size in tensor_shapes(deployment.shape).items()}
+    limit = exact.parse_bytes(deployment.export.max_file_size)
+    return Target(Path(deployment.export.folder), lay_out(tensors, int(limit)))
+
+
+def export_config(deployment: Deployment) -> dict[str, Any]:
+    """Content of config.json: that of the folder which the model came from, as far as it still holds.
+
+    Raises:
+        UsageError: that file has become unreadable, or transformers has no such model.
+    """
+    assert deployment.shape is not None
+    source = next((folder / CONFIG for folder in _folders(deployment) if (folder / CONFIG).is_file()), None)
+    return config_of(
+        deployment.shape,
+        dtype=_dtype(deployment),
+        max_position_embeddings=deployment.batch.sequence_length if deployment.batch else 0,
+        source=None if source is None else read_config(source),
+    )
+
+
+def finish_export(deployment: Deployment, target: Target) -> None:
+    """Writes config.json and copies the tokenizer, when all tensors are written, and gives the folder its name.
+
+    Raises:
+        EnvironmentProblem: something cannot be written.
+    """
+    tokenizer = Path(deployment.data.tokenizer)
+    copied = files_to_copy(_folders(deployment), tokenizer if tokenizer.is_file() else None)
+    target.finish(export_config(deployment), copied)
+
+
+def _dtype(deployment: Deployment) -> str:
+    assert deployment.export is not None
+    assert deployment.model is not None
+    return deployment.export.dtype or deployment.model.dtype
+
+
+def _folders(deployment: Deployment) -> list[Path]:
+    """Where the model came from: the config's folder, then the weights'."""
+    assert deployment.model is not None
+    config, weights = deployment.model.hf_config, deployment.model.weights
+    named = [Path(path) for path in (config, weights) if path is not None]
+    return [path.parent if path.name == CONFIG else path for path in named]

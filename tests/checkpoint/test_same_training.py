@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid_runtime.checkpoint.manifest import Manifest
+from hybrid_runtime.checkpoint.same_training import refuse_other, training_facts
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import UsageError
+from tests.parity import deployment
+
+
+def checkpoint_of(settings: Deployment, step: int = 3, num_tokens: int = 1000) -> Manifest:
+    return Manifest(
+        step=step,
+        training=training_facts(settings, num_tokens),
+        deployment_fingerprint=settings.fingerprint,
+        plan_fingerprint="",
+        mesh=(1, 1, 1),
+        versions={},
+        written_utc="",
+    )
+
+
+def test_mesh_cuts_schedule_and_optimizer_may_change() -> None:
+    before = checkpoint_of(deployment())
+    after = deployment(
+        parallel={"pp_degree": 2, "dp_degree": 2},
+        pipeline={"schedule": "gpipe", "cuts": "even"},
+        optimizer={"learning_rate": "0.1"},
+        workload={"steps": 50, "seed": 7},
+        batch={"global_batch_size": 8, "microbatch_size": 2, "sequence_length": 8},
+    )
+    refuse_other(Path("x"), before, after, 1000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"num_layers": 2}}, '"num_layers": 3.* and this deployment has .*"num_layers": 2'),
+        ({"model": {"dtype": "bfloat16"}}, "model.dtype = float32, and this deployment has bfloat16; give it the same"),
+        ({"workload": {"steps": 5, "seed": 8}}, "workload.seed = 7, and this deployment has 8"),
+        ({"batch": {"global_batch_size": 4, "microbatch_size": 1, "sequence_length": 8}}, "global_batch_size = 8"),
+        ({"data": {"source": "text", "path": "x"}}, "data.source = python-stdlib, and this deployment has text"),
+        ({"workload": {"steps": 3, "seed": 7}}, "was trained 3 steps, and workload.steps = 3; raise it"),
+    ],
+)
+def test_another_training_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        refuse_other(Path("x"), checkpoint_of(deployment()), deployment(**changes), 1000)
+
+
+def test_other_data_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"tokens in .* = 1000, and this deployment has 999"):
+        refuse_other(Path("x"), checkpoint_of(deployment()), deployment(), 999)
