@@ -17,3 +17,7 @@ class Company(BaseModel):
 
     processes: int = 0
     why: str = "nobody was asked for"
+
+    def __str__(self) -> str:
+        number = f"{self.processes} companion{'s' if self.processes > 1 else ''}" if self.processes else "none"
+        return f"{number} ({self.why})"

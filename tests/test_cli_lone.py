@@ -37,6 +37,7 @@ def test_rehearse_then_judge_again(tmp_path: Path) -> None:
     assert verdict["baseline_ns"] > 0
     lone, plan = read_rehearsal(tmp_path / "out" / FILE), read_plan(tmp_path / "out/plan.json")
     assert lone.plan_fingerprint == plan.fingerprint
+    assert "company: 1 companion (the other 1 of 2 ranks)" in said.out
     assert lone.order[:4] == (0, 1, 1, 0)
     assert (lone.company.processes, lone.company.why) == (1, "the other 1 of 2 ranks")
     assert len(lone.ranks[0].steps) >= 12

@@ -99,7 +99,7 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
 def _company_of(deployment: Deployment, device: torch.device, cores: int, *, alone: bool) -> Company:
     """As many companions as a run of the planned devices here would have ranks beside one."""
     if device.type != "cpu" or alone:
-        return Company(why="--alone" if alone else "none: on a GPU a rank shares its device with nobody")
+        return Company(why="--alone" if alone else "on a GPU a rank shares its device with nobody")
     return company_for(devices_of(deployment), cores, oversubscribe=deployment.hardware.oversubscribe)
 
 

@@ -92,7 +92,7 @@ def rehearse(
 def _company_of(stage: Stage, available_cores: int) -> Company:
     """As many companions as a real run here would have ranks beside the measured one, if they fit beside it."""
     if stage.device.type != "cpu":
-        return Company(why="none: on a GPU a rank shares its device with nobody")
+        return Company(why="on a GPU a rank shares its device with nobody")
     hardware, plan = stage.deployment.hardware, stage.plan
     wanted = company_for(plan.mesh.world_size, available_cores, oversubscribe=hardware.oversubscribe)
     there = free_bytes(stage.device)

@@ -93,7 +93,7 @@ def balance_moved(rehearsal: Rehearsal, before: Plan, after: Plan) -> str:
     devices = before.tp_degree * before.dp_degree
     had = share_range([busy_ns(rank) for rank in rehearsal.ranks], devices)
     gets = share_range([rank.time.compute_ns + rank.time.optimizer_ns for rank in after.predicted.ranks], devices)
-    if _cuts(before) == _cuts(after):
+    if same_work(before, after):
         return f"compute shares differ by {float(100 * had):.3f} pp as rehearsed; no other cuts are better: settled"
     settled = abs(had - gets) < SETTLED
     last = f"less than {float(100 * SETTLED):g} pp apart: settled" if settled else "rehearse the new plan, plan again"
@@ -103,8 +103,9 @@ def balance_moved(rehearsal: Rehearsal, before: Plan, after: Plan) -> str:
     )
 
 
-def _cuts(plan: Plan) -> tuple[object, ...]:
-    return (*(stage.units for stage in plan.stages), *plan.embedding_pieces)
+def same_work(one: Plan, other: Plan) -> bool:
+    """Whether the ranks of two plans of one deployment do the same: equal stages, rows of the embedding and lists."""
+    return (one.stages, one.embedding_pieces, one.actions) == (other.stages, other.embedding_pieces, other.actions)
 
 
 def layout_of(plan: Plan, *, pieces: bool = True) -> Layout:
