@@ -149,12 +149,13 @@ def refuse_other_machine(calibration: Calibration, fingerprint: Mapping[str, str
     """Costs hold on the machine, and with the versions, that they were measured with.
 
     Args:
-        fingerprint: of where they shall be used (fingerprint.py).
+        fingerprint: what is known of where they shall be used (fingerprint.py); what it does not name is not compared.
 
     Raises:
         UsageError: it differs; the sentence says in what.
     """
-    differing = differences(fingerprint, calibration.fingerprint)
+    taken = {name: text for name, text in calibration.fingerprint.items() if name in fingerprint}
+    differing = differences(fingerprint, taken)
     if differing:
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise UsageError(

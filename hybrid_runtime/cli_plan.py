@@ -37,6 +37,9 @@ def plan(
     try_best: Annotated[
         int, typer.Option("--try", min=0, metavar="K", help="run the best K for a few steps and choose by measurement")
     ] = 0,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="plan here for the machine that the calibration was taken on")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
     """Search for the best plan of a deployment: degrees, microbatches, schedule, cuts, embedding rows. No torch.
@@ -59,6 +62,8 @@ def plan(
 
     deployment = load_deployment(file)
     measured = None if calibration is None else read_calibration(calibration)
+    if measured is not None and rehearsal is None and not elsewhere:
+        _refuse_other_machine(measured)
     if rehearsal is not None:
         found, sentences = _again(deployment, rehearsal, measured)
         return _write(found, sentences, (), out, json_file)
@@ -68,6 +73,22 @@ def plan(
 
         planned = try_plans(deployment, planned, try_best, Console(stderr=True), quiet=quiet)
     _write(planned.plan, planned.sentences, planned.why_not, out, json_file)
+
+
+def _refuse_other_machine(measured: Calibration) -> None:
+    """Compares what is known without torch; a run compares the rest and says STALE."""
+    import socket
+
+    from hybrid_runtime.calibration import refuse_other_machine
+    from hybrid_runtime.fingerprint import known_fingerprint
+    from hybrid_runtime.telemetry.host import installed_versions
+    from hybrid_runtime.telemetry.machine import machine
+
+    here = known_fingerprint(machine(), installed_versions(), host=socket.gethostname())
+    try:
+        refuse_other_machine(measured, here)
+    except UsageError as problem:
+        raise UsageError(f"{problem}, or say --elsewhere to plan for the machine that was calibrated") from None
 
 
 def _write(found: Plan, sentences: Sequence[str], why_not: Sequence[str], out: Path, json_file: str | None) -> None:

@@ -26,7 +26,11 @@ def test_from_a_calibration(tmp_path: Path) -> None:
     file, out, figures = write(tmp_path, FILE), tmp_path / "plan.json", tmp_path / "figures.json"
     measured = tmp_path / "calibration.json"
     measured.write_text(calibration(deployment()).to_json())
-    done = command("plan", file, "--calibration", measured, "--out", out, "--json", figures, "-q")
+    refused = command("plan", file, "--calibration", measured, "--out", out, "-q")
+    assert refused.code == 2
+    assert "was taken elsewhere, host: " in refused.err
+    assert "say --elsewhere to plan for the machine that was calibrated" in refused.err
+    done = command("plan", file, "--calibration", measured, "--elsewhere", "--out", out, "--json", figures, "-q")
     assert (done.code, done.err) == (0, "")
     plan = read_given(out)
     assert plan.schedule == "zb_v"

@@ -31,7 +31,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 TORCH_FREE_ROOMS = {"schedule", "planner", "verifier", "report", "weights"}
 TORCH_FREE = {*FLOORS[0].split(), *TORCH_FREE_ROOMS, *FLOORS[-1].split()} - {"__main__"}
 # What the torch-free launcher reads of a torch floor, itself free of torch (tested below by importing it).
-TORCH_FREE_MODULES = ("hybrid_runtime.telemetry.status",)
+TORCH_FREE_MODULES = tuple(f"hybrid_runtime.telemetry.{name}" for name in ("status", "host", "machine"))
 
 
 def imported(path: Path) -> Iterator[str]:

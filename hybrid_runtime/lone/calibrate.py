@@ -22,6 +22,7 @@ from rich.progress import Progress
 from hybrid_runtime.calibration import Calibration, CollectiveTime, model_hash
 from hybrid_runtime.comm.start import Launch, choose_device
 from hybrid_runtime.company import Company
+from hybrid_runtime.data_parallel.buckets import BUCKET_BYTES
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, HybridRuntimeError, UsageError
 from hybrid_runtime.fingerprint import fingerprint
@@ -54,7 +55,8 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
     costs = model_costs(deployment, wanted.specs)
     cpu = device.type == "cpu"
     host = settle(0, 1, 1, pin=False)
-    found, not_measured = _exchanged(deployment, device, host.available_cores, tick)
+    parameters = sum(cost.parameters for cost in costs)
+    found, not_measured = _exchanged(deployment, parameters, device, host.available_cores, tick)
     company = _company_of(deployment, device, host.available_cores, alone=alone)
     works = [partial(busy_units, deployment)] * company.processes
     try:
@@ -102,9 +104,13 @@ def _company_of(deployment: Deployment, device: torch.device, cores: int, *, alo
 
 
 def _exchanged(
-    deployment: Deployment, device: torch.device, cores: int, tick: Tick
+    deployment: Deployment, parameters: int, device: torch.device, cores: int, tick: Tick
 ) -> tuple[list[Exchanged], dict[str, str]]:
-    """Every group that fits on this machine with a core or GPU for each rank, and the reason for every other."""
+    """Every group that fits on this machine with a core or GPU for each rank, and the reason for every other.
+
+    Args:
+        parameters: of the whole model.
+    """
     assert deployment.batch is not None
     places, what = (cores, "cores") if device.type == "cpu" else (torch.cuda.device_count(), "GPUs")
     not_measured = {"between hosts": "calibrate measures on one host"}
@@ -116,7 +122,7 @@ def _exchanged(
             not_measured |= {"messages": why, "overlap": why} if ranks == 2 else {}
             continue
         tick(f"communication: {ranks} ranks")
-        found.append(exchange(ranks, device.type, _own_sizes(deployment)))
+        found.append(exchange(ranks, device.type, _own_sizes(deployment), _gradient_sizes(deployment, parameters)))
     return found, not_measured
 
 
@@ -136,6 +142,14 @@ def _own_sizes(deployment: Deployment) -> list[int]:
     element = torch.empty((), dtype=getattr(torch, deployment.model.dtype)).element_size()
     sizes = {size * width * element for _, size in asked_of(deployment)}
     return sorted(size for size in sizes if size <= _LARGEST_BYTES)
+
+
+def _gradient_sizes(deployment: Deployment, parameters: int) -> list[int]:
+    """Bytes of the largest bucket of gradients that replicas sum, and of half of it."""
+    assert deployment.model is not None
+    element = torch.empty((), dtype=getattr(torch, deployment.model.dtype)).element_size()
+    largest = min(BUCKET_BYTES, parameters * element)
+    return [largest // 2, largest]
 
 
 def _divisors(number: int) -> list[int]:

@@ -75,8 +75,9 @@ def layouts(space: Space, setting: Setting) -> Iterator[Layout | Impossible]:
                 yield size
                 continue
             count = setting.global_batch_size // (mesh.dp_degree * size)
-            for layout in _of_mesh(space, setting, mesh, size, count):
-                yield _as_given(layout, space, costs) if isinstance(layout, Layout) else layout
+            of_mesh = _of_mesh(space, setting, mesh, size, count)
+            given = (_as_given(one, space, costs) if isinstance(one, Layout) else one for one in of_mesh)
+            yield from dict.fromkeys(given)  # layouts that differ in their cuts only are one where those are fixed
 
 
 def meshes(space: Space, setting: Setting) -> Iterator[Mesh | Impossible]:
@@ -165,7 +166,7 @@ def _as_given(layout: Layout, space: Space, costs: Sequence[UnitCost]) -> Layout
     try:
         if space.ranges is not None:
             stages = checked_stages(space.ranges, costs, num_stages, mesh)
-            layout = replace(layout, cuts="given", stages=stages)
+            layout = replace(layout, cuts="given", stages=stages, share=Fraction(1, 2))
         if space.rows is not None:
             layout = replace(layout, sharded=True, rows=counted_rows(space.rows, costs, mesh))
     except PlanError as problem:

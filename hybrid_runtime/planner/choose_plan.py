@@ -23,7 +23,6 @@ from hybrid_runtime.planner.rows import water_level
 from hybrid_runtime.planner.staged import (
     Staged,
     embedding_parameters,
-    load_of,
     lower_bound_ns,
     stage,
     step_costs,
@@ -153,8 +152,8 @@ def _is_long(layout: Layout) -> bool:
 def _idle_free_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
     """A step in which every rank has an equal part of everything and never waits: none is shorter."""
     total, ranks = model.line(layout.mesh.tp_degree, layout.microbatch_size).total, layout.mesh.pp_degree
-    backward = total.tp_backward if layout.is_fused else total.tp_input_grad
-    busy = load_of(layout)(total) + total.tp_forward + backward
+    whole, apart = total.fused_load + total.tp_backward, total.split_load + total.tp_input_grad
+    busy = total.tp_forward + (whole if layout.is_fused else min(whole, apart))
     mine = total.parameters // ranks
     after = gradient_sum_ns(mine * model.state.gradient, layout, setting, model) + model.optimizer_ns(mine)
     return layout.num_microbatches * busy // ranks + (after if setting.workload == "train" else 0) + model.step_ns

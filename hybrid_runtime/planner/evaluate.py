@@ -73,6 +73,17 @@ class Evaluated:
         return self.layout.mesh.tp_degree * self.layout.mesh.dp_degree
 
     @property
+    def bubble(self) -> Fraction:
+        """Share of the step in which a pipeline rank waits for others, as the mean over ranks: what a plan's ranks have
+        as `idle_ns`. Collectives are no bubble.
+        """
+        row, ranks = self.step.rows.row, range(self.layout.mesh.pp_degree)
+        own = [one + other for one, other in zip(self.data_parallel_ns, self.optimizer_ns)]
+        occupied = [sum(self.step.ends[index] - self.step.starts[index] for index in row(rank)) for rank in ranks]
+        waiting = sum(self.step.makespan - self.step.time(ticks) for ticks in occupied) + sum(max(own) - o for o in own)
+        return Fraction(waiting) / (len(ranks) * self.step_ns) if self.step_ns else Fraction(0)
+
+    @property
     def utilisation(self) -> Fraction:
         """Compute-busy share of the least busy rank in the whole step."""
         return Fraction(min(self.step.busy)) / self.step_ns if self.step_ns else Fraction(1)
@@ -171,8 +182,11 @@ def _evaluate(
     step = replay_rows(order, step_costs(staged, setting, model, lookups=lookups))
     rows, memory = _memory(staged, setting, model, step, some_each=some_each, rows=given)
     parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
-    summed = tuple(gradient_sum_ns(count * model.state.gradient, layout, setting, model) for count in parameters)
     train = setting.workload == "train"
+    norm_ns = norm_sum_ns(layout, setting, model) if train else 0
+    summed = tuple(
+        gradient_sum_ns(count * model.state.gradient, layout, setting, model) + norm_ns for count in parameters
+    )
     update = tuple(model.optimizer_ns(count) if train else 0 for count in parameters)
     after = max(one + other for one, other in zip(summed, update))
     return Evaluated(
@@ -269,6 +283,14 @@ def _buffer_bytes(staged: Staged, rank: int) -> int:
     others = staged.lookers - {home}
     sums = (1 + bool(others)) * bool(staged.lookers) if rank == home else (1 + min(2, count)) * (rank in others)
     return buffers + sums * staged.line.carry_bytes
+
+
+def norm_sum_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
+    """The gradient's norm, one number summed over all ranks of a replica."""
+    ranks = layout.mesh.tp_degree * layout.mesh.pp_degree
+    if ranks == 1:
+        return 0
+    return model.collective_ns("all_reduce", ranks, 8, same_host=ranks <= setting.devices_per_node)
 
 
 def gradient_sum_ns(num_bytes: int, layout: Layout, setting: Setting, model: StepModel) -> int:

@@ -26,7 +26,7 @@ from hybrid_runtime.planner.work import (
     stage_works,
 )
 from hybrid_runtime.schedule.actions import Kind
-from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, StageKind, StepCosts
+from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, StageKind, StepCosts, Time
 
 
 @dataclass(frozen=True)
@@ -312,16 +312,21 @@ def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:
     """
     m, fused = staged.layout.num_microbatches, staged.layout.is_fused
     costs = step_costs(staged, setting, model, lookups=True)
+
+    def takes(stage: int, *kinds: Kind) -> Time:
+        return sum(costs.compute(stage, kind) + costs.collectives(stage, kind) for kind in kinds)
+
+    def backward(stage: int) -> Time:
+        whole = takes(stage, Kind.B)
+        return whole if fused else min(whole, takes(stage, Kind.I, Kind.W))  # a search may join what stands together
+
     bound = arrived = Fraction(0)
     for number, rank in enumerate(staged.stage_to_rank):
-        kinds = (Kind.F, Kind.B) if fused else (Kind.F, Kind.I, Kind.W)
         if rank not in staged.stage_to_rank[:number]:
             mine = [other for other, owner in enumerate(staged.stage_to_rank) if owner == rank]
             lookups = (Kind.EF, Kind.EB) if rank in staged.lookers else ()
-            work = sum(costs.compute(other, k) + costs.collectives(other, k) for other in mine for k in kinds)
-            work += sum(costs.compute(number, k) for k in lookups)
-            bound = max(bound, arrived + m * Fraction(work))
-        arrived += sum(
-            costs.compute(number, k) + costs.collectives(number, k) for k in ((Kind.F, Kind.B) if fused else (Kind.F,))
-        )
+            work = sum(takes(other, Kind.F) + backward(other) for other in mine)
+            looking_up = sum(costs.compute(number, kind) for kind in lookups)  # may be done while an input is awaited
+            bound = max(bound, m * Fraction(work) + max(arrived, m * looking_up))
+        arrived += takes(number, Kind.F) + (backward(number) if fused else 0)
     return int(bound)

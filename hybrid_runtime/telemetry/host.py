@@ -156,16 +156,22 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return names[0] if names else platform.machine()
 
 
-def versions() -> dict[str, str]:
-    """Of everything that may change a figure."""
-    import torch
-
+def installed_versions() -> dict[str, str]:
+    """Of what is installed here, without importing any of it."""
     found = {"python": platform.python_version(), "system": platform.platform()}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "n/a (not installed as a package)"
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of everything that may change a figure."""
+    import torch
+
+    found = installed_versions()
     found["cuda"] = torch.version.cuda or "n/a (torch was built without CUDA)"
     found["nccl"] = "n/a (no CUDA)"
     if torch.cuda.is_available():
