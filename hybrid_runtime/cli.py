@@ -72,7 +72,7 @@ PlanFile = Annotated[
 ]
 Resume = Annotated[
     str | None,
-    typer.Option(metavar="latest|FOLDER", help="go on from the newest checkpoint of [checkpoint], or from this one"),
+    typer.Option(metavar="latest|FOLDER", help="go on from the newest checkpoint, or from this one"),
 ]
 TensorBoard = Annotated[
     Path | None,

@@ -28,7 +28,10 @@ def plan(
         Path | None, typer.Option("--calibration", metavar="CALIBRATION.json", help="costs measured by `calibrate`")
     ] = None,
     analytic: Annotated[
-        bool, typer.Option("--analytic", help="costs from FLOPs and the rates declared in [search]; nothing measured")
+        bool,
+        typer.Option(
+            "--analytic", help="costs from FLOPs and the rates that the table search declares; nothing measured"
+        ),
     ] = False,
     rehearsal: Annotated[
         Path | None,

@@ -147,7 +147,7 @@ def read_plan(path: Path) -> Plan:
     """Reads plan.json.
 
     Raises:
-        PlanError: the file is missing or not a plan of this version.
+        PlanError: the file is missing, not a plan of this version, or says what no plan says.
     """
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -162,4 +162,9 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f"{path}: is not JSON ({problem}); use the file as the run wrote it") from None
     if plan.schema_version != SCHEMA_VERSION:
         raise PlanError(f"{path}: schema_version {plan.schema_version} is not {SCHEMA_VERSION}; make the run again")
+    from hybrid_runtime.plan_contradictions import contradictions  # that file knows what a Plan is
+
+    wrong = next(contradictions(plan), None)
+    if wrong is not None:
+        raise PlanError(f"{path}: {wrong}; plan again, or use the file as it was written")
     return plan

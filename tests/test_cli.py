@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+import typer
 
+from hybrid_runtime.cli import app
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.verifier.judge import judge, write_verdict
 from hybrid_runtime.verifier.tool import tool_version
@@ -137,6 +141,15 @@ def test_an_inconclusive_verdict_can_pass_a_ci_job_and_says_so_everywhere(tmp_pa
     assert verdict["provenance"]["run"]["candidate: command"].endswith("--side candidate")
     launches = [json.loads(line) for line in (tmp_path / "launches.jsonl").read_text().splitlines()]
     assert [launch["run_folder"] for launch in launches] == ["run"]
+
+
+def test_no_word_of_a_help_text_is_taken_for_markup() -> None:
+    pending: list[Any] = [typer.main.get_command(app)]
+    while pending:
+        found = pending.pop()
+        pending += getattr(found, "commands", {}).values()
+        for text in (found.help, *(getattr(option, "help", None) for option in found.params)):
+            assert not re.search(r"\[[a-z]", text or ""), f"{found.name}: rich swallows a word in brackets: {text}"
 
 
 def test_help_names_the_exit_codes_and_goes_to_stdout() -> None:

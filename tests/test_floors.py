@@ -19,7 +19,7 @@ FLOORS = [
     "deployment_checkpoint deployment_export deployment_measurement deployment_search deployment_telemetry "
     "deployment_model deployment_text hugging_face_config pieces predicted calibration company rehearsal would "
     "fingerprint plan planted records nvml_records verdict verdict_modelled verdict_prediction prediction_history "
-    "schemas run_folder turns launches git_state",
+    "schemas run_folder turns launches git_state plan_contradictions",
     "schedule",
     "planner verifier report weights comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint",

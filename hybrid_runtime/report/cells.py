@@ -71,11 +71,12 @@ def with_unit(number: str, unit: str) -> str:
 
 
 def measured_text(measured: Measured | None, unit: str) -> str:
-    """ "0.42 pp [0.12, 0.71]", or "not measured"."""
+    """ "0.42 pp [0.12, 0.71]", "not measured", or that a figure is exact, or of too few samples for an interval."""
     if measured is None:
         return "not measured"
     if measured.lower == measured.upper == measured.point:
-        return f"{with_unit(measured.point, unit)} (exact)"
+        how = "no interval" if measured.evidence == "measured" else "exact"
+        return f"{with_unit(measured.point, unit)} ({how})"
     return f"{with_unit(measured.point, unit)} [{measured.lower}, {measured.upper}]"
 
 

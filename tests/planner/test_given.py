@@ -103,8 +103,8 @@ def test_units_of_another_model_are_refused_where_they_are_known() -> None:
         ({"actions": (("0F0",),)}, "its lists are wrong"),
         ({"actions": (("0X0",),)}, "given.json: .*0X0"),
         ({"global_batch_size": 5}, "are 4 sequences, not 5"),
-        ({"stages": ()}, "its stages do not hold its model"),
-        ({"dp_degree": 0}, "do not fit"),
+        ({"stages": ()}, "holds 0 stages"),
+        ({"dp_degree": 0}, "dp_degree = 0 is not between 1 and 65536"),
     ],
 )
 def test_a_plan_that_is_wrong_is_refused(tmp_path: Path, update: dict[str, Any], words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hybrid_runtime.report import cells
+from hybrid_runtime.verdict import Evidence, Measured
 from tests.report import examples
 
 
@@ -55,3 +56,21 @@ def test_counts(counts: dict[str, int], shown: str) -> None:
 def test_what_is_no_number_is_shown_as_it_is() -> None:
     side = examples.side("candidate", "candidate", "tp 1 x pp 1 x dp 1", "0.1", "n/a: forward only")
     assert cells.side_rows([side])[-2] == ("tokens/s", "n/a: forward only")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "shown"), [("deterministic", "7.9 pp (exact)"), ("measured", "7.9 pp (no interval)")]
+)
+def test_what_was_measured_is_never_exact(evidence: Evidence, shown: str) -> None:
+    one = Measured(
+        point="7.9",
+        exact="79/10",
+        lower="7.9",
+        upper="7.9",
+        confidence="0.95",
+        method="one pair",
+        samples=1,
+        hardware="cpu",
+        evidence=evidence,
+    )
+    assert cells.measured_text(one, "pp") == shown
