@@ -26,6 +26,8 @@ from typing import Any
 from benchmarks.results import RESULTS, arguments_given, environment, markdown_table, save
 from hybrid_runtime.plan import read_plan
 from hybrid_runtime.records import read_side
+from hybrid_runtime.verifier.metrics import measure
+from hybrid_runtime.verifier.side import load_side
 
 MEDIAN_GOAL, WORST_GOAL, BYTES_GOAL, REGRET_GOAL = 0.03, 0.06, 0.01, 0.03
 _MODEL = {"preset": "tiny", "hidden_size": 256, "num_layers": 4, "num_heads": 8, "num_kv_heads": 8, "ffn_size": 512}
@@ -129,7 +131,7 @@ def _compared(file: Path) -> dict[str, Any]:
     predicted = read_plan(_plan(file)).predicted
     assert predicted is not None
     runs = [json.loads((_run(file, turn) / "verdict.json").read_text())["prediction"] for turn in (0, 1)]
-    steps_ns = [_quantity(run, "step_time")["measured"] for run in runs]
+    steps_ns = [int(measure(load_side(_run(file, turn), "candidate")).bare.median_step_ns) for turn in (0, 1)]
     held = {rank.header.pp: rank for rank in read_side(_run(file, 0))}
     peaks = [max(step.memory.ledger_peak or 0 for step in held[rank.pp_rank].steps) for rank in predicted.ranks]
     measured_ns = sum(steps_ns) / len(steps_ns)
@@ -140,12 +142,8 @@ def _compared(file: Path) -> dict[str, Any]:
         "inside": [predicted.step_time.p10_ns <= step_ns <= predicted.step_time.p90_ns for step_ns in steps_ns],
         "bytes_errors": [rank.memory.ledger_peak / peak - 1 for rank, peak in zip(predicted.ranks, peaks)],
         "budgets": [run["budget"] for run in runs],
+        "disturbed": [run["detail"] if run["verdict"] == "UNJUDGED" else "" for run in runs],
     }
-
-
-def _quantity(judged: Mapping[str, Any], wanted: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = next(one for one in judged["quantities"] if one["id"] == wanted)
-    return found
 
 
 def summary(cases: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +183,15 @@ def table_of(result: Mapping[str, Any]) -> str:
     total = f"median {100 * found['median_error']:.2f} %, worst {100 * found['worst_error']:.2f} %"
     regret = f"regret {100 * found['regret']:.2f} % (chosen {found['chosen']}, fastest {found['fastest']})"
     rows.append(["all", verdicts, regret, total, "", f"{100 * found['worst_bytes_error']:.3f} %"])
-    return markdown_table(["plan", "predicted ms", "measured ms", "error", "inside", "peak bytes, worst rank"], rows)
+    table = markdown_table(["plan", "predicted ms", "measured ms", "error", "inside", "peak bytes, worst rank"], rows)
+    notes = [f"- {name}, run {turn}: {words}" for name, turn, words in _disturbed(result["cases"])]
+    return "\n".join([table.rstrip("\n"), *(["", *notes] if notes else [])])
+
+
+def _disturbed(cases: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """Runs whose time the verifier would not judge, and why: goals that they miss say nothing."""
+    told = ((name, turn, words) for name, case in cases.items() for turn, words in enumerate(case["disturbed"], 1))
+    return [(name, turn, words.partition(";")[0]) for name, turn, words in told if words]
 
 
 if __name__ == "__main__":

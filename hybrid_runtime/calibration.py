@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hybrid_runtime.company import Company
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.fingerprint import differences
 from hybrid_runtime.plan import UnitCost
@@ -44,7 +45,7 @@ class UnitTimes(_Frozen):
         forward, backward, input_grad, weight_grad: device time of F, B, I and W.
         host: time the host needs to launch F, B, I and W (the same as device time on a CPU).
         saved_bytes: kept from F on; `until_w_bytes` of them, with what I adds, stay until W.
-        temporary_bytes: most that is held beyond that while an action runs.
+        temporary_bytes: most that is held beyond that while I runs, which keeps for W before it lets go of what F kept.
         output_bytes: of the carry that the unit passes on.
         parameters: held by the rank.
     """
@@ -111,6 +112,7 @@ class Calibration(_Frozen):
         optimizer_fixed_ns, optimizer_per_million_ns: clearing, norm and update of a rank with so many parameters.
         optimizer_bytes_per_parameter, gradient_bytes_per_parameter: of this dtype.
         allocator: measured constants of the device's allocator, e.g. reserved/allocated; empty on a CPU.
+        company: who worked on the other cores while units, the executor and the optimizer were measured.
         not_measured: what this machine could not show, each with the reason; such terms are modelled or absent.
     """
 
@@ -130,6 +132,7 @@ class Calibration(_Frozen):
     optimizer_bytes_per_parameter: int
     gradient_bytes_per_parameter: int
     allocator: dict[str, str] = {}
+    company: Company = Company()
     not_measured: dict[str, str] = {}
 
     def to_json(self) -> str:
@@ -146,12 +149,13 @@ def refuse_other_machine(calibration: Calibration, fingerprint: Mapping[str, str
     """Costs hold on the machine, and with the versions, that they were measured with.
 
     Args:
-        fingerprint: of where they shall be used (fingerprint.py).
+        fingerprint: what is known of where they shall be used (fingerprint.py); what it does not name is not compared.
 
     Raises:
         UsageError: it differs; the sentence says in what.
     """
-    differing = differences(fingerprint, calibration.fingerprint)
+    taken = {name: text for name, text in calibration.fingerprint.items() if name in fingerprint}
+    differing = differences(fingerprint, taken)
     if differing:
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise UsageError(

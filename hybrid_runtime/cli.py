@@ -227,7 +227,7 @@ def _rebalanced(
     after = run_rebalanced(folder, _progress_console(), quiet=quiet, overrides=overrides)
     console = console_for(json_file)
     if after is None:
-        words = "no border moved between units makes the measured ranks more equal; the plan was not run again"
+        words = "no other cuts make the measured ranks more equal; the plan was not run again"
         console.print(f"rebalance: {words}", markup=False, highlight=False, soft_wrap=True)
         return before, folder
     show_both(folder, before, after, console)

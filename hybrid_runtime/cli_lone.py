@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from hybrid_runtime.calibration import Calibration
     from hybrid_runtime.would import RehearsalVerdict
 
+Alone = Annotated[
+    bool, typer.Option("--alone", help="on a CPU: leave the other cores idle instead of as busy as in a run")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 
 
@@ -35,6 +38,7 @@ def rehearse(
     run_folder: Annotated[
         Path | None, typer.Option("--run-folder", help="where to write; default runs/<name>-rehearsal-<time>")
     ] = None,
+    alone: Alone = False,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -50,7 +54,7 @@ def rehearse(
             raise UsageError(f"{file} was rehearsed already, so --plan and --run-folder mean nothing; drop them")
         folder = RunFolder(file)
     else:
-        folder = _rehearsed(file, plan, run_folder, quiet=quiet)
+        folder = _rehearsed(file, plan, run_folder, alone=alone, quiet=quiet)
     from hybrid_runtime.report.rehearsal_tables import rehearsal_tables
     from hybrid_runtime.report.terminal import print_plainly
     from hybrid_runtime.verifier.would import judge_rehearsal
@@ -66,6 +70,7 @@ def rehearse(
 def calibrate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="where to write")] = Path("calibration.json"),
+    alone: Alone = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure what the model's units, messages, collectives and the optimizer cost on this machine: calibration.json.
@@ -76,7 +81,8 @@ def calibrate(
     from hybrid_runtime.deployment import load_deployment
 
     load_deployment(file)  # problems of the file are said before torch is loaded
-    _torch("hybrid_runtime.lone.calibrate", [str(file), "--out", str(out)], quiet=quiet)
+    given = [str(file), "--out", str(out), *(["--alone"] if alone else [])]
+    _torch("hybrid_runtime.lone.calibrate", given, quiet=quiet)
     from hybrid_runtime.report.calibration_tables import calibration_tables
     from hybrid_runtime.report.terminal import print_plainly
 
@@ -85,14 +91,14 @@ def calibrate(
     console.print(f"file: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _rehearsed(file: Path, plan: Path | None, run_folder: Path | None, *, quiet: bool) -> RunFolder:
+def _rehearsed(file: Path, plan: Path | None, run_folder: Path | None, *, alone: bool, quiet: bool) -> RunFolder:
     from hybrid_runtime.deployment import load_deployment
 
     name = load_deployment(file).name  # problems of the file are said before torch is loaded
     folder = new_run_folder(f"{name}-rehearsal") if run_folder is None else RunFolder(run_folder)
     if (folder.path / FILE).exists() or folder.records.exists():
         raise UsageError(f"{folder.path}: already holds a run or a rehearsal; name another with --run-folder")
-    given = [] if plan is None else ["--plan", str(plan)]
+    given = [*([] if plan is None else ["--plan", str(plan)]), *(["--alone"] if alone else [])]
     _torch("hybrid_runtime.lone.rehearse", [str(file), "--run-folder", str(folder.path), *given], quiet=quiet)
     return folder
 

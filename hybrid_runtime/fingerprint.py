@@ -26,6 +26,12 @@ def fingerprint(
     return found | {name: versions.get(name, unknown) for name in _OF_VERSIONS}
 
 
+def known_fingerprint(machine: Mapping[str, str], versions: Mapping[str, str], *, host: str) -> dict[str, str]:
+    """The facts of a fingerprint that are known of a machine before torch is loaded; arguments as there."""
+    whole = fingerprint(machine, versions, host=host, device="", threads_per_rank=1)
+    return {name: whole[name] for name in ("host", *_OF_HOST, *(name for name in _OF_VERSIONS if name in versions))}
+
+
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
     """One line per fact that differs: "torch: 2.13.0 here, 2.12.0 there"."""
     names = dict.fromkeys([*ours, *theirs])

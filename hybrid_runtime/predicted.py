@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Label = Literal["measured", "rehearsed", "modelled", "declared"]
+Source = Literal["analytic", "calibration", "rehearsal", "records"]
 
 
 class _Frozen(BaseModel):
@@ -141,7 +142,7 @@ class PredictedStep(_Frozen):
     bound_ns: int
     ranks: tuple[PredictedRank, ...]
     labels: dict[str, Label]
-    source: Literal["analytic", "calibration", "rehearsal", "records"]
+    source: Source
     fingerprint: dict[str, str] = {}
     baselines: tuple[PredictedBaseline, ...] = ()
     alternatives: tuple[Alternative, ...] = ()

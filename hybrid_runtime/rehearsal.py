@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hybrid_runtime.company import Company
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.records import Memory
 
@@ -90,6 +91,7 @@ class Rehearsal(_Frozen):
         fingerprint: of the device that every rank ran on (fingerprint.py).
         order: pp ranks in the order in which they had the device.
         notes: what a reader must know, e.g. that tokens were random.
+        company: peers that worked on the other cores, or on the same one, meanwhile.
         other_shards: further tensor-parallel ranks, where those of a stage are not alike.
     """
 
@@ -101,6 +103,7 @@ class Rehearsal(_Frozen):
     fingerprint: dict[str, str]
     order: tuple[int, ...]
     notes: tuple[str, ...]
+    company: Company = Company()
     ranks: tuple[RehearsedRank, ...]
     other_shards: tuple[RehearsedRank, ...] = ()
 

@@ -62,6 +62,7 @@ class RehearsalVerdict(_Frozen):
     """Everything that is derived from a rehearsal folder.
 
     Attributes:
+        company: who kept the machine busy meanwhile.
         memory_label: what `memory_bytes` counts: the byte ledger, or the device's allocator.
         baseline_ns: the baseline's step, where one was rehearsed.
         notes: what a reader must know.
@@ -74,6 +75,7 @@ class RehearsalVerdict(_Frozen):
     device: str
     clock: str
     steps: int
+    company: str
     network: str
     memory_label: str
     claims: tuple[WouldClaim, ...]

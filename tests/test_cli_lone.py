@@ -37,7 +37,9 @@ def test_rehearse_then_judge_again(tmp_path: Path) -> None:
     assert verdict["baseline_ns"] > 0
     lone, plan = read_rehearsal(tmp_path / "out" / FILE), read_plan(tmp_path / "out/plan.json")
     assert lone.plan_fingerprint == plan.fingerprint
+    assert "company: 1 companion (the other 1 of 2 ranks)" in said.out
     assert lone.order[:4] == (0, 1, 1, 0)
+    assert (lone.company.processes, lone.company.why) == (1, "the other 1 of 2 ranks")
     assert len(lone.ranks[0].steps) >= 12
     assert lone.ranks[0].memory[0] == lone.ranks[0].memory[1]
     again = command("rehearse", tmp_path / "out")
@@ -48,7 +50,8 @@ def test_rehearse_then_judge_again(tmp_path: Path) -> None:
 
 def test_rehearse_follows_a_plan_and_refuses_another_models(tmp_path: Path) -> None:
     file = deployment_file(tmp_path)
-    assert run("rehearse", file, "--run-folder", "own", "--quiet", folder=tmp_path).code == 0
+    assert run("rehearse", file, "--alone", "--run-folder", "own", "--quiet", folder=tmp_path).code == 0
+    assert read_rehearsal(tmp_path / "own" / FILE).company.why == "--alone"
     plan = tmp_path / "own/plan.json"
     other = small(parallel={"pp_degree": 2}, model={"hidden_size": 64})
     write_json(tmp_path / "other.json", other)
@@ -87,7 +90,10 @@ def test_calibrate_then_rehearse_with_it(tmp_path: Path) -> None:
     costs = unit_costs(deployment.shape, microbatch_size=1, sequence_length=16, workload="train")
     assert found.model == model_hash(costs)
     assert {row.unit for row in found.units} == {"embedding", "attn", "mlp", "head"}
-    assert {(row.tp_degree, row.microbatch_size) for row in found.units} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert {(row.tp_degree, row.microbatch_size) for row in found.units} == {
+        (1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4),
+    }  # fmt: skip
+    assert found.company.processes == 1
     assert {row.parts for row in found.units if row.unit == "mlp" and row.tp_degree == 2} == {8, 16, 24, 32}
     whole = next(row for row in found.units if (row.unit, row.parts, row.tp_degree) == ("mlp", 32, 1))
     half = next(row for row in found.units if (row.unit, row.parts, row.tp_degree) == ("mlp", 16, 1))
@@ -98,7 +104,17 @@ def test_calibrate_then_rehearse_with_it(tmp_path: Path) -> None:
     assert (found.optimizer_bytes_per_parameter, found.gradient_bytes_per_parameter) == (8, 4)
     assert "between hosts" in found.not_measured
     assert found.collectives or "all_reduce of 2 ranks" in found.not_measured
-    done = run("rehearse", file, "--calibration", "calibration.json", "--run-folder", "out", "--quiet", folder=tmp_path)
+    done = run(
+        "rehearse",
+        file,
+        "--alone",
+        "--calibration",
+        "calibration.json",
+        "--run-folder",
+        "out",
+        "--quiet",
+        folder=tmp_path,
+    )
     assert done.code == 0, done
     assert "communication, modelled: calibration.json" in done.out
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_runtime.plan import read_plan
 from hybrid_runtime.planner.given import read_given
-from tests.commands import command
+from tests.commands import command, run, small, write_json
 from tests.deployment_files import write
 from tests.planner.planning import calibration, deployment
+from tests.rehearsals import deployed, plan_of, rehearsal
+from tests.rehearsals import write as write_rehearsal
 
 FILE = """
 name = "planned"
@@ -23,7 +26,11 @@ def test_from_a_calibration(tmp_path: Path) -> None:
     file, out, figures = write(tmp_path, FILE), tmp_path / "plan.json", tmp_path / "figures.json"
     measured = tmp_path / "calibration.json"
     measured.write_text(calibration(deployment()).to_json())
-    done = command("plan", file, "--calibration", measured, "--out", out, "--json", figures, "-q")
+    refused = command("plan", file, "--calibration", measured, "--out", out, "-q")
+    assert refused.code == 2
+    assert "was taken elsewhere, host: " in refused.err
+    assert "say --elsewhere to plan for the machine that was calibrated" in refused.err
+    done = command("plan", file, "--calibration", measured, "--elsewhere", "--out", out, "--json", figures, "-q")
     assert (done.code, done.err) == (0, "")
     plan = read_given(out)
     assert plan.schedule == "zb_v"
@@ -67,3 +74,40 @@ def test_an_impossible_request_is_one_sentence(tmp_path: Path) -> None:
     assert done.code == 2
     assert "no layout fits 1 MB less 5 %" in done.err
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_the_best_two_are_tried_and_the_faster_one_is_chosen(tmp_path: Path) -> None:
+    """Two plans really run on two ranks; the file says what both took, and runs."""
+    search = {"vary": ["schedule"], "schedules": ["1f1b", "gpipe"], "top": 0}
+    file = write_json(tmp_path / "job.json", small(parallel={"pp_degree": 2}, search=search))
+    done = run("plan", file, "--analytic", "--try", "2", "--out", "plan.json", "--quiet", folder=tmp_path)
+    assert done.code == 0, done.err
+    plan = read_plan(tmp_path / "plan.json")
+    assert plan.predicted is not None
+    tried = [one for one in plan.predicted.alternatives if one.measured_ns is not None]
+    assert len(tried) == 2
+    chosen = min(tried, key=lambda one: one.measured_ns or 0)
+    assert "chosen: the fastest when tried" in chosen.why_not
+    assert f", {plan.schedule}," in chosen.description
+    assert len(list((tmp_path / "runs").glob("small-try*/verdict.json"))) == 2
+
+
+def test_a_rehearsal_is_one_source_of_costs(tmp_path: Path) -> None:
+    """It goes with a calibration only, and must be a rehearsal."""
+    file = write_json(tmp_path / "job.json", small(parallel={"pp_degree": 2}))
+    for more in (["--analytic"], ["--try", "2"]):
+        refused = command("plan", file, "--rehearsal", tmp_path, *more, "--out", tmp_path / "plan.json")
+        assert (refused.code, "goes with neither --analytic nor --try" in refused.err) == (2, True)
+    missing = command("plan", file, "--rehearsal", tmp_path / "none", "--out", tmp_path / "plan.json")
+    assert (missing.code, "name a folder that rehearse wrote" in missing.err) == (4, True)
+    other = deployed(parallel={"pp_degree": 2})
+    made = plan_of(other)
+    folder = write_rehearsal(tmp_path / "lone", other, made, rehearsal(made, (1000, 1500), (10**6, 10**6))).path
+    wrong = command("plan", file, "--rehearsal", folder, "--out", tmp_path / "plan.json")
+    assert (wrong.code, "is a plan for other work" in wrong.err) == (2, True)
+    done = command("plan", folder / "deployment.json", "--rehearsal", folder, "--out", tmp_path / "plan.json")
+    assert done.code == 0, done.err
+    assert "compute shares differ by 19.481 pp as rehearsed" in done.out  # 9000 of 46,200 ns, updates included
+    after = read_plan(tmp_path / "plan.json")
+    assert after.predicted is not None
+    assert after.predicted.source == "rehearsal"

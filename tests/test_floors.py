@@ -17,9 +17,9 @@ PACKAGE = Path(hybrid_runtime.__file__).parent
 FLOORS = [
     "__init__ errors exact mesh shapes deployment deployment_declared deployment_fields deployment_errors "
     "deployment_checkpoint deployment_export deployment_measurement deployment_search deployment_telemetry "
-    "deployment_model deployment_text hugging_face_config pieces predicted calibration rehearsal would fingerprint "
-    "plan plan_contradictions planted records nvml_records verdict verdict_modelled verdict_prediction "
-    "prediction_history schemas run_folder turns launches git_state",
+    "deployment_model deployment_text hugging_face_config pieces predicted calibration company rehearsal would "
+    "fingerprint plan planted records nvml_records verdict verdict_modelled verdict_prediction prediction_history "
+    "schemas run_folder turns launches git_state plan_contradictions",
     "schedule",
     "planner verifier report weights comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint",
@@ -31,7 +31,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 TORCH_FREE_ROOMS = {"schedule", "planner", "verifier", "report", "weights"}
 TORCH_FREE = {*FLOORS[0].split(), *TORCH_FREE_ROOMS, *FLOORS[-1].split()} - {"__main__"}
 # What the torch-free launcher reads of a torch floor, itself free of torch (tested below by importing it).
-TORCH_FREE_MODULES = ("hybrid_runtime.telemetry.status",)
+TORCH_FREE_MODULES = tuple(f"hybrid_runtime.telemetry.{name}" for name in ("status", "host", "machine"))
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -31,6 +31,29 @@ def test_the_ranks_follow_the_plan(tmp_path: Path) -> None:
     assert command("verify", "--recheck", folder).code == done.code
 
 
+def test_a_planned_step_with_rows_and_pieces_runs(tmp_path: Path) -> None:
+    """Two stages per rank, one cut inside a unit, rows on both ranks: planned by formula, run, bytes as predicted."""
+    cuts = ["embedding..0.mlp[:8]", "0.mlp[8:]..1.attn", "1.mlp", "head"]
+    values = small(
+        model={"vocab_size": 256},
+        parallel={"pp_degree": 2},
+        pipeline={"schedule": "zb_v", "cuts": cuts, "embedding_rows": [192, 64]},
+        search={"vary": []},
+    )
+    file, path, folder = write_json(tmp_path / "file.json", values), tmp_path / "plan.json", tmp_path / "run"
+    assert command("plan", file, "--analytic", "--out", path, "-q").code == 0
+    plan = read_plan(path)
+    assert plan.embedding_pieces == ("embedding[0:192]", "embedding[192:256]")
+    assert [name for stage in plan.stages for name in stage.units if "[" in name] == ["0.mlp[0:8]", "0.mlp[8:32]"]
+    assert all("EF0" in " ".join(actions) and "EB0" in " ".join(actions) for actions in plan.actions)
+    done = run("run", file, "--plan", path, "--run-folder", folder, "--quiet", folder=tmp_path)
+    assert done.code in (0, 1, 3), done.err
+    assert plan.predicted is not None
+    for rank in read_side(folder):
+        held = max(step.memory.ledger_peak or 0 for step in rank.steps)
+        assert plan.predicted.ranks[rank.header.pp].memory.ledger_peak == pytest.approx(held, rel=0.05)
+
+
 def test_a_measured_imbalance_is_cut_away_and_both_runs_are_kept(tmp_path: Path) -> None:
     """Eleven of fourteen units on the first rank: whatever the clock's noise, the records ask for another cut."""
     values = small(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,56 +21,52 @@ from rich.progress import Progress
 
 from hybrid_runtime.calibration import Calibration, CollectiveTime, model_hash
 from hybrid_runtime.comm.start import Launch, choose_device
+from hybrid_runtime.company import Company
+from hybrid_runtime.data_parallel.buckets import BUCKET_BYTES
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, HybridRuntimeError, UsageError
 from hybrid_runtime.fingerprint import fingerprint
+from hybrid_runtime.lone.company import Companions, company_for
 from hybrid_runtime.lone.exchange import Exchanged, exchange, lone_cpu_ns
 from hybrid_runtime.lone.overheads import executor_ns, optimizer_costs
-from hybrid_runtime.lone.unit_times import Wanted, unit_times
-from hybrid_runtime.models.build import model_costs, model_units
+from hybrid_runtime.lone.unit_times import busy_units, unit_times, wanted_of
+from hybrid_runtime.models.build import model_costs
+from hybrid_runtime.planner.asked import asked_of, devices_of
 from hybrid_runtime.run_folder import write_whole
 from hybrid_runtime.telemetry.host import cpu_name, find_gpu, settle, versions
 from hybrid_runtime.telemetry.machine import machine
 
 Tick = Callable[[str], None]
-_OWN_VOCABULARY = 256  # of a user's own units, whose vocabulary nobody knows
+_LARGEST_BYTES = 256 * 2**20  # of a collective or message
 _KINDS = ("all_reduce", "reduce_scatter", "all_gather")
 
 
-def calibrate(deployment: Deployment, device: torch.device, tick: Tick) -> Calibration:
+def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone: bool = False) -> Calibration:
     """Measures everything that this machine can show of the deployment's model.
+
+    On a CPU companions (`company.py`) keep the other cores as busy as ranks would, unless it is to be done `alone`.
 
     Raises:
         EnvironmentProblem: the model's units do not fit on the device.
         UsageError: the model or its batch is missing or cannot be built.
     """
-    assert deployment.model is not None
-    assert deployment.batch is not None
-    specs = model_units(deployment.model, deployment.shape)
-    costs = model_costs(deployment, specs)
+    torch.set_num_threads(1 if device.type == "cpu" else deployment.hardware.threads_per_rank)
+    wanted = wanted_of(deployment, device)
+    costs = model_costs(deployment, wanted.specs)
     cpu = device.type == "cpu"
     host = settle(0, 1, 1, pin=False)
-    found, not_measured = _exchanged(deployment, device, host.available_cores, tick)
-    if cpu:
-        settle(0, 1, 1)
-        torch.set_num_threads(1)
-    batch = deployment.batch
-    wanted = Wanted(
-        specs=specs,
-        tp_degrees=_divisors(deployment.mesh.world_size),
-        microbatch_sizes=sorted({max(1, batch.microbatch_size // 2), batch.microbatch_size, 2 * batch.microbatch_size}),
-        sequence_length=batch.sequence_length,
-        sequence_parallel=deployment.parallel.sequence_parallel,
-        dtype=deployment.model.dtype,
-        vocab_size=deployment.shape.vocab_size if deployment.shape else _OWN_VOCABULARY,
-        device=device,
-    )
+    parameters = sum(cost.parameters for cost in costs)
+    found, not_measured = _exchanged(deployment, parameters, device, host.available_cores, tick)
+    company = _company_of(deployment, device, host.available_cores, alone=alone)
+    works = [partial(busy_units, deployment)] * company.processes
     try:
-        units, left_out = unit_times(wanted, tick)
-        tick("executor: empty stages")
-        action_ns, step_ns = executor_ns(device)
-        tick("optimizer")
-        optimizer = optimizer_costs(specs, deployment.optimizer, device, getattr(torch, wanted.dtype))
+        with Companions(works) if cpu else nullcontext():
+            units, left_out = unit_times(wanted, tick)
+            tick("executor: empty stages")
+            action_ns, step_ns = executor_ns(device)
+            tick("optimizer")
+            optimizer = optimizer_costs(wanted.specs, deployment.optimizer, device, getattr(torch, wanted.dtype))
+            collectives = tuple(_with_lone_cpu(row) for world in found for row in world.collectives)
     except (torch.OutOfMemoryError, MemoryError) as problem:
         raise EnvironmentProblem(
             f"{deployment.name}: its units do not fit on {device} ({problem}); use a larger device, or a "
@@ -83,7 +80,7 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick) -> Calib
         fingerprint=fingerprint(machine(), versions(), host=host.name, device=name, threads_per_rank=threads),
         model=model_hash(costs),
         units=tuple(units),
-        collectives=tuple(_with_lone_cpu(row) for world in found for row in world.collectives),
+        collectives=collectives,
         messages=tuple(row for world in found for row in world.messages),
         overlap=next((world.overlap for world in found if world.overlap), {}),
         device_factors=found[-1].device_factors if found else (),
@@ -94,14 +91,26 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick) -> Calib
         optimizer_bytes_per_parameter=optimizer.optimizer_bytes_per_parameter,
         gradient_bytes_per_parameter=optimizer.gradient_bytes_per_parameter,
         allocator={} if cpu else _allocator(device),
+        company=company,
         not_measured=not_measured | left_out,
     )
 
 
+def _company_of(deployment: Deployment, device: torch.device, cores: int, *, alone: bool) -> Company:
+    """As many companions as a run of the planned devices here would have ranks beside one."""
+    if device.type != "cpu" or alone:
+        return Company(why="--alone" if alone else "on a GPU a rank shares its device with nobody")
+    return company_for(devices_of(deployment), cores, oversubscribe=deployment.hardware.oversubscribe)
+
+
 def _exchanged(
-    deployment: Deployment, device: torch.device, cores: int, tick: Tick
+    deployment: Deployment, parameters: int, device: torch.device, cores: int, tick: Tick
 ) -> tuple[list[Exchanged], dict[str, str]]:
-    """Every group that fits on this machine with a core or GPU for each rank, and the reason for every other."""
+    """Every group that fits on this machine with a core or GPU for each rank, and the reason for every other.
+
+    Args:
+        parameters: of the whole model.
+    """
     assert deployment.batch is not None
     places, what = (cores, "cores") if device.type == "cpu" else (torch.cuda.device_count(), "GPUs")
     not_measured = {"between hosts": "calibrate measures on one host"}
@@ -113,7 +122,7 @@ def _exchanged(
             not_measured |= {"messages": why, "overlap": why} if ranks == 2 else {}
             continue
         tick(f"communication: {ranks} ranks")
-        found.append(exchange(ranks, device.type, _own_sizes(deployment)))
+        found.append(exchange(ranks, device.type, _own_sizes(deployment), _gradient_sizes(deployment, parameters)))
     return found, not_measured
 
 
@@ -124,14 +133,23 @@ def _with_lone_cpu(row: CollectiveTime) -> CollectiveTime:
 
 
 def _own_sizes(deployment: Deployment) -> list[int]:
-    """Bytes of an activation between units, where the model's width is known."""
+    """Bytes of an activation between units in every microbatch size that is asked for, where the width is known."""
     assert deployment.batch is not None
     assert deployment.model is not None
     if deployment.shape is None:
         return []
-    tokens = deployment.batch.microbatch_size * deployment.batch.sequence_length
+    width = deployment.batch.sequence_length * deployment.shape.hidden_size
     element = torch.empty((), dtype=getattr(torch, deployment.model.dtype)).element_size()
-    return [tokens * deployment.shape.hidden_size * element]
+    sizes = {size * width * element for _, size in asked_of(deployment)}
+    return sorted(size for size in sizes if size <= _LARGEST_BYTES)
+
+
+def _gradient_sizes(deployment: Deployment, parameters: int) -> list[int]:
+    """Bytes of the largest bucket of gradients that replicas sum, and of half of it."""
+    assert deployment.model is not None
+    element = torch.empty((), dtype=getattr(torch, deployment.model.dtype)).element_size()
+    largest = min(BUCKET_BYTES, parameters * element)
+    return [largest // 2, largest]
 
 
 def _divisors(number: int) -> list[int]:
@@ -146,7 +164,7 @@ def _allocator(device: torch.device) -> dict[str, str]:
     return {"reserved/allocated": f"{reserved / max(1, allocated):.4f}", "context bytes": str(max(0, context))}
 
 
-def calibrate_into(out: Path, file: Path, *, quiet: bool) -> None:
+def calibrate_into(out: Path, file: Path, *, quiet: bool, alone: bool = False) -> None:
     """Writes calibration.json."""
     deployment = load_deployment(file)
     missing = " and ".join(name for name in ("model", "batch") if getattr(deployment, name) is None)
@@ -160,7 +178,7 @@ def calibrate_into(out: Path, file: Path, *, quiet: bool) -> None:
             if shown is not None and task is not None:
                 shown.update(task, description=words)
 
-        write_whole(out, calibrate(deployment, device, tick).to_json())
+        write_whole(out, calibrate(deployment, device, tick, alone=alone).to_json())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,10 +186,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hybrid_runtime.lone.calibrate", description="Measures this machine.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--alone", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     try:
-        calibrate_into(options.out, options.file, quiet=options.quiet)
+        calibrate_into(options.out, options.file, quiet=options.quiet, alone=options.alone)
     except HybridRuntimeError as problem:
         print(f"hybrid-runtime: {problem}", file=sys.stderr)
         return problem.exit_code

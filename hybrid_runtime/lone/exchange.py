@@ -61,11 +61,12 @@ class Exchanged:
     device_factors: tuple[str, ...]
 
 
-def exchange(ranks: int, device_kind: str, extra_sizes: Sequence[int]) -> Exchanged:
+def exchange(ranks: int, device_kind: str, extra_sizes: Sequence[int], summed_sizes: Sequence[int] = ()) -> Exchanged:
     """Measures among `ranks` processes of this machine; there must be a core or GPU for each.
 
     Args:
         extra_sizes: in bytes, beside the usual ones: what the model at hand sends.
+        summed_sizes: of all-reduces only: gradients, which are larger than anything else.
 
     Raises:
         RunError: a process failed, or all took too long.
@@ -74,7 +75,7 @@ def exchange(ranks: int, device_kind: str, extra_sizes: Sequence[int]) -> Exchan
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         started = [
-            context.Process(target=_rank, args=(rank, ranks, folder, device_kind, sizes), daemon=True)
+            context.Process(target=_rank, args=(rank, ranks, folder, device_kind, sizes, summed_sizes), daemon=True)
             for rank in range(ranks)
         ]
         for process in started:
@@ -106,16 +107,20 @@ def _wait(started: Sequence[Any], folder: Path, ranks: int) -> None:
         raise RunError(f"communication among {ranks} ranks could not be measured: a rank died; calibrate again")
 
 
-def _rank(rank: int, ranks: int, folder: str, device_kind: str, sizes: Sequence[int]) -> None:
+def _rank(
+    rank: int, ranks: int, folder: str, device_kind: str, sizes: Sequence[int], summed_sizes: Sequence[int]
+) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        _measure(rank, ranks, Path(folder), device_kind, sizes)
+        _measure(rank, ranks, Path(folder), device_kind, sizes, summed_sizes)
     except BaseException:
         (Path(folder) / f"failed{rank}").write_text(traceback.format_exc(), encoding="utf-8")
         raise SystemExit(1) from None
 
 
-def _measure(rank: int, ranks: int, folder: Path, device_kind: str, sizes: Sequence[int]) -> None:
+def _measure(
+    rank: int, ranks: int, folder: Path, device_kind: str, sizes: Sequence[int], summed_sizes: Sequence[int]
+) -> None:
     cpu = device_kind == "cpu"
     device = torch.device("cpu") if cpu else torch.device("cuda", rank)
     settle(rank, ranks, 1, pin=cpu)
@@ -129,7 +134,7 @@ def _measure(rank: int, ranks: int, folder: Path, device_kind: str, sizes: Seque
     shared = open_shared_memory(group, timeout) if cpu else None
     plain, fast = Axis(ranks, rank, group), Axis(ranks, rank, group, shared=shared)
     found = {
-        "collectives": _collectives(plain, fast, device, sizes),
+        "collectives": _collectives(plain, fast, device, sizes, [size for size in summed_sizes if size > max(sizes)]),
         "messages": _messages(plain, device, sizes) if ranks == 2 else [],
         "overlap": _overlap(plain, device) if ranks == 2 else {},
         "device_factors": _factors(plain, device),
@@ -140,7 +145,9 @@ def _measure(rank: int, ranks: int, folder: Path, device_kind: str, sizes: Seque
     dist.destroy_process_group()
 
 
-def _collectives(plain: Axis, fast: Axis, device: torch.device, sizes: Sequence[int]) -> list[dict[str, Any]]:
+def _collectives(
+    plain: Axis, fast: Axis, device: torch.device, sizes: Sequence[int], summed_sizes: Sequence[int]
+) -> list[dict[str, Any]]:
     calls: dict[tuple[str, int], Callable[[], object]] = {}
     for num_bytes in sizes:
         x = torch.zeros(1, num_bytes // 4 // plain.size * plain.size, 1, device=device)
@@ -150,6 +157,9 @@ def _collectives(plain: Axis, fast: Axis, device: torch.device, sizes: Sequence[
         calls["all_reduce", num_bytes] = lambda x=x: all_reduce(x, plain)  # type: ignore[misc]
         calls["reduce_scatter", num_bytes] = lambda x=x: start_reduce_scatter_sequence(x, plain).wait()  # type: ignore[misc]
         calls["all_gather", num_bytes] = lambda x=part: start_gather_sequence(x, plain).wait()  # type: ignore[misc]
+    for num_bytes in summed_sizes:
+        x = torch.zeros(num_bytes // 4, device=device)
+        calls["all_reduce", num_bytes] = lambda x=x: all_reduce(x, plain)  # type: ignore[misc]
     walls: dict[tuple[str, int], list[int]] = defaultdict(list)
     own: dict[tuple[str, int], list[int]] = defaultdict(list)
     for number in range(ROUNDS + 1):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from hybrid_runtime.lone.carries import input_specs
 from hybrid_runtime.lone.group import Traffic
 from hybrid_runtime.lone.maker import lone_groups
 from hybrid_runtime.lone.recorder import LoneRecorder
+from hybrid_runtime.models.build import model_units
 from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.pipeline.build import edges_of, find_tie, lookup_ranks, tied_pairs
 from hybrid_runtime.plan import Plan
@@ -111,6 +113,10 @@ class LoneRank:
         for _ in range(steps):
             self._one(Order(self._steps, self._steps))
 
+    def work(self) -> None:
+        """A step that does not count."""
+        self._one(Order(self._steps, self._steps, phase="warmup"))
+
     @property
     def last_window_ns(self) -> int:
         """How long the newest step took."""
@@ -172,6 +178,16 @@ class LoneRank:
         except (torch.OutOfMemoryError, MemoryError) as problem:
             raise does_not_fit(self._stage, self.pp_rank, str(problem)) from None
         self._steps += 1
+
+
+@contextmanager
+def peer(deployment: Deployment, plan: Plan, rank: int) -> Iterator[Callable[[], object]]:
+    """A rank of the plan, by its number in the mesh, that runs step after step on the CPU and keeps others company."""
+    place = plan.mesh.place(rank)
+    stage = set_stage(deployment, plan, model_units(deployment.model, deployment.shape), torch.device("cpu"))
+    with LoneRank(stage, place.pp, place.tp) as lone:
+        lone.warm_up()
+        yield lone.work
 
 
 def _without_weights(deployment: Deployment) -> Deployment:

@@ -1,11 +1,12 @@
 """Rehearses a deployment on this machine's one device; `hybrid-runtime rehearse` starts it and judges what it wrote.
 
-    python -m hybrid_runtime.lone.rehearse FILE --run-folder FOLDER [--plan plan.json]
+    python -m hybrid_runtime.lone.rehearse FILE --run-folder FOLDER [--plan plan.json] [--alone]
 
     on a CPU   A B C C B A A B C ...   all ranks built, one step each in turn, so that drifts of the machine cancel
     on a GPU   A B C C B A             one rank built at a time, so that the allocator's peak is its own; 8 steps each
 
-Before steps count there are three others: the optimizer makes its state, then the byte ledger watches two.
+Before steps count there are three others: the optimizer makes its state, then the byte ledger watches two. On a CPU
+companions (`company.py`) keep the machine as busy as the rank's peers would.
 
 A declared baseline is rehearsed after it, into FOLDER/baseline/, where the targets speak of it.
 """
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,14 +26,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hybrid_runtime.comm.start import Launch, choose_device
+from hybrid_runtime.company import Company
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, HybridRuntimeError, PlanError, UsageError
 from hybrid_runtime.fingerprint import fingerprint
-from hybrid_runtime.lone.rank import LoneRank, Stage, free_bytes, least_bytes, set_stage
+from hybrid_runtime.lone.company import Companions, company_for
+from hybrid_runtime.lone.rank import LoneRank, Stage, free_bytes, least_bytes, peer, set_stage
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
 from hybrid_runtime.planner.make import baseline_deployment, make_plan
+from hybrid_runtime.records import Host
 from hybrid_runtime.rehearsal import FILE, Rehearsal, RehearsedRank
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.telemetry.host import cpu_name, find_gpu, settle, versions
@@ -40,23 +45,34 @@ from hybrid_runtime.telemetry.machine import machine
 STEPS_PER_TURN = 8  # where a rank is built for each of its two turns
 ROUNDS, MOST_ROUNDS = 12, 60  # where all are built: one step of each rank in a round
 ROUNDS_S = 15.0  # short steps are measured for about so long
+_PROCESS_BYTES = 400 * 2**20  # of a companion beside its rank: Python and torch
 
 Tick = Callable[[str], None]
 
 
-def rehearse(deployment: Deployment, plan: Plan, device: torch.device, host: str, tick: Tick) -> Rehearsal:
-    """Runs every pipeline rank of the plan alone.
+def rehearse(
+    deployment: Deployment, plan: Plan, device: torch.device, host: Host, tick: Tick, *, alone: bool = False
+) -> Rehearsal:
+    """Runs every pipeline rank of the plan alone: on a CPU among companions that are as busy as its peers would be.
 
     Args:
         device: one CUDA device or the CPU; CPU ranks are measured with one thread.
+        host: this one.
         tick: told what is done next.
+        alone: without companions.
 
     Raises:
         EnvironmentProblem: a rank does not fit on the device.
+        RunError: a companion was lost.
         UsageError, PlanError: the model cannot be built or run.
     """
     stage = set_stage(deployment, plan, model_units(deployment.model, deployment.shape), device)
-    order, ranks = _all_built(stage, tick) if _fits_together(stage) else _one_by_one(stage, tick)
+    company = Company(why="--alone") if alone else _company_of(stage, host.available_cores)
+    tick(f"{company.processes} companions" if company.processes else "building")
+    works = [partial(peer, deployment, plan, rank) for rank in range(1, 1 + company.processes)]
+    with Companions(works) if device.type == "cpu" else nullcontext():
+        order, ranks = _all_built(stage, tick) if _fits_together(stage) else _one_by_one(stage, tick)
+        other_shards = _other_shards(stage, tick)
     gpu = find_gpu(device.index or 0) if device.type == "cuda" else None
     name = cpu_name() if gpu is None else gpu.name
     return Rehearsal(
@@ -64,12 +80,30 @@ def rehearse(deployment: Deployment, plan: Plan, device: torch.device, host: str
         plan_fingerprint=plan.fingerprint,
         device=name,
         clock="thread_cpu" if gpu is None else "cuda_event",
-        fingerprint=fingerprint(machine(), versions(), host=host, device=name, threads_per_rank=_threads(stage)),
+        fingerprint=fingerprint(machine(), versions(), host=host.name, device=name, threads_per_rank=_threads(stage)),
         order=tuple(order),
         notes=tuple(_notes(stage)),
+        company=company,
         ranks=tuple(ranks),
-        other_shards=tuple(_other_shards(stage, tick)),
+        other_shards=tuple(other_shards),
     )
+
+
+def _company_of(stage: Stage, available_cores: int) -> Company:
+    """As many companions as a real run here would have ranks beside the measured one, if they fit beside it."""
+    if stage.device.type != "cpu":
+        return Company(why="on a GPU a rank shares its device with nobody")
+    hardware, plan = stage.deployment.hardware, stage.plan
+    wanted = company_for(plan.mesh.world_size, available_cores, oversubscribe=hardware.oversubscribe)
+    there = free_bytes(stage.device)
+    if there is None:
+        return wanted
+    own = sum(least_bytes(stage, pp_rank) for pp_rank in range(plan.pp_degree))
+    each = _PROCESS_BYTES + 2 * max(least_bytes(stage, pp_rank) for pp_rank in range(plan.pp_degree))
+    fitting = max(0, (there // 2 - own) // each)
+    if wanted.processes <= fitting:
+        return wanted
+    return Company(processes=fitting, why=f"no more fit into {there / 2**30:.1f} GiB; wanted: {wanted.why}")
 
 
 def _fits_together(stage: Stage) -> bool:
@@ -164,11 +198,11 @@ def planned(file: Path, plan_file: Path | None) -> tuple[Deployment, Plan]:
     return deployment, plan
 
 
-def rehearse_into(folder: RunFolder, file: Path, plan_file: Path | None, *, quiet: bool) -> None:
+def rehearse_into(folder: RunFolder, file: Path, plan_file: Path | None, *, quiet: bool, alone: bool = False) -> None:
     """Writes deployment.json, plan.json and rehearsal.json; the same of the baseline below, or why it cannot be."""
     deployment, plan = planned(file, plan_file)
     device, _ = choose_device(deployment.hardware, Launch(0, 0, 1, 1))
-    host = settle(0, 1, 1, pin=device.type == "cpu").name
+    host = settle(0, 1, 1, pin=False)
     torch.set_num_threads(1 if device.type == "cpu" else deployment.hardware.threads_per_rank)
     with nullcontext() if quiet else Progress(console=Console(stderr=True), transient=True) as shown:
 
@@ -182,7 +216,7 @@ def rehearse_into(folder: RunFolder, file: Path, plan_file: Path | None, *, quie
 
             write_whole(where.deployment, deployment.canonical_json())
             write_whole(where.plan, plan.to_json())
-            write_whole(where.path / FILE, rehearse(deployment, plan, device, host, tick).to_json())
+            write_whole(where.path / FILE, rehearse(deployment, plan, device, host, tick, alone=alone).to_json())
 
         side(folder, deployment, plan, "rehearsing")
         if wants_baseline(deployment):
@@ -208,10 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--run-folder", type=Path, required=True)
     parser.add_argument("--plan", type=Path)
+    parser.add_argument("--alone", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
+    folder = RunFolder(options.run_folder)
     try:
-        rehearse_into(RunFolder(options.run_folder), options.file, options.plan, quiet=options.quiet)
+        rehearse_into(folder, options.file, options.plan, quiet=options.quiet, alone=options.alone)
     except HybridRuntimeError as problem:
         print(f"hybrid-runtime: {problem}", file=sys.stderr)
         return problem.exit_code

@@ -21,21 +21,25 @@ from hybrid_runtime.calibration import Spread, UnitTimes
 from hybrid_runtime.comm.axis import Axis, Clocks
 from hybrid_runtime.comm.point_to_point import TensorSpec
 from hybrid_runtime.data_parallel.buckets import GradientBuckets
+from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.lone.carries import Spec, inputs_of
 from hybrid_runtime.lone.group import LoneGroup, Traffic
 from hybrid_runtime.lone.maker import Echo
 from hybrid_runtime.lone.recorder import LoneRecorder
-from hybrid_runtime.models.build import build_units
+from hybrid_runtime.models.build import build_units, model_units
 from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec, specs_of
 from hybrid_runtime.pieces import Piece, read_piece, unit_of
 from hybrid_runtime.pipeline.stage import Stage
+from hybrid_runtime.planner.asked import asked_of
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.initialise import any_weights
 from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 
 ROUNDS, MOST_ROUNDS, ROUNDS_S = 8, 40, 25.0
+UNITS_S = 120.0  # what a plan asks for last is left out rather than to take longer
+_OWN_VOCABULARY = 256  # of a user's own units, whose vocabulary nobody knows
 WIDTHS = (1, 2, 3)  # quarters of a unit that can be cut
 
 Tick = Callable[[str], None]
@@ -47,13 +51,12 @@ class Wanted:
 
     Attributes:
         specs: of all units of the model, in order.
-        tp_degrees, microbatch_sizes: every one with every other.
+        asked: pairs of tensor-parallel degree and microbatch size, the most important first.
         vocab_size: bounds random tokens.
     """
 
     specs: Sequence[UnitSpec]
-    tp_degrees: Sequence[int]
-    microbatch_sizes: Sequence[int]
+    asked: Sequence[tuple[int, int]]
     sequence_length: int
     sequence_parallel: bool
     dtype: str
@@ -95,8 +98,7 @@ def unit_times(wanted: Wanted, tick: Tick) -> tuple[list[UnitTimes], dict[str, s
     """
     left_out: dict[str, str] = {}
     with any_weights():
-        cases = list(_cases(wanted, left_out, tick))
-    weighed = [_weighed(case) for case in cases]
+        cases, weighed = _admitted(wanted, left_out, tick)
     begin_ns = monotonic_ns()
     _round(cases)  # the first one warms up
     for case in cases:
@@ -107,6 +109,31 @@ def unit_times(wanted: Wanted, tick: Tick) -> tuple[list[UnitTimes], dict[str, s
         tick(f"units: round {number + 1} of {rounds}")
         _round(cases if number % 2 == 0 else list(reversed(cases)))
     return [_row(case, wanted, held) for case, held in zip(cases, weighed)], left_out
+
+
+@contextmanager
+def busy_units(deployment: Deployment) -> Iterator[Callable[[], object]]:
+    """Whole units of a deployment's model at work on the CPU, for as long as they are called: company for others."""
+    wanted, left_out = wanted_of(deployment, torch.device("cpu")), dict[str, str]()
+    with any_weights():
+        family = next(filter(None, (_family(wanted, tp_degree, left_out) for tp_degree, _ in wanted.asked)))
+        cases = [case for case in _cases_of(wanted, family, wanted.asked[0][1]) if not read_piece(case.of.name)]
+    yield lambda: _round(cases)
+
+
+def wanted_of(deployment: Deployment, device: torch.device) -> Wanted:
+    """What a plan of the deployment will ask for."""
+    assert deployment.model is not None
+    assert deployment.batch is not None
+    return Wanted(
+        specs=model_units(deployment.model, deployment.shape),
+        asked=asked_of(deployment),
+        sequence_length=deployment.batch.sequence_length,
+        sequence_parallel=deployment.parallel.sequence_parallel,
+        dtype=deployment.model.dtype,
+        vocab_size=deployment.shape.vocab_size if deployment.shape else _OWN_VOCABULARY,
+        device=device,
+    )
 
 
 def _round(cases: Sequence[_Case]) -> None:
@@ -139,7 +166,7 @@ class _Held(dict[str, int]):
 
 
 def _weighed(case: _Case) -> _Held:
-    """One microbatch under the byte ledger: what F keeps, what of it is left after I, what actions hold beyond that."""
+    """One microbatch under the byte ledger: what F keeps, what of it is left after I, what I holds beyond that."""
     found, temporary = _Held(), 0
     for index, kinds in enumerate(("FB", "FIW")):
         for kind in kinds:
@@ -147,7 +174,8 @@ def _weighed(case: _Case) -> _Held:
             with case.of.ledger.watching():
                 _act(case, kind, index)
             after = case.of.ledger.in_use.activations
-            temporary = max(temporary, case.of.ledger.peaks.activations - max(before, after))
+            if kind == "I":
+                temporary = max(temporary, case.of.ledger.peaks.activations - max(before, after))
             if kind == "F":
                 found["saved"] = after - before
             elif kind == "I":
@@ -195,30 +223,49 @@ def kind_of(name: str) -> str:
     return unit_of(name).rpartition(".")[2]
 
 
-def _cases(wanted: Wanted, left_out: dict[str, str], tick: Tick) -> Iterator[_Case]:
-    for tp_degree in wanted.tp_degrees:
-        tick(f"units: tp {tp_degree} is built")
-        try:
-            with _explained(tp_degree, left_out):
-                yield from _cases_of(wanted, tp_degree)
-        except _LeftOut:
+class _Family(NamedTuple):
+    """The units of one tensor-parallel degree."""
+
+    context: BuildContext
+    units: Sequence[_Unit]
+
+
+def _admitted(wanted: Wanted, left_out: dict[str, str], tick: Tick) -> tuple[list[_Case], list[_Held]]:
+    """Cases in the order of their importance, for as long as their rounds fit into the time; and what each holds."""
+    families: dict[int, _Family | None] = {}
+    cases: list[_Case] = []
+    weighed: list[_Held] = []
+    round_ns, share_ns = 0, 0.0  # of a round, all cases together; of one sequence on one tensor rank, its first pair's
+    for tp_degree, size in wanted.asked:
+        name = f"units at tp_degree {tp_degree}, microbatch_size {size}"
+        tick(name)
+        if (round_ns + share_ns * size / tp_degree) * (1 + ROUNDS) > UNITS_S * 1e9:
+            left_out[name] = f"units are measured for {UNITS_S:.0f} s; sizes that a plan needs more took them"
             continue
+        if tp_degree not in families:
+            families[tp_degree] = _family(wanted, tp_degree, left_out)
+        family = families[tp_degree]
+        if family is None:
+            continue
+        try:
+            more = _cases_of(wanted, family, size)
+            held = [_weighed(case) for case in more]
+            begin_ns = monotonic_ns()
+            _round(more)
+        except (torch.OutOfMemoryError, MemoryError) as problem:
+            if not cases:
+                raise
+            left_out[name] = f"does not fit on {wanted.device} ({problem})"
+            continue
+        took_ns = monotonic_ns() - begin_ns
+        round_ns, share_ns = round_ns + took_ns, share_ns or took_ns * tp_degree / size
+        cases += more
+        weighed += held
+    return cases, weighed
 
 
-class _LeftOut(Exception):
-    """The model cannot be split like this; said in `not_measured`."""
-
-
-@contextmanager
-def _explained(tp_degree: int, left_out: dict[str, str]) -> Iterator[None]:
-    try:
-        yield
-    except PlanError as problem:
-        left_out[f"units at tp_degree {tp_degree}"] = str(problem)
-        raise _LeftOut from None
-
-
-def _cases_of(wanted: Wanted, tp_degree: int) -> list[_Case]:
+def _family(wanted: Wanted, tp_degree: int, left_out: dict[str, str]) -> _Family | None:
+    """None where the model cannot be split like this, which `left_out` is told."""
     traffic, clocks = Traffic(), Clocks()
     axis = _axis(wanted, tp_degree, traffic, clocks)
     context = BuildContext(
@@ -229,12 +276,16 @@ def _cases_of(wanted: Wanted, tp_degree: int) -> list[_Case]:
     )
     first = {kind_of(spec.name): spec for spec in reversed(wanted.specs)}
     names = [name for spec in first.values() for name in _widths(spec, tp_degree)]
-    units = [_unit(wanted, name, context, traffic) for name in names]
-    found = []
-    for microbatch_size in wanted.microbatch_sizes:
-        inputs = _inputs(wanted, context, microbatch_size)
-        found += [_case(wanted, unit, inputs[unit_of(unit.name)], microbatch_size) for unit in units]
-    return found
+    try:
+        return _Family(context, [_unit(wanted, name, context, traffic) for name in names])
+    except PlanError as problem:
+        left_out[f"units at tp_degree {tp_degree}"] = str(problem)
+        return None
+
+
+def _cases_of(wanted: Wanted, family: _Family, microbatch_size: int) -> list[_Case]:
+    inputs = _inputs(wanted, family.context, microbatch_size)
+    return [_case(wanted, unit, inputs[unit_of(unit.name)], microbatch_size) for unit in family.units]
 
 
 def _unit(wanted: Wanted, name: str, context: BuildContext, traffic: Traffic) -> _Unit:

@@ -103,6 +103,7 @@ def analytic_line(
     time_of: Callable[[int], int],
     tp_time: int = 0,
     granule: int | None = None,
+    shards: int = 1,
 ) -> Line:
     """A line by formula.
 
@@ -110,6 +111,7 @@ def analytic_line(
         time_of: FLOPs of a rank -> its time.
         tp_time: of one collective over the carry.
         granule: as `wanted` of `granule_of`.
+        shards: of the carry.
     """
 
     def unit(cost: UnitCost, kept: Kept) -> Unit:
@@ -118,7 +120,7 @@ def analytic_line(
             cost, granule_of(cost, tp_degree, granule), kind == "mlp", _piece(cost, kept, tp_degree, time_of, tp_time)
         )
 
-    return Line(tuple(unit(cost, kept) for cost, kept in units), carry_bytes)
+    return Line(tuple(unit(cost, kept) for cost, kept in units), carry_bytes, shards)
 
 
 def _piece(
@@ -144,6 +146,7 @@ def _piece(
             weight_grad=weight_grad,
             tp_forward=tp_time if stop == cost.parts and cost.name != "head" else 0,
             tp_backward=tp_time if start == 0 and has_input and weight_grad else 0,
+            tp_input_grad=tp_time if start == 0 and has_input and weight_grad else 0,
             saved=fixed + divided,
             until_w=int((fixed + divided) * kept.until_w),
             parameters=between(shared) + (cost.fixed_parameters if start == 0 else 0),
@@ -244,6 +247,7 @@ class AnalyticCosts:
             time_of=lambda flops: flops * 10**9 // self.rates.flops_per_s,
             tp_time=self.tp_time(tp_degree, whole_carry),
             granule=self.granule,
+            shards=divisor,
         )
 
     def tp_time(self, tp_degree: int, num_bytes: int) -> int:

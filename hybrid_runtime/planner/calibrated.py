@@ -12,18 +12,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache, cached_property
 from typing import Literal
 
-from hybrid_runtime.calibration import Calibration, Spread, UnitTimes
+from hybrid_runtime.calibration import Calibration, CollectiveTime, Spread, UnitTimes
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.analytic import Rates, granule_of, kind_of, labels
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, FORWARD_ONLY, StateBytes
 from hybrid_runtime.planner.step_model import Collective
+from hybrid_runtime.planner.tp_calls import LOSS_SUMS, CallTime, calls_of, column_part, with_calls
 from hybrid_runtime.planner.work import Line, Unit, Work
 from hybrid_runtime.predicted import Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
@@ -101,10 +102,16 @@ class CalibratedCosts:
         tokens = microbatch_size * self.sequence_length
         whole_carry = tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
         carry = whole_carry // (tp_degree if self.sequence_parallel else 1)
-        tp_ns = 0 if tp_degree == 1 else self._tp_ns(tp_degree, whole_carry)
-        widths = {kind: self._widths(kind, tp_degree, microbatch_size) for kind in {kind_of(c.name) for c in costs}}
+        kinds = [kind_of(cost.name) for cost in costs]
+        widths = {kind: self._widths(kind, tp_degree, microbatch_size) for kind in dict.fromkeys(kinds)}
+        in_i = {kind: self._in_i(kind, tp_degree, microbatch_size) for kind in widths}
         return Line(
-            tuple(self._unit(cost, widths[kind_of(cost.name)], tp_degree, tp_ns, carry) for cost in costs), carry
+            tuple(
+                replace(self._unit(cost, widths[kind], tp_degree, microbatch_size, carry), in_i=in_i[kind])
+                for cost, kind in zip(costs, kinds)
+            ),
+            carry,
+            tp_degree if self.sequence_parallel else 1,
         )
 
     def collective_ns(self, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:
@@ -158,16 +165,33 @@ class CalibratedCosts:
         low, high = sum(spread.p10_ns for spread in spreads), sum(spread.p90_ns for spread in spreads)
         return Fraction(low, middle), Fraction(high, middle)
 
-    def _tp_ns(self, tp_degree: int, num_bytes: int) -> int:
-        kinds: tuple[Collective, ...] = ("reduce_scatter", "all_gather") if self.sequence_parallel else ("all_reduce",)
-        return sum(self.collective_ns(kind, tp_degree, num_bytes, same_host=True) for kind in kinds)
+    def call_time(self, kind: Collective, ranks: int, num_bytes: int) -> CallTime:
+        """A tensor-parallel call. CPU ranks of a host sum in shared memory what fits there: its copies and additions
+        are the rank's own compute, of which a lone rank's is in the unit's time already.
+
+        Raises:
+            PlanError: as `collective_ns`.
+        """
+        shared = sorted(
+            (found.num_bytes, found)
+            for found in self.calibration.collectives
+            if kind == "all_reduce" and (found.kind, found.ranks) == ("shared_all_reduce", ranks)
+        )
+        if not shared or num_bytes > shared[-1][0]:
+            return CallTime(0, self.collective_ns(kind, ranks, num_bytes, same_host=True))
+        whole, own, lone = (
+            _between([(size, figure(found)) for size, found in shared], num_bytes)
+            for figure in (_p50_ns, _own_ns, _lone_ns)
+        )
+        return CallTime(max(0, own - lone), max(0, whole - own))
 
     def _widths(self, kind: str, tp_degree: int, microbatch_size: int) -> Sequence[_Point]:
         """What every measured width of a kind of unit costs at this microbatch size, narrowest first."""
         known = [
             times
             for times in self.calibration.units
-            if times.unit == kind and times.dtype == self.dtype and times.sequence_parallel == self.sequence_parallel
+            if (times.unit, times.dtype) == (kind, self.dtype)
+            and times.sequence_parallel == (self.sequence_parallel and times.tp_degree > 1)
         ]
         of_degree = [times for times in known if times.tp_degree == tp_degree]
         if not of_degree:
@@ -191,6 +215,16 @@ class CalibratedCosts:
             (parts, self._at_size(kind, sorted(points), microbatch_size)) for parts, points in sorted(sizes.items())
         ]
 
+    def _in_i(self, kind: str, tp_degree: int, microbatch_size: int) -> int:
+        """Bytes that a unit holds for a moment in I: as many per sequence as the largest microbatch measured."""
+        per_sequence = [
+            (times.microbatch_size, times.temporary_bytes)
+            for times in self.calibration.units
+            if (times.unit, times.tp_degree, times.dtype) == (kind, tp_degree, self.dtype)
+        ]
+        size, num_bytes = max(per_sequence)
+        return num_bytes * microbatch_size // size if self.workload == "train" else 0
+
     def _at_size(self, kind: str, points: Sequence[_Point], microbatch_size: int) -> Work:
         sizes = [size for size, _ in points]
         if not sizes[0] <= microbatch_size <= sizes[-1]:
@@ -200,15 +234,36 @@ class CalibratedCosts:
             )
         return _interpolated(points, microbatch_size)
 
-    def _unit(self, cost: UnitCost, widths: Sequence[_Point], tp_degree: int, tp_ns: int, carry: int) -> Unit:
+    def _unit(self, cost: UnitCost, widths: Sequence[_Point], tp_degree: int, microbatch_size: int, carry: int) -> Unit:
         kind = kind_of(cost.name)
         granule = granule_of(cost, tp_degree, self.granule)
-        return Unit(cost, granule, kind == "mlp", self._piece(cost, widths, tp_ns, carry))
+        alone, called = self._piece(cost, widths, carry), self._with_calls(kind, tp_degree, microbatch_size)
+        if tp_degree == 1:
+            return Unit(cost, granule, kind == "mlp", alone)
+        return Unit(
+            cost,
+            granule,
+            kind == "mlp",
+            lambda start, stop: called(alone(start, stop), start == 0, stop == cost.parts),
+        )
 
-    def _piece(self, cost: UnitCost, widths: Sequence[_Point], tp_ns: int, carry: int) -> Callable[[int, int], Work]:
+    def _with_calls(self, kind: str, tp_degree: int, microbatch_size: int) -> Callable[[Work, bool, bool], Work]:
+        """The work of a unit's piece -> the same with its collectives."""
+        tokens = microbatch_size * self.sequence_length
+        num_bytes = tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
+        hides = column_part(kind, self.shape)
+        sums_bytes = tp_degree * LOSS_SUMS * 4 * tokens
+
+        def called(work: Work, first: bool, last: bool) -> Work:
+            calls = calls_of(kind, first=first, last=last, sequence_parallel=self.sequence_parallel)
+            loss = self.call_time("all_gather", tp_degree, sums_bytes) if kind == "head" else None
+            return with_calls(work, calls, lambda one: self.call_time(one, tp_degree, num_bytes), hides, loss)
+
+        return called
+
+    def _piece(self, cost: UnitCost, widths: Sequence[_Point], carry: int) -> Callable[[int, int], Work]:
         kind = kind_of(cost.name)
         whole = widths[-1][1]
-        has_input = kind != "embedding"
 
         @cache
         def piece(start: int, stop: int) -> Work:
@@ -218,13 +273,13 @@ class CalibratedCosts:
                     self._say(f"pieces of {kind} narrower than {widths[0][0]} parts", "taken as proportional to that")
                 found = _interpolated([(0, Work()), *widths], stop - start)
                 kept = carry if start else 0  # a later piece keeps the normed input, and no input
-                found = found._replace(saved=max(0, found.saved - kept), until_w=max(0, found.until_w - kept))
+                found = found._replace(
+                    saved=max(0, found.saved - kept),
+                    until_w=max(0, found.until_w - kept),
+                    parameters=found.parameters - (cost.fixed_parameters if start else 0),
+                )
             flops = cost.flops * stop // cost.parts - cost.flops * start // cost.parts
-            return found._replace(
-                tp_forward=tp_ns if stop == cost.parts and kind != "head" else 0,
-                tp_backward=tp_ns if start == 0 and has_input and found.weight_grad else 0,
-                flops=flops,
-            )
+            return found._replace(flops=flops)
 
         return piece
 
@@ -256,6 +311,18 @@ def _work(times: UnitTimes, workload: str) -> Work:
         until_w=times.until_w_bytes if train else 0,
         parameters=times.parameters,
     )
+
+
+def _p50_ns(found: CollectiveTime) -> int:
+    return found.time.p50_ns
+
+
+def _own_ns(found: CollectiveTime) -> int:
+    return found.own_cpu_ns
+
+
+def _lone_ns(found: CollectiveTime) -> int:
+    return found.lone_cpu_ns
 
 
 def _interpolated(points: Sequence[_Point], place: int) -> Work:

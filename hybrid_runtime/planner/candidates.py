@@ -8,6 +8,10 @@ from fractions import Fraction
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.plan import UnitCost
+from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.planner.cover import checked_stages
+from hybrid_runtime.planner.embedding_rows import counted_rows
 from hybrid_runtime.planner.layout import CutKind, Layout, Setting
 from hybrid_runtime.schedule.choose import accept, is_searched, place
 from hybrid_runtime.schedule.registry import SCHEDULES
@@ -25,8 +29,10 @@ class Space:
         schedules: names, "auto" among them.
         virtual_stages: of the schedules that take any number.
         in_flight: of auto; None for one more than there are pipeline ranks.
-        cuts: "fractional" where the runtime may cut inside units, else "whole".
+        cuts: "fractional" where the runtime may cut inside units, else "whole" or "even"; "given" with `ranges`.
         sharded: whether the embedding's rows may be spread over the pipeline.
+        ranges: `pipeline.cuts` where they are fixed.
+        rows: `pipeline.embedding_rows` where they are fixed.
     """
 
     tp_degrees: Sequence[int] | None = None
@@ -38,6 +44,8 @@ class Space:
     in_flight: int | None = None
     cuts: CutKind = "fractional"
     sharded: bool = True
+    ranges: Sequence[str] | None = None
+    rows: str | Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,9 @@ class Impossible:
 
 def layouts(space: Space, setting: Setting) -> Iterator[Layout | Impossible]:
     """All layouts, in a fixed order."""
+    costs = unit_costs(
+        setting.shape, microbatch_size=1, sequence_length=setting.sequence_length, workload=setting.workload
+    )
     for mesh in meshes(space, setting):
         if isinstance(mesh, Impossible):
             yield mesh
@@ -64,7 +75,9 @@ def layouts(space: Space, setting: Setting) -> Iterator[Layout | Impossible]:
                 yield size
                 continue
             count = setting.global_batch_size // (mesh.dp_degree * size)
-            yield from _of_mesh(space, setting, mesh, size, count)
+            of_mesh = _of_mesh(space, setting, mesh, size, count)
+            given = (_as_given(one, space, costs) if isinstance(one, Layout) else one for one in of_mesh)
+            yield from dict.fromkeys(given)  # layouts that differ in their cuts only are one where those are fixed
 
 
 def meshes(space: Space, setting: Setting) -> Iterator[Mesh | Impossible]:
@@ -145,6 +158,20 @@ def _of_mesh(space: Space, setting: Setting, mesh: Mesh, size: int, count: int) 
                     yield replace(common, level=True)
             else:
                 yield Layout(mesh, size, count, schedule, virtual, space.cuts, sharded)
+
+
+def _as_given(layout: Layout, space: Space, costs: Sequence[UnitCost]) -> Layout | Impossible:
+    """The layout with the cuts and rows that are fixed, or why they are none of its mesh and schedule."""
+    mesh, num_stages = layout.mesh, len(layout.stage_to_rank)
+    try:
+        if space.ranges is not None:
+            stages = checked_stages(space.ranges, costs, num_stages, mesh)
+            layout = replace(layout, cuts="given", stages=stages, share=Fraction(1, 2))
+        if space.rows is not None:
+            layout = replace(layout, sharded=True, rows=counted_rows(space.rows, costs, mesh))
+    except PlanError as problem:
+        return Impossible(f"{layout.schedule}, {mesh}", str(problem))
+    return layout
 
 
 def _divisors(number: int) -> list[int]:

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field, replace
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import Impossible, Space, layouts
-from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, gradient_sum_ns
+from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, gradient_sum_ns, with_lookups
 from hybrid_runtime.planner.layout import Layout, Setting, in_flight
 from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_not
 from hybrid_runtime.planner.rows import water_level
 from hybrid_runtime.planner.staged import (
     Staged,
     embedding_parameters,
-    load_of,
     lower_bound_ns,
     stage,
     step_costs,
@@ -87,12 +86,18 @@ def choose(
     ]
     if not found.best:
         raise PlanError(infeasible(found.losers, setting))
-    found.best.sort(key=lambda one: (len(broken_promises(one, setting)), one.step_ns, one.peak_bytes, str(one.layout)))
+    found.best.sort(key=_order(setting))
+    found.best[:keep] = sorted((with_lookups(one, setting, model) for one in found.best[:keep]), key=_order(setting))
     chosen = found.best[0]
     for other in found.best[keep:]:
         found.losers.append(_beaten(other, chosen, setting))
     del found.best[keep:]
     return found
+
+
+def _order(setting: Setting) -> Callable[[Evaluated], tuple[int, int, int, str]]:
+    """The best first: promises kept, then the shortest step."""
+    return lambda one: (len(broken_promises(one, setting)), one.step_ns, one.peak_bytes, str(one.layout))
 
 
 def _beaten(other: Evaluated, chosen: Evaluated, setting: Setting) -> Loser:
@@ -147,7 +152,8 @@ def _is_long(layout: Layout) -> bool:
 def _idle_free_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
     """A step in which every rank has an equal part of everything and never waits: none is shorter."""
     total, ranks = model.line(layout.mesh.tp_degree, layout.microbatch_size).total, layout.mesh.pp_degree
-    busy = load_of(layout)(total) + total.tp_forward + total.tp_backward
+    whole, apart = total.fused_load + total.tp_backward, total.split_load + total.tp_input_grad
+    busy = total.tp_forward + (whole if layout.is_fused else min(whole, apart))
     mine = total.parameters // ranks
     after = gradient_sum_ns(mine * model.state.gradient, layout, setting, model) + model.optimizer_ns(mine)
     return layout.num_microbatches * busy // ranks + (after if setting.workload == "train" else 0) + model.step_ns

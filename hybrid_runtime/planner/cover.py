@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import UnitCost
+from hybrid_runtime.planner.cuts import Stages, cut_units
 
 
 class _Held(NamedTuple):
@@ -19,6 +22,21 @@ class _Held(NamedTuple):
     start: int
     stop: int
     stage: int
+
+
+def checked_stages(cuts: str | Sequence[str], costs: Sequence[UnitCost], num_stages: int, mesh: Mesh) -> Stages:
+    """The stages that `pipeline.cuts` mean.
+
+    Raises:
+        PlanError: they do not hold the model, or a piece does not divide by the tensor-parallel ranks.
+    """
+    stages, parts = cut_units(cuts, costs, num_stages), parts_of(costs)
+    asked_by = wanted_by(num_stages, mesh.pp_degree)
+    problems = stage_cover(stages, [cost.name for cost in costs], num_stages, asked_by=asked_by, parts=parts)
+    problems = problems or tp_findings(stages, parts, mesh.tp_degree)
+    if problems:
+        raise PlanError("pipeline.cuts: " + "; ".join(problems))
+    return stages
 
 
 def stage_cover(

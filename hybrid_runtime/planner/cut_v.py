@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -23,6 +24,7 @@ from hybrid_runtime.planner.work import Boundaries, Line, Load, Position, Work, 
 Weigh = Callable[[int, Work], int]  # (rank, what it holds) -> bytes, without the rows of a sharded embedding
 FitsV = Callable[[int, int, int, int, int], bool]  # (rank, first, end, back first, back end)
 FLOORS = (Fraction(2, 5), Fraction(1, 4), Fraction(0))  # least share of a chunk in a rank's mean load, tried in turn
+_ROUNDS = 4  # the second or third changes nothing more
 BEAM = 640  # partial cuts times ranks: 80 on eight ranks
 
 
@@ -165,9 +167,10 @@ def fractional_v_cut(
 ) -> Boundaries | None:
     """A V cut whose ranks' loads are equal to a granule, and whose bytes stay below the water level as far as possible.
 
-    Rounding is against the running total, so that no rank is off by more than a granule. Backs end inside units that
-    may be cut and not in attentions, whose head groups are too coarse; because a front may end before an attention or
-    before an MLP, one of the choices lands inside an MLP.
+    Rounding is against the running total, so that no rank is off by more than a granule. What a cut costs by itself
+    (two narrow products take longer than a wide one) is known only when the cut is: it is made again with that in the
+    total. Backs end inside units that may be cut and not in attentions, whose head groups are too coarse; because a
+    front may end before an attention or before an MLP, one of the choices lands inside an MLP.
 
     Args:
         weigh: bytes of a rank.
@@ -182,19 +185,38 @@ def fractional_v_cut(
     level_bytes = (weigh(0, line.total) + poured_bytes) // num_ranks
     beside = tuple(extra) or (0,) * num_ranks
     search = _Search(line, num_ranks, load, weigh, level_bytes, share, upto, beside, upto[-1] + sum(beside))
-    partials = [_Partial(0, 0, (0,), (line.end,), 0, ())]
-    for rank in range(num_ranks - 1):
-        exact = {new for partial in partials for new in search.grow(partial, rank, exact=True)}
-        partials = sorted(exact or {new for partial in partials for new in search.grow(partial, rank, exact=False)})
-        partials = partials[: beam or max(8, BEAM // num_ranks)]
-        if not partials:
-            return None
-    closed = [found for partial in partials if (found := search.close(partial)) is not None]
-    if not closed:
+    best: _Partial | None = None
+    for _ in range(_ROUNDS):
+        found = _best(search, poured_bytes, beam or max(8, BEAM // num_ranks))
+        if found is None:
+            break
+        if best is None or _uneven(found, poured_bytes, num_ranks) < _uneven(best, poured_bytes, num_ranks):
+            best = found
+        if found.loaded == search.total:
+            break
+        search = search._replace(total=found.loaded)
+    if best is None:
         return None
-    best = min(closed, key=lambda done: (max(*done.held, water_level(done.held, poured_bytes)), done))
     fronts = tuple(map(Position, best.fronts))
     return (*fronts, *reversed(best.backs[:-1]))
+
+
+def _best(search: _Search, poured_bytes: int, beam: int) -> _Partial | None:
+    """The best cut of a beam; None where the line is too short."""
+    partials = [_Partial(0, 0, (0,), (search.line.end,), 0, ())]
+    for rank in range(search.num_ranks - 1):
+        exact = {new for partial in partials for new in search.grow(partial, rank, exact=True)}
+        partials = sorted(exact or {new for partial in partials for new in search.grow(partial, rank, exact=False)})
+        partials = partials[:beam]
+    closed = [found for partial in partials if (found := search.close(partial)) is not None]
+    return min(closed, key=lambda done: (max(*done.held, water_level(done.held, poured_bytes)), done), default=None)
+
+
+def _uneven(done: _Partial, poured_bytes: int, num_ranks: int) -> Fraction:
+    """The larger part of the whole by which a rank's load, or its bytes, exceed the mean."""
+    level_bytes = max(max(done.held), math.ceil(water_level(done.held, poured_bytes)))
+    held = Fraction(level_bytes * num_ranks, sum(done.held) + poured_bytes)
+    return max(held, 1 + Fraction(done.error * num_ranks, done.loaded))
 
 
 class _Search(NamedTuple):

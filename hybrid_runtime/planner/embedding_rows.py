@@ -56,14 +56,25 @@ def embedding_pieces(rows: str | Sequence[int] | None, costs: Sequence[UnitCost]
     Raises:
         PlanError: the rows do not hold the embedding.
     """
-    if rows is None:
-        return ()
+    return () if rows is None else pieces_of(counted_rows(rows, costs, mesh), costs[0].name)
+
+
+def counted_rows(rows: str | Sequence[int], costs: Sequence[UnitCost], mesh: Mesh) -> tuple[int, ...]:
+    """Rows per pipeline rank.
+
+    Raises:
+        PlanError: they do not hold the embedding.
+    """
     problems = list(rows_problems(rows, costs[0], mesh))
     if problems:
         raise PlanError("pipeline.embedding_rows: " + "; ".join(problems))
-    counts = _equal(padded_rows(costs[0], mesh.tp_degree), mesh) if isinstance(rows, str) else list(rows)
-    stops = list(accumulate(counts))
-    return tuple(str(Piece(costs[0].name, stop - count, stop)) if count else "" for count, stop in zip(counts, stops))
+    return tuple(_equal(padded_rows(costs[0], mesh.tp_degree), mesh) if isinstance(rows, str) else rows)
+
+
+def pieces_of(rows: Sequence[int], unit: str) -> tuple[str, ...]:
+    """Contiguous rows per pipeline rank, the lowest ids first: tokenizers tend to give those to frequent tokens."""
+    ends = accumulate(rows)
+    return tuple(str(Piece(unit, end - count, end)) if count else "" for count, end in zip(rows, ends))
 
 
 def stage_parameters(

@@ -8,12 +8,15 @@ from fractions import Fraction
 
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.embedding_rows import pieces_of
 from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting, dp_crosses_nodes
+from hybrid_runtime.planner.make import place_lookups
 from hybrid_runtime.planner.rows import fill_rows, rows_multiple
 from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, stage, step_costs
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import RankMemory
 from hybrid_runtime.schedule.actions import ActionList, parse_actions
+from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.replay import Replay, replay_rows
 from hybrid_runtime.schedule.rows import Rows, to_rows
 
@@ -70,6 +73,17 @@ class Evaluated:
         return self.layout.mesh.tp_degree * self.layout.mesh.dp_degree
 
     @property
+    def bubble(self) -> Fraction:
+        """Share of the step in which a pipeline rank waits for others, as the mean over ranks: what a plan's ranks have
+        as `idle_ns`. Collectives are no bubble.
+        """
+        row, ranks = self.step.rows.row, range(self.layout.mesh.pp_degree)
+        own = [one + other for one, other in zip(self.data_parallel_ns, self.optimizer_ns)]
+        occupied = [sum(self.step.ends[index] - self.step.starts[index] for index in row(rank)) for rank in ranks]
+        waiting = sum(self.step.makespan - self.step.time(ticks) for ticks in occupied) + sum(max(own) - o for o in own)
+        return Fraction(waiting) / (len(ranks) * self.step_ns) if self.step_ns else Fraction(0)
+
+    @property
     def utilisation(self) -> Fraction:
         """Compute-busy share of the least busy rank in the whole step."""
         return Fraction(min(self.step.busy)) / self.step_ns if self.step_ns else Fraction(1)
@@ -95,6 +109,9 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
     Raises:
         PlanError: as `stage`.
     """
+    if layout.rows is not None:
+        lookers = frozenset(rank for rank, count in enumerate(layout.rows) if count)
+        return _evaluate(stage(layout, setting, model, lookers), setting, model, rows, given=layout.rows)
     everyone = _evaluate(staged or stage(layout, setting, model), setting, model, rows)
     found = everyone
     while (lookers := frozenset(rank for rank, count in enumerate(found.rows) if count)) != found.staged.lookers:
@@ -103,6 +120,28 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
         return found
     some_each = _evaluate(everyone.staged, setting, model, rows, some_each=True)
     return min(found, some_each, key=lambda one: (len(broken_promises(one, setting)), one.step_ns))
+
+
+def with_lookups(found: Evaluated, setting: Setting, model: StepModel) -> Evaluated:
+    """The same layout with the lookups of its rows where a run has them, as actions of their own."""
+    if not any(found.rows) or any(action.kind.is_lookup for action in found.step.rows.actions):
+        return found
+    staged = found.staged
+    compute = [tuple(one for one in actions if one.kind.is_compute) for actions in lowered_lists(found)]
+    order = to_rows(compute, staged.stage_to_rank)
+    given = found.layout.rows or ()
+    placed = _evaluate(staged, setting, model, order, given=given, lookups=True)
+    same = frozenset(rank for rank, count in enumerate(placed.rows) if count) == staged.lookers
+    return placed if same else _evaluate(staged, setting, model, order, given=found.rows, lookups=True)
+
+
+def lowered_lists(found: Evaluated) -> tuple[ActionList, ...]:
+    """The lists that ranks follow: with messages, and with the lookups of a sharded embedding."""
+    staged = found.staged
+    compute = [tuple(one for one in actions if not one.kind.is_lookup) for actions in found.lists]
+    lists = lower(compute, staged.stage_to_rank)
+    pieces = pieces_of(found.rows, staged.line.units[0].cost.name)
+    return place_lookups(lists, staged.stage_to_rank, pieces, found.step.costs.durations)
 
 
 def evaluate_as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel) -> tuple[RankMemory, ...]:
@@ -129,13 +168,25 @@ def broken_promises(found: Evaluated, setting: Setting) -> list[str]:
     ]
 
 
-def _evaluate(staged: Staged, setting: Setting, model: StepModel, order: Rows, *, some_each: bool = False) -> Evaluated:
+def _evaluate(
+    staged: Staged,
+    setting: Setting,
+    model: StepModel,
+    order: Rows,
+    *,
+    some_each: bool = False,
+    given: tuple[int, ...] = (),
+    lookups: bool = False,
+) -> Evaluated:
     layout, ranks = staged.layout, range(staged.layout.mesh.pp_degree)
-    step = replay_rows(order, step_costs(staged, setting, model))
-    rows, memory = _memory(staged, setting, model, step, some_each=some_each)
+    step = replay_rows(order, step_costs(staged, setting, model, lookups=lookups))
+    rows, memory = _memory(staged, setting, model, step, some_each=some_each, rows=given)
     parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
-    summed = tuple(gradient_sum_ns(count * model.state.gradient, layout, setting, model) for count in parameters)
     train = setting.workload == "train"
+    norm_ns = norm_sum_ns(layout, setting, model) if train else 0
+    summed = tuple(
+        gradient_sum_ns(count * model.state.gradient, layout, setting, model) + norm_ns for count in parameters
+    )
     update = tuple(model.optimizer_ns(count) if train else 0 for count in parameters)
     after = max(one + other for one, other in zip(summed, update))
     return Evaluated(
@@ -171,7 +222,8 @@ def _memory(
     hidden, tp = setting.shape.hidden_size, layout.mesh.tp_degree
     memory = []
     for rank in ranks:
-        parameters = staged.rank_parameters(rank) + (rows[rank] * hidden // tp if rows else 0)
+        shared = setting.shape.tie_embeddings and rank == staged.stage_to_rank[-1]  # its rows are the head's
+        parameters = staged.rank_parameters(rank) + (rows[rank] * hidden // tp if rows and not shared else 0)
         memory.append(
             RankMemory(
                 parameters=state.parameter * parameters,
@@ -214,8 +266,10 @@ def embedding_rows(
 
 
 def _buffer_bytes(staged: Staged, rank: int) -> int:
-    """Receive buffers of every edge into the rank, the newest message on every edge out of it, and with a sharded
-    embedding one sum of looked-up rows under way.
+    """Receive buffers of every edge into the rank, and the newest message on every edge out of it.
+
+    With a sharded embedding stage 0's rank has the sum of the next microbatch and the newest gradient that it sends,
+    every other rank with rows the newest part that it sends and two gradients, one used and one under way.
     """
     into: dict[int, list[int]] = {}
     count = staged.layout.num_microbatches
@@ -225,7 +279,18 @@ def _buffer_bytes(staged: Staged, rank: int) -> int:
             other = before if rank == after else after
             into.setdefault(other, []).append(staged.line.message_bytes(staged.boundaries[number]))
     buffers = sum(max(sizes) * (min(MESSAGE_BUFFERS, count * len(sizes)) + 1) for sizes in into.values())
-    return buffers + (staged.line.carry_bytes if rank in staged.lookers or (staged.lookers and rank == 0) else 0)
+    home = staged.stage_to_rank[0]
+    others = staged.lookers - {home}
+    sums = (1 + bool(others)) * bool(staged.lookers) if rank == home else (1 + min(2, count)) * (rank in others)
+    return buffers + sums * staged.line.carry_bytes
+
+
+def norm_sum_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
+    """The gradient's norm, one number summed over all ranks of a replica."""
+    ranks = layout.mesh.tp_degree * layout.mesh.pp_degree
+    if ranks == 1:
+        return 0
+    return model.collective_ns("all_reduce", ranks, 8, same_host=ranks <= setting.devices_per_node)
 
 
 def gradient_sum_ns(num_bytes: int, layout: Layout, setting: Setting, model: StepModel) -> int:

@@ -8,10 +8,11 @@ from functools import cached_property
 from typing import Literal
 
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.planner.cuts import Stages
 from hybrid_runtime.schedule.choose import place
 from hybrid_runtime.shapes import LlamaShape
 
-CutKind = Literal["fractional", "whole", "even"]
+CutKind = Literal["fractional", "whole", "even", "given"]
 FUSED = ("gpipe", "1f1b", "interleaved_1f1b")  # schedules whose backwards are whole
 MEMORY_SAFETY = Fraction(5, 100)  # of a device's memory, until past errors of predictions say what is needed
 MESSAGE_BUFFERS = 2  # outstanding receives of an edge (schedule/lower.py)
@@ -52,8 +53,11 @@ class Layout:
 
     Attributes:
         virtual_stages: stages per rank, None for the schedule's own number.
-        cuts: "fractional" (inside units too), "whole" (between units, under the memory limit), "even" (equal layers).
+        cuts: "fractional" (inside units too), "whole" (between units, under the memory limit), "even" (equal layers),
+            "given" (as `stages` say).
         sharded: the embedding's rows are spread over the pipeline ranks.
+        stages: names of units and pieces per stage, where the deployment file says them.
+        rows: of a sharded embedding per pipeline rank, where the file says them; None to fill them in.
         share: V placement, of a rank's work that its first stage gets. A smaller one fills the pipeline sooner and
             costs memory.
         level: of schedule auto, ranks that would hold more than the others with all rows are held down to their level.
@@ -67,6 +71,8 @@ class Layout:
     virtual_stages: int | None = None
     cuts: CutKind = "fractional"
     sharded: bool = True
+    stages: Stages | None = None
+    rows: tuple[int, ...] | None = None
     share: Fraction = Fraction(1, 2)
     level: bool = False
     in_flight: int | None = None

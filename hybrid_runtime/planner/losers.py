@@ -32,7 +32,7 @@ def why_slower(other: Evaluated, chosen: Evaluated) -> str:
     """One sentence: how much slower than the chosen layout, and where the time goes."""
     more = Fraction(other.step_ns, max(1, chosen.step_ns)) - 1
     parts = {
-        "bubble": Fraction(other.step.bubble),
+        "bubble": other.bubble,
         "tensor-parallel collectives": _tp_share(other),
         "gradient sums": Fraction(max(other.data_parallel_ns), max(1, other.step_ns)),
     }
@@ -42,7 +42,8 @@ def why_slower(other: Evaluated, chosen: Evaluated) -> str:
 
 def _tp_share(found: Evaluated) -> Fraction:
     works = [found.staged.rank_work(rank) for rank in range(found.layout.mesh.pp_degree)]
-    spent = max(work.tp_forward + work.tp_backward for work in works) * found.layout.num_microbatches
+    of_one = max(work.tp_forward + max(work.tp_backward, work.tp_input_grad) for work in works)
+    spent = of_one * found.layout.num_microbatches
     return Fraction(spent, max(1, found.step_ns))
 
 

@@ -12,8 +12,7 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost
 from hybrid_runtime.planner.baseline import baseline_deployment
-from hybrid_runtime.planner.cover import parts_of, stage_cover, tp_findings, wanted_by
-from hybrid_runtime.planner.cuts import Stages, cut_units
+from hybrid_runtime.planner.cover import checked_stages
 from hybrid_runtime.planner.embedding_rows import embedding_pieces
 from hybrid_runtime.planner.predict import durations_in_flops, predict
 from hybrid_runtime.planner.searched import searched_lists
@@ -45,7 +44,7 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
     schedule, workload = deployment.pipeline.schedule, deployment.workload.kind
     virtual_stages = deployment.pipeline.virtual_stages
     stage_to_rank = place(schedule, mesh.pp_degree, virtual_stages)
-    stages = _stages(deployment, costs, len(stage_to_rank), mesh)
+    stages = checked_stages(deployment.pipeline.cuts, costs, len(stage_to_rank), mesh)
     pieces = embedding_pieces(deployment.pipeline.embedding_rows, costs, mesh)
     durations = durations_in_flops(stages, costs)
     if is_searched(schedule):
@@ -131,16 +130,6 @@ def _valid_sizes(batch: Batch, dp_degree: int) -> str:
         larger = min((size for size in range(batch.microbatch_size, share + 1) if share % size == 0), default=smaller)
         valid.append("microbatch_size " + " or ".join(map(str, sorted({smaller, larger}))))
     return ", or ".join(valid)
-
-
-def _stages(deployment: Deployment, costs: Sequence[UnitCost], num_stages: int, mesh: Mesh) -> Stages:
-    stages, parts = cut_units(deployment.pipeline.cuts, costs, num_stages), parts_of(costs)
-    asked_by = wanted_by(num_stages, mesh.pp_degree)
-    problems = stage_cover(stages, [cost.name for cost in costs], num_stages, asked_by=asked_by, parts=parts)
-    problems = problems or tp_findings(stages, parts, mesh.tp_degree)
-    if problems:
-        raise PlanError("pipeline.cuts: " + "; ".join(problems))
-    return stages
 
 
 def _checked(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hybrid_runtime.planner.evaluate import Evaluated
-from hybrid_runtime.planner.staged import durations_by_stage
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import PredictedRank, PredictedStep, RankTime
 from hybrid_runtime.schedule.account import rank_times
@@ -33,16 +32,15 @@ def predicted_step(found: Evaluated, model: StepModel) -> PredictedStep:
 
 def _rank_times(found: Evaluated, model: StepModel) -> list[RankTime]:
     """The parts of every rank add up to the step: what is left over is waiting for the slowest rank."""
-    of_kind = durations_by_stage(found.staged)
-    times, lists = [], found.lists
+    times, lists, costs = [], found.lists, found.step.costs
     for rank, replayed in enumerate(rank_times(found.step)):
         compute = dict.fromkeys(Kind, 0)
         for action in lists[rank]:
-            compute[action.kind] += of_kind[action.stage, action.kind]
+            compute[action.kind] += int(costs.compute(action.stage, action.kind))
         overhead = model.action_ns * len(lists[rank])
         time = RankTime(
-            forward_ns=compute[Kind.F],
-            backward_ns=compute[Kind.B] + compute[Kind.I],
+            forward_ns=compute[Kind.F] + compute[Kind.EF],
+            backward_ns=compute[Kind.B] + compute[Kind.I] + compute[Kind.EB],
             weight_grad_ns=compute[Kind.W],
             tensor_parallel_ns=int(replayed.tensor_parallel) - overhead,
             messages_ns=int(replayed.messages),

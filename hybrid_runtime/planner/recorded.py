@@ -1,4 +1,5 @@
-"""Costs of units as a run's own records imply them: stage times taken apart, so that stages can be cut anew.
+"""Costs of units as a run's, or a rehearsal's, records imply them: stage times taken apart, so that stages can be cut
+anew.
 
     stage 0   embedding + 2 attn + 2 mlp   = 6100 us      unknown: a time per kind of unit, for F, I, W and B
     stage 1               2 attn + 3 mlp   = 7600 us      known: one sum per stage and kind of action
@@ -14,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Literal
 
 import numpy as np
 
@@ -25,12 +25,30 @@ from hybrid_runtime.planner.analytic import AnalyticCosts, kind_of, labels
 from hybrid_runtime.planner.state_bytes import StateBytes
 from hybrid_runtime.planner.step_model import Collective
 from hybrid_runtime.planner.work import Line, Unit, Work
-from hybrid_runtime.predicted import Label, TimeInterval
+from hybrid_runtime.predicted import Label, Source, TimeInterval
 from hybrid_runtime.schedule.actions import Kind
 from hybrid_runtime.schedule.step_costs import Hop, StepCosts
 
 PULL = 1e-3  # of the prior, against one stage's worth of evidence
 _FIELD = {Kind.F: "forward", Kind.B: "backward", Kind.I: "input_grad", Kind.W: "weight_grad"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where a plan's times were recorded.
+
+    Attributes:
+        rehearsed: its ranks ran alone; else together.
+        fingerprint: of the machine; empty where the run's own header tells.
+        update_ns_per_million: of clearing, norm and update, per million parameters of a rank.
+    """
+
+    rehearsed: bool = False
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    update_ns_per_million: int = 0
+
+
+A_RUN = Evidence()
 
 
 @dataclass(frozen=True)
@@ -40,28 +58,35 @@ class RecordedCosts:
     Attributes:
         base: bytes, parameters and FLOPs by formula.
         plan: that ran.
-        measured: what its actions and messages took (`measured_costs`).
+        measured: what its actions and messages took (`measured_costs`, `rehearsed_costs`).
     """
 
     base: AnalyticCosts
     plan: Plan
     measured: StepCosts
-    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    evidence: Evidence = A_RUN
 
     action_ns = 0
     step_ns = 0
 
     @property
-    def source(self) -> Literal["analytic", "calibration", "records"]:
-        return "records"
+    def source(self) -> Source:
+        return "rehearsal" if self.evidence.rehearsed else "records"
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        return self.evidence.fingerprint
 
     @property
     def labels(self) -> Mapping[str, Label]:
+        if self.evidence.rehearsed:
+            return labels("rehearsed", "modelled", "rehearsed")
         return labels("measured", "measured", "modelled")
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return ("costs of units: taken apart from the measured times of stages",)
+        how = "rehearsed" if self.evidence.rehearsed else "measured"
+        return (f"costs of units: taken apart from the {how} times of stages",)
 
     @property
     def state(self) -> StateBytes:
@@ -78,7 +103,7 @@ class RecordedCosts:
         forward, backward = (
             _per_collective(self.plan, self.measured, kinds) for kinds in ((Kind.F,), (Kind.I, Kind.B))
         )
-        return Line(tuple(_timed(unit, times, forward, backward) for unit in line.units), line.carry_bytes)
+        return Line(tuple(_timed(unit, times, forward, backward) for unit in line.units), line.carry_bytes, line.shards)
 
     def collective_ns(self, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:
         return self.base.collective_ns(kind, ranks, num_bytes, same_host=same_host)
@@ -89,7 +114,7 @@ class RecordedCosts:
         return Hop(found[len(found) // 2]) if found else self.base.hop(same_host=same_host)
 
     def optimizer_ns(self, parameters: int) -> int:
-        return 0
+        return self.evidence.update_ns_per_million * parameters // 10**6
 
     def interval(self, p50_ns: int) -> TimeInterval:
         return self.base.interval(p50_ns)
@@ -185,6 +210,7 @@ def _timed(unit: Unit, times: Mapping[Kind, Mapping[str, float]], tp_forward: in
             weight_grad=share(Kind.W),
             tp_forward=tp_forward if by_formula.tp_forward else 0,
             tp_backward=tp_backward if by_formula.tp_backward else 0,
+            tp_input_grad=tp_backward if by_formula.tp_input_grad else 0,
         )
 
     return replace(unit, piece=piece)

@@ -101,6 +101,12 @@ def busy_ns(rank: RehearsedRank) -> int:
     return _median([step.compute_ns for step in rank.steps])
 
 
+def update_ns_per_million(rehearsal: Rehearsal) -> int:
+    """Clearing, norm and update per million parameters, all ranks together."""
+    spent = sum(_phase_ns(rank, OPTIMIZER) for rank in rehearsal.ranks)
+    return spent * 10**6 // max(1, sum(rank.parameters for rank in rehearsal.ranks))
+
+
 def _rank_time(rank: RehearsedRank, plan: Plan, network: Network, step_ns: int) -> RankTime:
     durations = {
         key: _median([time for step in rank.steps for time in step.actions_ns[key]])

@@ -1,4 +1,8 @@
-"""Measured rebalancing: cuts, embedding rows and a searched schedule solved again with what a run measured."""
+"""Rebalancing: cuts, embedding rows and a searched schedule solved again with what a run, or a rehearsal, took.
+
+plan --run--> records    --measured_costs--+
+plan --rehearse--> rehearsal.json --rehearsed_costs--+--> replan --> plan, to be run or rehearsed again
+"""
 
 from __future__ import annotations
 
@@ -12,26 +16,39 @@ from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.analytic import AnalyticCosts
 from hybrid_runtime.planner.choose_plan import known_rows, searched
-from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, evaluate_as_planned
+from hybrid_runtime.planner.compared import baselines
+from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, evaluate_as_planned, share_range
 from hybrid_runtime.planner.layout import CutKind, Layout, Setting
-from hybrid_runtime.planner.recorded import RecordedCosts
+from hybrid_runtime.planner.network import Network
+from hybrid_runtime.planner.recorded import A_RUN, Evidence, RecordedCosts
+from hybrid_runtime.planner.rehearsed import busy_ns, rehearsed_costs, update_ns_per_million
 from hybrid_runtime.planner.request import rates_of, setting_of
 from hybrid_runtime.planner.write_plan import write_plan
+from hybrid_runtime.rehearsal import Rehearsal
 from hybrid_runtime.schedule.choose import is_searched
 from hybrid_runtime.schedule.step_costs import StepCosts
 
+SETTLED = Fraction(2, 1000)  # of a share: balance that moves by less is noise of the times
+
 
 def replan(
-    plan: Plan, deployment: Deployment, measured: StepCosts, ledger_peaks: Sequence[int] = (), *, pieces: bool = True
+    plan: Plan,
+    deployment: Deployment,
+    measured: StepCosts,
+    ledger_peaks: Sequence[int] = (),
+    *,
+    pieces: bool = True,
+    evidence: Evidence = A_RUN,
 ) -> Plan:
     """The plan that a run's measured costs ask for: same mesh, microbatches and schedule. Equal arguments, equal plans.
 
     Args:
         plan: that ran.
         deployment: that it was made or resolved for.
-        measured: costs of its stages (`measured_costs`).
+        measured: costs of its stages (`measured_costs`, `rehearsed_costs`).
         ledger_peaks: bytes that every pipeline rank held at most; what they exceed the prediction by is expected again.
         pieces: cuts may fall inside units.
+        evidence: where the costs were recorded.
 
     Raises:
         PlanError: the plan's schedule is a file, the model is none of the Llama family, or a stage was not measured.
@@ -47,14 +64,48 @@ def replan(
         rates_of(deployment),
         deployment.search.granule,
     )
-    model = RecordedCosts(base, plan, measured)
+    model = RecordedCosts(base, plan, measured, evidence)
     layout = layout_of(plan, pieces=pieces)
     if ledger_peaks:
         setting = replace(setting, beside_bytes=_beside(plan, layout, setting, model, ledger_peaks))
     kinds: tuple[CutKind, ...] = ("fractional", "whole") if pieces else ("whole",)
     tried = [_solved(replace(layout, cuts=cuts), setting, model) for cuts in kinds]
     best = min(tried, key=lambda one: (len(broken_promises(one, setting)), one.compute_share_range, one.step_ns))
-    return write_plan(best, setting, model)
+    return write_plan(best, setting, model, baselines(best, setting, model))
+
+
+def replan_rehearsed(plan: Plan, deployment: Deployment, rehearsal: Rehearsal, network: Network) -> Plan:
+    """The plan that a rehearsal of `plan` asks for; as `replan`.
+
+    Args:
+        network: what communication takes; it does not move cuts.
+    """
+    peaks = [
+        max(memory.allocated_peak or memory.ledger_peak or 0 for memory in rank.memory) for rank in rehearsal.ranks
+    ]
+    evidence = Evidence(True, rehearsal.fingerprint, update_ns_per_million(rehearsal))
+    return replan(plan, deployment, rehearsed_costs(rehearsal, plan, network), peaks, evidence=evidence)
+
+
+def balance_moved(rehearsal: Rehearsal, before: Plan, after: Plan) -> str:
+    """How far the new plan moves the balance of compute, in words: whether another round is worth it."""
+    assert after.predicted is not None
+    devices = before.tp_degree * before.dp_degree
+    had = share_range([busy_ns(rank) for rank in rehearsal.ranks], devices)
+    gets = share_range([rank.time.compute_ns + rank.time.optimizer_ns for rank in after.predicted.ranks], devices)
+    if same_work(before, after):
+        return f"compute shares differ by {float(100 * had):.3f} pp as rehearsed; no other cuts are better: settled"
+    settled = abs(had - gets) < SETTLED
+    last = f"less than {float(100 * SETTLED):g} pp apart: settled" if settled else "rehearse the new plan, plan again"
+    return (
+        f"compute shares differ by {float(100 * had):.3f} pp as rehearsed, by {float(100 * gets):.3f} pp with the new "
+        f"cuts; {last}"
+    )
+
+
+def same_work(one: Plan, other: Plan) -> bool:
+    """Whether the ranks of two plans of one deployment do the same: equal stages, rows of the embedding and lists."""
+    return (one.stages, one.embedding_pieces, one.actions) == (other.stages, other.embedding_pieces, other.actions)
 
 
 def layout_of(plan: Plan, *, pieces: bool = True) -> Layout:

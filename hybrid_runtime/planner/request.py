@@ -44,8 +44,10 @@ def space_of(deployment: Deployment) -> Space:
         schedules=schedules,
         virtual_stages=(2, 4) if free else (pipeline.virtual_stages or 2,),
         in_flight=search.in_flight_limit or pipeline.in_flight_limit,
-        cuts="fractional" if "cuts" in varied else "whole",
+        cuts="fractional" if "cuts" in varied else "even" if pipeline.cuts == "even" else "whole",
         sharded="embedding" in varied,
+        ranges=None if "cuts" in varied or isinstance(pipeline.cuts, str) else tuple(pipeline.cuts),
+        rows=None if "embedding" in varied else pipeline.embedding_rows,
     )
 
 

@@ -26,7 +26,7 @@ from hybrid_runtime.planner.work import (
     stage_works,
 )
 from hybrid_runtime.schedule.actions import Kind
-from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, StageKind, StepCosts
+from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, StageKind, StepCosts, Time
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,16 @@ def stage(layout: Layout, setting: Setting, model: StepModel, lookers: frozenset
 def as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel, lookers: frozenset[int]) -> Staged:
     """The stages of an existing plan."""
     line, lookup = line_and_lookup(layout, model)
-    index = {unit.cost.name: number for number, unit in enumerate(line.units)}
-    starts = [_position(stage.units[0], index) for stage in plan.stages]
-    boundaries = (*starts, line.end)
+    boundaries = _boundaries([stage.units for stage in plan.stages], line)
     works = tuple(stage_works(line, boundaries))
     tied = _tied_parameters(layout, setting, plan.stage_to_rank)
     return Staged(layout, line, lookup, lookers, boundaries, works, plan.stage_to_rank, tied)
+
+
+def _boundaries(stages: Sequence[Sequence[str]], line: Line) -> Boundaries:
+    """Where stages of these units and pieces are cut."""
+    index = {unit.cost.name: number for number, unit in enumerate(line.units)}
+    return (*(_position(units[0], index) for units in stages), line.end)
 
 
 def _position(name: str, index: Mapping[str, int]) -> Position:
@@ -135,8 +139,8 @@ def _position(name: str, index: Mapping[str, int]) -> Position:
 
 
 def _tied_parameters(layout: Layout, setting: Setting, stage_to_rank: Sequence[int]) -> int:
-    """Of the copy of a tied embedding that the head's rank holds."""
-    tied = setting.shape.tie_embeddings and stage_to_rank[-1] != 0
+    """Of the copy of a tied embedding that the head's rank holds, beside rows or an embedding on other ranks."""
+    tied = setting.shape.tie_embeddings and (layout.sharded or stage_to_rank[-1] != 0)
     return setting.shape.vocab_size * setting.shape.hidden_size // layout.mesh.tp_degree if tied else 0
 
 
@@ -147,10 +151,10 @@ def line_and_lookup(layout: Layout, model: StepModel) -> tuple[Line, Work]:
         return line, NOTHING
     first = line.units[0]
     whole = first.whole
-    root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward)
-    lookup = whole._replace(tp_forward=0, tp_backward=0, parameters=0)
+    root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward, tp_input_grad=whole.tp_input_grad)
+    lookup = whole._replace(tp_forward=0, tp_backward=0, tp_input_grad=0, parameters=0)
     units = (replace(first, piece=lambda start, stop: root), *line.units[1:])
-    return Line(units, line.carry_bytes), lookup
+    return replace(line, units=units), lookup
 
 
 def embedding_parameters(layout: Layout, setting: Setting) -> int:
@@ -183,6 +187,8 @@ def _cut(
         assert setting.memory_bytes is not None
         return weigh(line, layout, model, rank, work, tied_parameters) <= setting.memory_bytes
 
+    if layout.stages is not None:
+        return _boundaries(layout.stages, line)
     if num_stages > len(line.units):
         return None
     if layout.cuts == "even":
@@ -207,35 +213,65 @@ def _cut(
     )
 
 
-def step_costs(staged: Staged, setting: Setting, model: StepModel) -> StepCosts:
-    """What every action and message of the stages costs; what the executor adds to an action occupies its rank."""
+def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: bool = False) -> StepCosts:
+    """What every action and message of the stages costs; what the executor adds to an action occupies its rank.
+
+    Args:
+        lookups: the lists name the lookups (EF, EB) of a sharded embedding. Where they do not, each counts with the F
+            and the backward of its rank's first stage: a search moves those, and lookups follow.
+    """
     layout = staged.layout
     num_stages = len(staged.works)
     occupied: dict[StageKind, int] = {}
     for number, work in enumerate(staged.works):
         occupied[number, Kind.F] = work.tp_forward + model.action_ns
-        occupied[number, Kind.I] = occupied[number, Kind.B] = work.tp_backward + model.action_ns
+        occupied[number, Kind.B] = work.tp_backward + model.action_ns
+        occupied[number, Kind.I] = work.tp_input_grad + model.action_ns
         occupied[number, Kind.W] = model.action_ns
     message_bytes: dict[StageKind, int] = {}
     for number in range(1, num_stages):
         num_bytes = staged.line.message_bytes(staged.boundaries[number])
         message_bytes[number - 1, Kind.SEND_F] = message_bytes[number, Kind.SEND_B] = num_bytes
     pairs = {pair for pair in zip(staged.stage_to_rank, staged.stage_to_rank[1:]) if pair[0] != pair[1]}
+    if not lookups:
+        times, action_bytes = durations(_with_lookups(staged)), kept_bytes(staged)
+    else:
+        times, action_bytes = _apart(staged)
+        for stage in _looking_up(staged):
+            occupied[stage, Kind.EF] = occupied[stage, Kind.EB] = model.action_ns
+            message_bytes[stage, Kind.EF] = message_bytes[stage, Kind.EB] = staged.line.carry_bytes
+        home = staged.stage_to_rank[0]
+        pairs |= {(home, rank) for rank in staged.lookers if rank != home}
     hops: dict[tuple[int, int], Hop] = {}
     for one, other in sorted(pairs | {(b, a) for a, b in pairs}):
         hops[one, other] = model.hop(same_host=not crosses_nodes(layout, setting, one, other))
     return StepCosts(
-        durations_by_stage(staged),
+        times,
         tensor_parallel=occupied,
         hops=hops,
         message_bytes=message_bytes,
-        action_bytes=kept_bytes(staged.works),
+        action_bytes=action_bytes,
     )
 
 
-def durations_by_stage(staged: Staged) -> dict[StageKind, int]:
-    """Compute time of every action, lookups included."""
-    return durations(_with_lookups(staged))
+def _looking_up(staged: Staged) -> tuple[int, ...]:
+    """The stages that lookups are named by: the first of every rank with rows, and stage 0, where the sum is made."""
+    ranks = {staged.stage_to_rank[0], *staged.lookers}
+    return tuple(sorted(staged.stage_to_rank.index(rank) for rank in ranks))
+
+
+def _apart(staged: Staged) -> tuple[dict[StageKind, int], ActionBytes]:
+    """Times and bytes of stages and, as actions of their own, of lookups in rows."""
+    times, held = durations(staged.works), kept_bytes(staged)
+    look_up, add = durations([staged.lookup])[0, Kind.F], durations([staged.lookup])[0, Kind.B]
+    for stage in _looking_up(staged):
+        has_rows = staged.stage_to_rank[stage] in staged.lookers
+        times |= {(stage, Kind.EF): look_up * has_rows, (stage, Kind.EB): add * has_rows}
+    kept, freed = dict(held.kept), dict(held.freed)
+    for rank in staged.lookers:
+        stage = staged.stage_to_rank.index(rank)
+        kept[stage, Kind.EF] = freed[stage, Kind.EB] = staged.lookup.saved
+    return times, ActionBytes(kept, freed, held.temporary)
 
 
 def _with_lookups(staged: Staged) -> Sequence[Work]:
@@ -247,17 +283,27 @@ def _with_lookups(staged: Staged) -> Sequence[Work]:
     return works
 
 
-def kept_bytes(works: Sequence[Work]) -> ActionBytes:
-    """F keeps what is saved; I leaves what W needs, more or less than that; W, or a whole B, frees everything."""
+def kept_bytes(staged: Staged) -> ActionBytes:
+    """F keeps what is saved; I leaves what W needs, more or less than that; W, or a whole B, frees everything.
+
+    A stage that begins inside a unit received the sum so far beside the normed input: nothing reads it again, but the
+    message's buffers go back to their pool together.
+    """
     kept: dict[StageKind, int] = {}
     freed: dict[StageKind, int] = {}
-    for number, work in enumerate(works):
+    temporary: dict[StageKind, int] = {}
+    for number, work in enumerate(staged.works):
+        start, stop = staged.boundaries[number : number + 2]
+        if start.part and staged.stage_to_rank[number - 1] != staged.stage_to_rank[number]:
+            more = staged.line.whole_carry_bytes if work.saved else 0
+            work = work._replace(saved=work.saved + more, until_w=work.until_w + more)
+        temporary[number, Kind.I] = staged.line.in_i(start, stop)
         kept[number, Kind.F] = work.saved
         kept[number, Kind.I] = max(0, work.until_w - work.saved)
         freed[number, Kind.I] = max(0, work.saved - work.until_w)
         freed[number, Kind.W] = work.until_w
         freed[number, Kind.B] = work.saved
-    return ActionBytes(kept, freed)
+    return ActionBytes(kept, freed, temporary)
 
 
 def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:
@@ -265,15 +311,22 @@ def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:
     its last gradient goes all the way back (arXiv 2104.04473, section 2.2, for unequal stages).
     """
     m, fused = staged.layout.num_microbatches, staged.layout.is_fused
-    costs = step_costs(staged, setting, model)
+    costs = step_costs(staged, setting, model, lookups=True)
+
+    def takes(stage: int, *kinds: Kind) -> Time:
+        return sum(costs.compute(stage, kind) + costs.collectives(stage, kind) for kind in kinds)
+
+    def backward(stage: int) -> Time:
+        whole = takes(stage, Kind.B)
+        return whole if fused else min(whole, takes(stage, Kind.I, Kind.W))  # a search may join what stands together
+
     bound = arrived = Fraction(0)
     for number, rank in enumerate(staged.stage_to_rank):
-        kinds = (Kind.F, Kind.B) if fused else (Kind.F, Kind.I, Kind.W)
         if rank not in staged.stage_to_rank[:number]:
             mine = [other for other, owner in enumerate(staged.stage_to_rank) if owner == rank]
-            work = sum(costs.compute(other, k) + costs.collectives(other, k) for other in mine for k in kinds)
-            bound = max(bound, arrived + m * Fraction(work))
-        arrived += sum(
-            costs.compute(number, k) + costs.collectives(number, k) for k in ((Kind.F, Kind.B) if fused else (Kind.F,))
-        )
+            lookups = (Kind.EF, Kind.EB) if rank in staged.lookers else ()
+            work = sum(takes(other, Kind.F) + backward(other) for other in mine)
+            looking_up = sum(costs.compute(number, kind) for kind in lookups)  # may be done while an input is awaited
+            bound = max(bound, m * Fraction(work) + max(arrived, m * looking_up))
+        arrived += takes(number, Kind.F) + (backward(number) if fused else 0)
     return int(bound)

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from hybrid_runtime.planner.state_bytes import StateBytes
 from hybrid_runtime.planner.work import Line
-from hybrid_runtime.predicted import Label, TimeInterval
+from hybrid_runtime.predicted import Label, Source, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
 
 Collective = Literal["all_reduce", "reduce_scatter", "all_gather"]
@@ -17,7 +17,7 @@ class StepModel(Protocol):
     """Costs of everything that a step consists of, in nanoseconds and bytes of one rank."""
 
     @property
-    def source(self) -> Literal["analytic", "calibration", "records"]:
+    def source(self) -> Source:
         """Where the figures come from."""
 
     @property

@@ -29,7 +29,7 @@ class Work(NamedTuple):
     Attributes:
         forward, backward, input_grad, weight_grad: device time of F, B, I and W, collectives not included.
         host_forward, host_backward, host_input_grad, host_weight_grad: what the host needs to launch them.
-        tp_forward, tp_backward: collectives in F, and in I or B, that nothing hides.
+        tp_forward, tp_backward, tp_input_grad: collectives in F, B and I that nothing hides.
         saved: bytes kept from F on.
         until_w: bytes kept between I and W.
         parameters: of this rank.
@@ -46,6 +46,7 @@ class Work(NamedTuple):
     host_weight_grad: int = 0
     tp_forward: int = 0
     tp_backward: int = 0
+    tp_input_grad: int = 0
     saved: int = 0
     until_w: int = 0
     parameters: int = 0
@@ -90,12 +91,14 @@ class Unit:
         granule: a cut may fall inside at multiples of so many parts; 0 where it must stay whole.
         fine: granules are so small that a cut inside hits any target; few heads of an attention are not.
         piece: (start, stop) -> what parts start .. stop cost; the whole unit for (0, cost.parts).
+        in_i: bytes that the unit, or a piece of it, holds for a moment in its I beyond what it keeps before or after.
     """
 
     cost: UnitCost
     granule: int
     fine: bool
     piece: Callable[[int, int], Work]
+    in_i: int = 0
 
     @cached_property
     def whole(self) -> Work:
@@ -107,11 +110,14 @@ class Line:
     """All units of a model for one tensor-parallel degree and microbatch size.
 
     Attributes:
-        carry_bytes: of what passes a clean cut; a cut inside a unit passes as much again (the normed input).
+        carry_bytes: of what passes a clean cut.
+        shards: of sequence parallelism: a clean cut passes that part of the sequence. A cut inside a unit passes two
+            whole tensors, the sum so far and the normed input.
     """
 
     units: tuple[Unit, ...]
     carry_bytes: int
+    shards: int = 1
 
     @cached_property
     def upto(self) -> tuple[Work, ...]:
@@ -153,7 +159,25 @@ class Line:
 
     def message_bytes(self, position: Position) -> int:
         """What passes a cut."""
-        return self.carry_bytes * (2 if position.part else 1)
+        return 2 * self.whole_carry_bytes if position.part else self.carry_bytes
+
+    @property
+    def whole_carry_bytes(self) -> int:
+        """Of a carry that is not split over tensor-parallel ranks."""
+        return self.carry_bytes * self.shards
+
+    def in_i(self, start: Position, stop: Position) -> int:
+        """Bytes that the I of a stage holds for a moment beyond what it keeps before or after: units come in turn."""
+        held = most = 0
+        last = stop.unit + bool(stop.part)
+        for index in reversed(range(start.unit, last)):
+            unit = self.units[index]
+            begin = start.part if index == start.unit else 0
+            work = unit.piece(begin, stop.part if index == stop.unit else unit.cost.parts)
+            grown = work.until_w - work.saved
+            most = max(most, held + max(0, grown) + unit.in_i)
+            held += grown
+        return most - max(0, held)
 
     def parts_inside(self, index: int) -> range:
         """Where a unit may be cut inside."""

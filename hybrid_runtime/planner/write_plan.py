@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 from hybrid_runtime.errors import PlanError
-from hybrid_runtime.pieces import Piece
 from hybrid_runtime.plan import Plan, StagePlan
-from hybrid_runtime.planner.evaluate import Evaluated
+from hybrid_runtime.planner.embedding_rows import pieces_of
+from hybrid_runtime.planner.evaluate import Evaluated, lowered_lists, with_lookups
 from hybrid_runtime.planner.layout import Setting
 from hybrid_runtime.planner.predict import predict
 from hybrid_runtime.planner.predicted_step import predicted_step
@@ -16,7 +15,6 @@ from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import Alternative, PredictedBaseline
 from hybrid_runtime.schedule.actions import texts
 from hybrid_runtime.schedule.check import check
-from hybrid_runtime.schedule.lower import lower
 
 
 def write_plan(
@@ -31,12 +29,14 @@ def write_plan(
     Raises:
         PlanError: its lists do not pass the check, which would be the planner's own mistake.
     """
+    found = with_lookups(found, setting, model)
     layout, staged = found.layout, found.staged
-    lists = lower(found.lists, staged.stage_to_rank)
+    lists = lowered_lists(found)
     checked = check(lists, staged.stage_to_rank, layout.num_microbatches, setting.workload)
     if checked.findings:
         raise PlanError(f"{layout}: its lists are wrong: {checked.findings[0]}; report this as a bug of the planner")
     costs = tuple(unit.cost for unit in staged.line.units)
+    pieces = pieces_of(found.rows, costs[0].name)
     prediction = predicted_step(found, model)
     return Plan(
         name=setting.name,
@@ -56,13 +56,7 @@ def write_plan(
         ),
         units=costs,
         actions=tuple(map(texts, lists)),
-        prediction=predict(lists, staged.stage_to_rank, staged.names, costs, checked),
-        embedding_pieces=embedding_pieces(found.rows, costs[0].name),
+        prediction=predict(lists, staged.stage_to_rank, staged.names, costs, checked, pieces),
+        embedding_pieces=pieces,
         predicted=prediction.model_copy(update={"baselines": tuple(baselines), "alternatives": tuple(alternatives)}),
     )
-
-
-def embedding_pieces(rows: Sequence[int], unit: str) -> tuple[str, ...]:
-    """Contiguous rows per pipeline rank, the lowest ids first: tokenizers tend to give those to frequent tokens."""
-    ends = accumulate(rows)
-    return tuple(str(Piece(unit, end - count, end)) if count else "" for count, end in zip(rows, ends))

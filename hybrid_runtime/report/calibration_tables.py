@@ -16,7 +16,8 @@ _UNSTEADY = 3
 def calibration_tables(found: Calibration) -> RenderableType:
     """All of it; times are medians."""
     where = f"{printable(found.fingerprint['device'])}, torch {printable(found.fingerprint['torch'])}"
-    parts: list[RenderableType] = [Text(f"calibrated on {where}", style="bold"), _units(found.units)]
+    parts: list[RenderableType] = [Text(f"calibrated on {where}", style="bold")]
+    parts += [Text(f"company: {printable(str(found.company))}"), _units(found.units)]
     if found.collectives or found.messages:
         parts.append(_communication(found))
     parts.append(Text(f"\n{_rest(found)}"))

@@ -29,7 +29,7 @@ _CLOCKS = {"thread_cpu": "thread CPU time", "cuda_event": "CUDA events"}
 
 def rehearsal_tables(verdict: RehearsalVerdict) -> RenderableType:
     """Everything that a rehearsal says, the overall line last."""
-    parts: list[RenderableType] = [Text(_what(verdict), style="bold")]
+    parts: list[RenderableType] = [Text(_what(verdict), style="bold"), Text(f"company: {printable(verdict.company)}")]
     if verdict.claims:
         parts.append(_claims(verdict.claims))
     parts += [_compute(verdict), _memory(verdict), _actions(verdict), _step(verdict)]

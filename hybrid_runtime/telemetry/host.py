@@ -76,7 +76,7 @@ def settle(local_rank: int, local_world_size: int, threads_per_rank: int, *, pin
     available = len(cores) if quota is None else min(len(cores), quota)
     mine = share_out(cores, available, local_rank, local_world_size, threads_per_rank)
     if pin and mine is not None:
-        _pin(mine)
+        pin_to(mine)
     return Host(
         name=socket.gethostname(),
         affinity=tuple(sorted(os.sched_getaffinity(0))),
@@ -86,7 +86,8 @@ def settle(local_rank: int, local_world_size: int, threads_per_rank: int, *, pin
     )
 
 
-def _pin(cpus: Sequence[int]) -> None:
+def pin_to(cpus: Sequence[int]) -> None:
+    """Pins this process, all its threads, to these CPUs as far as the system lets it."""
     for thread in os.listdir("/proc/self/task"):
         try:
             os.sched_setaffinity(int(thread), cpus)
@@ -155,16 +156,22 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return names[0] if names else platform.machine()
 
 
-def versions() -> dict[str, str]:
-    """Of everything that may change a figure."""
-    import torch
-
+def installed_versions() -> dict[str, str]:
+    """Of what is installed here, without importing any of it."""
     found = {"python": platform.python_version(), "system": platform.platform()}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "n/a (not installed as a package)"
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of everything that may change a figure."""
+    import torch
+
+    found = installed_versions()
     found["cuda"] = torch.version.cuda or "n/a (torch was built without CUDA)"
     found["nccl"] = "n/a (no CUDA)"
     if torch.cuda.is_available():

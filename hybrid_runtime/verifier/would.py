@@ -52,6 +52,7 @@ def judge_rehearsal(folder: RunFolder, calibration: Calibration | None = None) -
         device=rehearsal.device,
         clock=rehearsal.clock,
         steps=min(len(rank.steps) for rank in rehearsal.ranks),
+        company=str(rehearsal.company),
         network=network.source,
         memory_label="byte ledger" if rehearsal.clock == "thread_cpu" else "allocator's peak",
         claims=tuple(claims),

@@ -20,7 +20,8 @@ def test_the_tie_is_found_across_pieces_of_other_units() -> None:
     plan = make_plan(settings, model_costs(settings, specs))
     tie = find_tie(plan, specs)
     assert tie is not None
-    assert (tie.owner_unit, tie.owner_pp_rank, tie.user_unit, tie.user_pp_rank) == ("embedding", 0, "head", 1)
+    assert (tie.unit, tie.pp_rank) == ("head", 1)
+    assert [(copy.unit, copy.pp_rank) for copy in tie.copies] == [("embedding", 0)]
     cut_head = StagePlan(index=1, pp_rank=1, units=("1.mlp[20:48]", "head[0:1]"))
     with pytest.raises(PlanError, match="unit 'head' has a tied weight and cannot be cut"):
         find_tie(plan.model_copy(update={"stages": (plan.stages[0], cut_head)}), specs)

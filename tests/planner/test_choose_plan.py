@@ -29,7 +29,7 @@ def demo() -> Planned:
 def test_a_planned_demo_keeps_its_promises(demo: Planned) -> None:
     best = demo.best[0]
     assert best.compute_share_range < Fraction(1, 200)
-    assert best.memory_share_range < Fraction(1, 200)
+    assert best.memory_share_range < Fraction(1, 100)
     predicted = demo.plan.predicted
     assert predicted is not None
     for rank in predicted.ranks:

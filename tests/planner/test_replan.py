@@ -12,13 +12,15 @@ from hybrid_runtime.planner.analytic import AnalyticCosts, kind_of
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.given import resolved
 from hybrid_runtime.planner.make import make_plan
+from hybrid_runtime.planner.network import FreeNetwork
 from hybrid_runtime.planner.recorded import unit_times
-from hybrid_runtime.planner.replan import replan
+from hybrid_runtime.planner.replan import balance_moved, replan, replan_rehearsed
 from hybrid_runtime.planner.request import rates_of
 from hybrid_runtime.planner.work import Line
 from hybrid_runtime.schedule.actions import Kind
 from hybrid_runtime.schedule.step_costs import StepCosts
 from tests.planner.planning import SHARES, UNIT_US, deployment
+from tests.rehearsals import deployed, plan_of, rehearsal
 
 FILE = deployment(pipeline={"schedule": "zb_v"})
 
@@ -108,3 +110,22 @@ def test_whole_units_only() -> None:
     assert not any("[" in name for stage in again.stages for name in stage.units)
     with pytest.raises(PlanError, match="no forward of stage 0 was measured"):
         replan(hand_made(), FILE, StepCosts({}))
+
+
+def test_a_rehearsal_is_planned_again() -> None:
+    """Stage 1 took half as much again: it gives units away, and the new plan says what it was made from."""
+    file = deployed(model={"preset": "tiny", "num_layers": 9}, parallel={"pp_degree": 3})
+    before = plan_of(file)
+    lone = rehearsal(before, (1000, 1500, 1000), (90_000_000, 80_000_000, 80_000_000))
+    after = replan_rehearsed(before, file, lone, FreeNetwork())
+    assert after.predicted is not None
+    assert (after.predicted.source, after.predicted.fingerprint) == ("rehearsal", lone.fingerprint)
+    assert after.predicted.labels["compute"] == "rehearsed"
+    assert after.predicted.ranks[0].time.optimizer_ns > 0
+    assert after.predicted.ranks[0].memory.ledger_peak > 80_000_000
+    flops = [plan.prediction.stage_flops[1] for plan in (before, after)]
+    assert flops[1] < flops[0]
+    said = balance_moved(lone, before, after)
+    assert "new cuts" in said
+    assert "rehearse the new plan" in said
+    assert "settled" in balance_moved(rehearsal(after, (1000, 1000, 1000), (1, 1, 1)), after, after)

@@ -5,8 +5,8 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hybrid_runtime.planner.embedding_rows import pieces_of
 from hybrid_runtime.planner.rows import fill_rows, rows_multiple, water_level
-from hybrid_runtime.planner.write_plan import embedding_pieces
 
 
 def test_by_hand() -> None:
@@ -45,5 +45,5 @@ def test_multiples() -> None:
 
 
 def test_pieces_are_contiguous_and_named() -> None:
-    assert embedding_pieces((4, 0, 8), "embedding") == ("embedding[0:4]", "", "embedding[4:12]")
-    assert embedding_pieces((), "embedding") == ()
+    assert pieces_of((4, 0, 8), "embedding") == ("embedding[0:4]", "", "embedding[4:12]")
+    assert pieces_of((), "embedding") == ()
