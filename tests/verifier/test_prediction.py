@@ -93,7 +93,7 @@ def test_without_a_prediction_or_with_too_few_steps_nothing_is_judged(tmp_path: 
 def test_on_shared_cores_busy_time_and_memory_are_judged_and_the_step_is_not(tmp_path: Path) -> None:
     cpu = [[20 * MS, 24 * MS, 22 * MS]] * 20
     shared: dict[str, Any] = {"owned": False, "cpu_ns": cpu}
-    found = judged(tmp_path / "a", side(predicted=prediction(10 * MS, cpu[0], HELD), **shared))
+    found = judged(tmp_path / "a", side(predicted=prediction(30 * MS, cpu[0], HELD), **shared))
     assert (found.verdict, found.reason) == (UNJUDGED, "oversubscribed")
     assert [(one.id, one.decides, one.verdict) for one in found.quantities] == [
         ("busy", True, PREDICTED),
@@ -102,7 +102,7 @@ def test_on_shared_cores_busy_time_and_memory_are_judged_and_the_step_is_not(tmp
     assert "thread_cpu" in quantity(found, "busy").method
     assert found.budget_of == "busy"
     assert sum(row.error_ns for row in found.budget) == 0
-    slow = judged(tmp_path / "b", side(predicted=prediction(10 * MS, [17 * MS, 24 * MS, 22 * MS], HELD), **shared))
+    slow = judged(tmp_path / "b", side(predicted=prediction(30 * MS, [17 * MS, 24 * MS, 22 * MS], HELD), **shared))
     assert (slow.verdict, slow.reason, quantity(slow, "busy").worst_rank) == (OPTIMISTIC, None, 0)
 
 
