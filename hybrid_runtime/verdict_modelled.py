@@ -1,17 +1,15 @@
 """Part of `verdict.json`: figures that no clock showed. Where ranks share cores, a replay stands beside a time claim.
 
-A modelled figure never passes or fails: it says WOULD PASS or WOULD FAIL, and the claim stays INCONCLUSIVE.
+A modelled figure never passes or fails: it says WOULD PASS, WOULD FAIL, or UNDECIDED where only a best case could be
+replayed and that meets the target; the claim stays INCONCLUSIVE.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 
 from hybrid_runtime.predicted import RankTime
-
-Would = Literal["WOULD PASS", "WOULD FAIL"]
+from hybrid_runtime.would import Would
 
 
 class _Frozen(BaseModel):
