@@ -89,3 +89,12 @@ def test_collectives_are_the_plans_where_it_predicted_them(tmp_path: Path) -> No
     ] * 2
     alone = next(step for step in found.steps if step.kind == "this plan at tp 1")
     assert (alone.step_ns, alone.utilisation, alone.mesh) == (40 * MS, "50", "tp 1 x pp 2 x dp 1")
+
+
+@pytest.mark.parametrize(("limit", "would"), [(50, "UNDECIDED"), (51, "WOULD FAIL")])
+def test_a_best_case_can_only_show_what_would_fail(tmp_path: Path, limit: int, would: str) -> None:
+    """Nobody predicted the collectives, and shared cores hide them: a target that is met so says nothing."""
+    side = shared([10 * MS] * 4, mesh=Mesh(tp_degree=2, pp_degree=2))
+    row = claims(verdict(tmp_path, side, utilisation_percent=limit))["utilisation"]
+    assert row.modelled is not None
+    assert (row.modelled.would, row.outcome) == (would, Outcome.INCONCLUSIVE)
