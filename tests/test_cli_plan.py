@@ -102,7 +102,7 @@ def test_a_rehearsal_is_one_source_of_costs(tmp_path: Path) -> None:
     assert (missing.code, "name a folder that rehearse wrote" in missing.err) == (4, True)
     other = deployed(parallel={"pp_degree": 2})
     made = plan_of(other)
-    folder = write_rehearsal(tmp_path / "lone", other, made, rehearsal(made, (1000, 1500), (10**6, 10**6))).path
+    folder = write_rehearsal(tmp_path / "lone", other, made, rehearsal(made, (1000, 1500), (10**8, 10**8))).path
     wrong = command("plan", file, "--rehearsal", folder, "--out", tmp_path / "plan.json")
     assert (wrong.code, "is a plan for other work" in wrong.err) == (2, True)
     done = command("plan", folder / "deployment.json", "--rehearsal", folder, "--out", tmp_path / "plan.json")

@@ -107,7 +107,7 @@ def test_on_shared_cores_busy_time_and_memory_are_judged_and_the_step_is_not(tmp
 
 
 def test_neighbours_on_the_ranks_cores_make_its_time_no_measurement(tmp_path: Path) -> None:
-    found = judged(tmp_path, side(predicted=prediction(10 * MS, COMPUTE, HELD), foreign_percent=20))
+    found = judged(tmp_path, side(predicted=prediction(50 * MS, COMPUTE, HELD), foreign_percent=20))
     assert (found.verdict, found.reason) == (UNJUDGED, "contended")
 
 
@@ -128,7 +128,7 @@ def test_the_errors_of_the_budget_add_up_exactly(tmp_path: Path, step_ns: int) -
 def test_it_changes_no_outcome_and_no_exit_code(tmp_path: Path) -> None:
     deployed = deployment(side().shape, targets={"compute_balance_pp": 60})
     codes = []
-    for name, predicted in (("without", None), ("wrong", prediction(10 * MS, COMPUTE, HELD))):
+    for name, predicted in (("without", None), ("wrong", prediction(50 * MS, COMPUTE, HELD))):
         verdict = judge(write_run(tmp_path / name, side(120, predicted=predicted), deployed))
         codes.append((verdict.verdict, verdict.exit_code, verdict.counts))
     assert codes[0] == codes[1]
