@@ -8,7 +8,6 @@ What this machine cannot show is left out and named with the reason, never made 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -24,9 +23,10 @@ from hybrid_runtime.comm.start import Launch, choose_device
 from hybrid_runtime.company import Company
 from hybrid_runtime.data_parallel.buckets import BUCKET_BYTES
 from hybrid_runtime.deployment import Deployment, load_deployment
-from hybrid_runtime.errors import EnvironmentProblem, ExitCode, HybridRuntimeError, UsageError
+from hybrid_runtime.errors import EnvironmentProblem, UsageError
 from hybrid_runtime.fingerprint import fingerprint
 from hybrid_runtime.lone.company import Companions, company_for
+from hybrid_runtime.lone.ending import ended
 from hybrid_runtime.lone.exchange import Exchanged, exchange, lone_cpu_ns
 from hybrid_runtime.lone.overheads import executor_ns, optimizer_costs
 from hybrid_runtime.lone.unit_times import busy_units, unit_times, wanted_of
@@ -189,15 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
-    try:
-        calibrate_into(options.out, options.file, quiet=options.quiet, alone=options.alone)
-    except HybridRuntimeError as problem:
-        print(f"hybrid-runtime: {problem}", file=sys.stderr)
-        return problem.exit_code
-    except OSError as problem:
-        print(f"hybrid-runtime: {problem}; check the disk and the folder's permissions", file=sys.stderr)
-        return ExitCode.ERROR
-    return ExitCode.PASS
+    return ended(lambda: calibrate_into(options.out, options.file, quiet=options.quiet, alone=options.alone))
 
 
 if __name__ == "__main__":

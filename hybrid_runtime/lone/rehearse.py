@@ -14,7 +14,6 @@ A declared baseline is rehearsed after it, into FOLDER/baseline/, where the targ
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime
@@ -28,9 +27,10 @@ from rich.progress import Progress
 from hybrid_runtime.comm.start import Launch, choose_device
 from hybrid_runtime.company import Company
 from hybrid_runtime.deployment import Deployment, load_deployment
-from hybrid_runtime.errors import EnvironmentProblem, ExitCode, HybridRuntimeError, PlanError, UsageError
+from hybrid_runtime.errors import EnvironmentProblem, PlanError, UsageError
 from hybrid_runtime.fingerprint import fingerprint
 from hybrid_runtime.lone.company import Companions, company_for
+from hybrid_runtime.lone.ending import ended
 from hybrid_runtime.lone.rank import LoneRank, Stage, free_bytes, least_bytes, peer, set_stage
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
@@ -246,15 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run_folder)
-    try:
-        rehearse_into(folder, options.file, options.plan, quiet=options.quiet, alone=options.alone)
-    except HybridRuntimeError as problem:
-        print(f"hybrid-runtime: {problem}", file=sys.stderr)
-        return problem.exit_code
-    except OSError as problem:
-        print(f"hybrid-runtime: {problem}; check the disk and the folder's permissions", file=sys.stderr)
-        return ExitCode.ERROR
-    return ExitCode.PASS
+    return ended(lambda: rehearse_into(folder, options.file, options.plan, quiet=options.quiet, alone=options.alone))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
             schedule that is unknown, wrong, or does not accept these degrees and microbatches.
     """
     mesh = mesh or deployment.mesh
-    batch = _batch(deployment)
+    batch = batch_of(deployment)
     num_microbatches = _num_microbatches(batch, mesh)
     schedule, workload = deployment.pipeline.schedule, deployment.workload.kind
     virtual_stages = deployment.pipeline.virtual_stages
@@ -99,7 +99,12 @@ def place_lookups(
     return with_lookups(lists, stage_to_rank, sorted(ranks), durations) if ranks and not given else tuple(lists)
 
 
-def _batch(deployment: Deployment) -> Batch:
+def batch_of(deployment: Deployment) -> Batch:
+    """The batch that a plan is made for.
+
+    Raises:
+        PlanError: there is none.
+    """
     if deployment.batch is None:
         raise PlanError(
             f"{deployment.name}: a plan needs [batch] with global_batch_size, microbatch_size and sequence_length; "

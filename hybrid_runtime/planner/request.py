@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from hybrid_runtime.calibration import Calibration
-from hybrid_runtime.deployment import Batch, Deployment
+from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.exact import parse_bytes, parse_gb_per_s
 from hybrid_runtime.planner.analytic import AnalyticCosts, Rates
 from hybrid_runtime.planner.calibrated import CalibratedCosts
 from hybrid_runtime.planner.candidates import Space
 from hybrid_runtime.planner.layout import MEMORY_SAFETY, Setting
+from hybrid_runtime.planner.make import batch_of
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.schedule.choose import AUTO, is_file
 from hybrid_runtime.schedule.registry import SCHEDULES, find_schedule
@@ -40,7 +41,7 @@ def space_of(deployment: Deployment) -> Space:
         tp_degrees=None if "tp_degree" in varied else (parallel.tp_degree,),
         pp_degrees=None if "pp_degree" in varied else (parallel.pp_degree,),
         dp_degrees=None if "dp_degree" in varied else (parallel.dp_degree,),
-        microbatch_sizes=None if "microbatch_size" in varied else (_batch(deployment).microbatch_size,),
+        microbatch_sizes=None if "microbatch_size" in varied else (batch_of(deployment).microbatch_size,),
         schedules=schedules,
         virtual_stages=(2, 4) if free else (pipeline.virtual_stages or 2,),
         in_flight=search.in_flight_limit or pipeline.in_flight_limit,
@@ -57,7 +58,7 @@ def setting_of(deployment: Deployment) -> Setting:
     Raises:
         PlanError: there is no model of the Llama family, or no batch.
     """
-    batch, shape = _batch(deployment), _shape(deployment)
+    batch, shape = batch_of(deployment), _shape(deployment)
     hardware, search, targets = deployment.hardware, deployment.search, deployment.targets
     devices = search.devices or hardware.devices or deployment.mesh.world_size
     memory = None if hardware.memory_per_device is None else parse_bytes(hardware.memory_per_device)
@@ -86,7 +87,7 @@ def model_of(deployment: Deployment, calibration: Calibration | None) -> StepMod
     """
     assert deployment.model is not None
     shape, dtype = _shape(deployment), deployment.model.dtype
-    length, workload = _batch(deployment).sequence_length, deployment.workload.kind
+    length, workload = batch_of(deployment).sequence_length, deployment.workload.kind
     sharded, granule = deployment.parallel.sequence_parallel, deployment.search.granule
     if calibration is None:
         return AnalyticCosts(shape, length, dtype, workload, sharded, rates_of(deployment), granule)
@@ -115,15 +116,6 @@ def _schedules(wanted: Sequence[str] | None, workload: str) -> Sequence[str]:
 
 def _share(percent: object) -> Fraction | None:
     return None if percent is None else Fraction(str(percent)) / 100
-
-
-def _batch(deployment: Deployment) -> Batch:
-    if deployment.batch is None:
-        raise PlanError(
-            f"{deployment.name}: a plan needs [batch] with global_batch_size, microbatch_size and sequence_length; "
-            "add the table"
-        )
-    return deployment.batch
 
 
 def _shape(deployment: Deployment) -> LlamaShape:
