@@ -1,7 +1,7 @@
 """What ranks really take to talk to each other here: some processes, each on a core or GPU of its own.
 
     collectives   shared-memory all-reduce (CPU), all-reduce, reduce-scatter, all-gather: all sizes in turn, many rounds
-    messages      there and back, halved; and both ways at once
+    messages      there and back, halved; both ways at once; and what they take from ranks that compute meanwhile
     overlap       a collective under way beside a matrix product, against each of them alone
     devices       the same products on every rank: finds slow cores and GPUs
 
@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -45,6 +45,7 @@ from hybrid_runtime.lone.unit_times import spread
 from hybrid_runtime.telemetry.host import settle
 
 ROUNDS = 30
+_POST_BLOCKS, _POST_TURNS = 5, 12
 _TIMEOUT_S = 120.0
 _SIZES_CPU = tuple(4096 * 4**power for power in range(6))  # 4 KiB to 4 MiB
 _SIZES_CUDA = tuple(4096 * 16**power for power in range(5))  # 4 KiB to 256 MiB
@@ -204,10 +205,52 @@ def _messages(axis: Axis, device: torch.device, sizes: Sequence[int]) -> list[di
             if number:
                 one[num_bytes].append(there_and_back_ns // 2)
                 both[num_bytes].append(at_once_ns)
+    post_ns = _post_ns(axis, buffers) if device.type == "cpu" else {}
     return [
-        {"num_bytes": size, "one_way": spread(one[size]).model_dump(), "both_ways": spread(both[size]).model_dump()}
+        {
+            "num_bytes": size,
+            "one_way": spread(one[size]).model_dump(),
+            "both_ways": spread(both[size]).model_dump(),
+            "post_ns": post_ns.get(size, 0),
+        }
         for size in buffers
     ]
+
+
+def _post_ns(axis: Axis, buffers: Mapping[int, Tensor]) -> dict[int, int]:
+    """What a message takes from a rank: how much longer its turns of computing last when in each it also sends one
+    message and takes one that arrived meanwhile; half of that. Turns without and with messages come in blocks by turns.
+    """
+    matrix = torch.randn(_PRODUCT, _PRODUCT)
+    without: list[int] = []
+    having: dict[int, list[int]] = defaultdict(list)
+    for _ in range(_POST_BLOCKS):
+        without += _turns(axis, matrix, None)
+        for num_bytes, pair in buffers.items():
+            having[num_bytes] += _turns(axis, matrix, pair)
+    return {size: max(0, int(median(turns) - median(without)) // 2) for size, turns in having.items()}
+
+
+def _turns(axis: Axis, matrix: Tensor, pair: Tensor | None) -> list[int]:
+    """Wall time of every turn of a block but its first, in which nothing has arrived yet."""
+    other, taken = 1 - axis.rank, []
+    arriving: dist.Work | None = None
+    sending: list[dist.Work | None] = []
+    _meet(axis, matrix.device)
+    for turn in range(_POST_TURNS + 1):
+        start_ns = monotonic_ns()
+        torch.mm(matrix, matrix)
+        if pair is not None:
+            announced = dist.irecv(pair[1], group=axis.group, group_src=other)
+            sending.append(dist.isend(pair[0], group=axis.group, group_dst=other))
+            if arriving is not None:
+                arriving.wait()
+            arriving = announced
+        if turn:
+            taken.append(monotonic_ns() - start_ns)
+    for work in (*sending, *([arriving] if pair is not None else [])):
+        _done(work)
+    return taken
 
 
 def _ping(axis: Axis, other: int, out: Tensor, into: Tensor) -> None:

@@ -1,6 +1,9 @@
 """Every distinct unit alone: F, B, I and W of a microbatch, and what they keep, for several degrees, widths, sizes.
 
-    a round   every case in turn:  F B | F I W      so that a drift of the machine spreads over all of them
+    a round   F F F ... B B B | F F F ... I I I W W W      over all units of a degree and size, then the next ones
+
+A unit follows others as in a stage, so it finds the caches full of their work and not of its own; and a drift of the
+machine spreads over all of them.
 
 Units run in a `Stage` with a weight queue and flat gradients, exactly as a rank runs them; collectives are stubs.
 """
@@ -11,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from time import monotonic_ns
 from typing import NamedTuple
 
@@ -137,15 +141,22 @@ def wanted_of(deployment: Deployment, device: torch.device) -> Wanted:
 
 
 def _round(cases: Sequence[_Case]) -> None:
-    for number, case in enumerate(cases):
-        case.recorder.take_over()
-        case.recorder.begin_step(number)
-        for index, kinds in enumerate(("FB", "FIW")):
-            for kind in kinds:
+    for _, alike in groupby(cases, key=lambda case: (case.of.tp_degree, case.microbatch_size)):
+        _chain(tuple(alike))
+
+
+def _chain(cases: Sequence[_Case]) -> None:
+    for case in cases:
+        case.recorder.begin_step(0)
+    for index, kinds in enumerate(("FB", "FIW")):
+        for kind in kinds:
+            for case in reversed(cases) if kind in "BI" else cases:
+                case.recorder.take_over()
                 with case.recorder.span(f"0{kind}{index}"):
                     start_ns = monotonic_ns()
                     _act(case, kind, index)
                     case.host_ns[kind].append(monotonic_ns() - start_ns)
+    for case in cases:
         case.recorder.close_window()
 
 

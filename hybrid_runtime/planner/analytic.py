@@ -263,6 +263,9 @@ class AnalyticCosts:
     def hop(self, *, same_host: bool) -> Hop:
         return self.rates.hop(same_host=same_host)
 
+    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
+        return 0
+
     def optimizer_ns(self, parameters: int) -> int:
         return 0
 

@@ -147,6 +147,15 @@ class CalibratedCosts:
         bandwidth = Fraction(large - small, large_ns - small_ns)
         return Hop(max(0, small_ns - int(small / bandwidth)), bandwidth)
 
+    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
+        """Between measured sizes on a straight line, beyond them as much as the nearest one's."""
+        measured = sorted(
+            (found.num_bytes, found.post_ns) for found in self.calibration.messages if found.same_host == same_host
+        )
+        if not measured:
+            return 0  # `hop` says so
+        return _between(measured, min(num_bytes, measured[-1][0]))
+
     def optimizer_ns(self, parameters: int) -> int:
         found = self.calibration
         return found.optimizer_fixed_ns + found.optimizer_per_million_ns * parameters // 10**6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,13 +12,14 @@ from hybrid_runtime.planner.embedding_rows import pieces_of
 from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting, dp_crosses_nodes
 from hybrid_runtime.planner.make import place_lookups
 from hybrid_runtime.planner.rows import fill_rows, rows_multiple
-from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, stage, step_costs
+from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, overheads_ns, stage, step_costs
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import RankMemory
 from hybrid_runtime.schedule.actions import ActionList, parse_actions
 from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.replay import Replay, replay_rows
 from hybrid_runtime.schedule.rows import Rows, to_rows
+from hybrid_runtime.schedule.step_costs import StageKind
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that are summed over replicas at once (data_parallel/buckets.py)
 
@@ -31,6 +32,7 @@ class Evaluated:
         step: the replay of the schedule's lists, in nanoseconds.
         rows: of a sharded embedding, per pipeline rank; empty where the first stage holds it.
         memory: per pipeline rank.
+        overheads_ns: what actions take beside compute and collectives.
         data_parallel_ns, optimizer_ns: per pipeline rank, after its last action.
         bound_ns: no pipeline of these stages is shorter.
     """
@@ -39,6 +41,7 @@ class Evaluated:
     step: Replay
     rows: tuple[int, ...]
     memory: tuple[RankMemory, ...]
+    overheads_ns: Mapping[StageKind, int]
     data_parallel_ns: tuple[int, ...]
     optimizer_ns: tuple[int, ...]
     step_ns: int
@@ -194,6 +197,7 @@ def _evaluate(
         step,
         rows,
         memory,
+        overheads_ns(staged, setting, model, lookups=lookups),
         summed,
         update,
         int(step.makespan) + after + model.step_ns,
