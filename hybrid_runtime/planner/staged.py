@@ -26,7 +26,7 @@ from hybrid_runtime.planner.work import (
     stage_works,
 )
 from hybrid_runtime.schedule.actions import Kind
-from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, StageKind, StepCosts, Time
+from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, Received, StageKind, StepCosts, Time
 
 _ACTED = (Kind.F, Kind.B, Kind.I)  # actions with messages
 _MESSAGE_TENSORS = 2  # of a carry inside a unit: the sum so far and the normed input
@@ -240,7 +240,7 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: b
     else:
         times, action_bytes = _apart(staged)
         for stage in _looking_up(staged):
-            message_bytes[stage, Kind.EF] = message_bytes[stage, Kind.EB] = staged.line.carry_bytes
+            message_bytes[stage, Kind.EF] = message_bytes[stage, Kind.EB] = staged.line.whole_carry_bytes
         home = staged.stage_to_rank[0]
         pairs |= {(home, rank) for rank in staged.lookers if rank != home}
     hops: dict[tuple[int, int], Hop] = {}
@@ -281,7 +281,7 @@ def overheads_ns(staged: Staged, setting: Setting, model: StepModel, *, lookups:
     for stage in _looking_up(staged) if staged.lookers else ():
         rank = staged.stage_to_rank[stage]
         peers = staged.lookers - {home} if rank == home else {home}
-        posted = sum(post(rank, peer, staged.line.carry_bytes) for peer in peers)
+        posted = sum(post(rank, peer, staged.line.whole_carry_bytes) for peer in peers)
         for own, counted in ((Kind.EF, (Kind.F,)), (Kind.EB, (Kind.B, Kind.I))):
             if lookups:
                 occupied[stage, own] = model.action_ns + posted
@@ -308,7 +308,13 @@ def _apart(staged: Staged) -> tuple[dict[StageKind, int], ActionBytes]:
     for rank in staged.lookers:
         stage = staged.stage_to_rank.index(rank)
         kept[stage, Kind.EF] = freed[stage, Kind.EB] = staged.lookup.saved
-    return times, ActionBytes(kept, freed, held.temporary)
+    sums = Received(staged.line.whole_carry_bytes, staged.line.whole_carry_bytes * _passes_on(staged), (Kind.F,))
+    return times, ActionBytes(kept, freed, held.temporary, {**held.received, (0, Kind.EF): sums})
+
+
+def _passes_on(staged: Staged) -> bool:
+    """Whether stage 0 keeps the sum of what was looked up itself, and not what tensor ranks make of it."""
+    return staged.layout.mesh.tp_degree == 1 and bool(staged.works[0].saved)
 
 
 def _with_lookups(staged: Staged) -> Sequence[Work]:
@@ -340,7 +346,32 @@ def kept_bytes(staged: Staged) -> ActionBytes:
         freed[number, Kind.I] = max(0, work.saved - work.until_w)
         freed[number, Kind.W] = work.until_w
         freed[number, Kind.B] = work.saved
-    return ActionBytes(kept, freed, temporary)
+    return ActionBytes(kept, freed, temporary, _received(staged))
+
+
+def _received(staged: Staged) -> dict[StageKind, Received]:
+    """What becomes of the messages that stages receive.
+
+    F keeps its input, and the I of a stage that begins with a whole unit is done with it; the products of a later piece
+    read it in W. So they do with the gradient of the last unit's sum, where the unit has products at all.
+    """
+    found: dict[StageKind, Received] = {}
+    line, train = staged.line, bool(staged.line.total.saved)
+    for number in range(1, len(staged.works)):
+        cut = staged.boundaries[number]
+        if staged.stage_to_rank[number - 1] == staged.stage_to_rank[number]:
+            continue
+        num_bytes = line.message_bytes(cut)
+        last = cut.unit if cut.part else cut.unit - 1
+        waits = bool(line.units[last].whole.until_w)
+        done = (Kind.W, Kind.B) if cut.part else (Kind.I, Kind.B)
+        found[number, Kind.RECV_F] = Received(num_bytes, num_bytes if train else 0, done if train else (Kind.F,))
+        found[number - 1, Kind.RECV_B] = Received(
+            num_bytes,
+            line.whole_carry_bytes if cut.part and waits else line.carry_bytes if waits else 0,
+            (Kind.W, Kind.B) if waits else (Kind.I, Kind.B),
+        )
+    return found
 
 
 def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:

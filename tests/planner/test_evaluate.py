@@ -9,7 +9,7 @@ import pytest
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import layouts
 from hybrid_runtime.planner.choose_plan import known_rows
-from hybrid_runtime.planner.evaluate import Evaluated, evaluate, with_lookups
+from hybrid_runtime.planner.evaluate import Evaluated, as_run, evaluate
 from hybrid_runtime.planner.layout import Layout
 from hybrid_runtime.planner.planned import plan_deployment
 from hybrid_runtime.planner.predicted_step import predicted_step
@@ -28,7 +28,7 @@ def evaluated(*, post_ns: int = 0, **tables: Any) -> Evaluated:
     messages = tuple(message.model_copy(update={"post_ns": post_ns}) for message in found.messages)
     setting, model = setting_of(file), model_of(file, found.model_copy(update={"messages": messages}))
     (layout,) = [one for one in layouts(space_of(file), setting) if isinstance(one, Layout)]
-    return with_lookups(evaluate(layout, setting, model, known_rows(layout, setting)), setting, model)
+    return as_run(evaluate(layout, setting, model, known_rows(layout, setting)), setting, model)
 
 
 def test_what_the_file_fixes_is_planned_with() -> None:
