@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,7 @@ class Target:
             self._partial.rmdir()
         except OSError as problem:
             raise unwritable(self.folder, problem) from None
-        if free < self.layout.tensor_bytes:
-            raise EnvironmentProblem(
-                f"{self.folder}: {self.layout.tensor_bytes / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are "
-                "free on the disk; free some space, or name a folder on another disk"
-            )
+        refuse_too_full(self.folder, free, self.layout.tensor_bytes)
 
     def begin(self) -> None:
         """Makes the files, with headers and room for their tensors.
@@ -105,14 +102,34 @@ class Target:
         except OSError as problem:
             raise unwritable(self.folder, problem) from None
 
-    def discard(self) -> None:
-        """Removes what is half written."""
-        shutil.rmtree(self._partial, ignore_errors=True)
+    @contextmanager
+    def appearing(self, config: Mapping[str, Any], copied: Mapping[str, Path]) -> Iterator[None]:
+        """`begin` before a body that writes all tensors, `finish` after it; if it fails, nothing is left."""
+        self.begin()
+        try:
+            yield
+            self.finish(config, copied)
+        except BaseException:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise
 
     def _make(self) -> None:
         if self._partial.exists():
             shutil.rmtree(self._partial)
         self._partial.mkdir(parents=True)
+
+
+def refuse_too_full(folder: Path, free: int, needed: int) -> None:
+    """Whether so many bytes fit.
+
+    Raises:
+        EnvironmentProblem: they do not.
+    """
+    if free < needed:
+        raise EnvironmentProblem(
+            f"{folder}: {needed / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are free on the disk; free "
+            "some space, or name a folder on another disk"
+        )
 
 
 def files_to_copy(folders: list[Path], tokenizer: Path | None = None) -> dict[str, Path]:
