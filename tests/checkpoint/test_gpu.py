@@ -78,8 +78,8 @@ def built_on(device: torch.device, deployment: Deployment, steps: int = 0) -> Bu
     parts = assemble(deployment, plan, groups, built, parity.source(), NullRecorder(device))
     for step in range(steps):
         run_step(parts, Order(step, step))
-    if (target := prepare_export(deployment, 0)) is not None:
-        export(target, deployment, built.units, groups)
+    if (prepared := prepare_export(deployment, 0, {})) is not None:
+        export(prepared, deployment, built.units, groups)
     return built
 
 
