@@ -13,7 +13,7 @@ class Export(Table):
     """Where the model goes at the end of a run, for transformers and whoever reads its folders."""
 
     folder: PathText = Field(
-        description="a new folder, written whole or not at all; on several machines on a disk that all share",
+        description="new, whole or not at all, on a disk that all machines share; --resume replaces an earlier one",
         examples=["models/mine"],
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(

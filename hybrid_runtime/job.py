@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from hybrid_runtime.checkpoint.folders import step_of
-from hybrid_runtime.checkpoint.same_training import Training
+from hybrid_runtime.checkpoint.same_training import Training, training_facts
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.comm.start import (
     Launch,
@@ -78,7 +78,8 @@ def run_rank(
     costs = model_costs(deployment, specs)
     plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
     source = _open_source(deployment, plan)
-    exported = prepare_export(deployment, launch.rank) if turns is None else None
+    facts = training_facts(deployment, len(source))
+    exported = prepare_export(deployment, launch.rank, facts, resumed) if turns is None else None
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)

@@ -8,37 +8,57 @@ the others                          wait
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
+from hybrid_runtime.checkpoint.folders import step_of
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.models.hugging_face import save_hugging_face
-from hybrid_runtime.weights.export import export_target, finish_export
+from hybrid_runtime.weights.export import Exported, export_target, finish_export, refuse_other_export
 from hybrid_runtime.weights.target import Target
 
 
-def prepare_export(deployment: Deployment, rank: int) -> Target | None:
+class Prepared(NamedTuple):
+    """A folder to be, and of which training."""
+
+    target: Target
+    training: Mapping[str, str]
+
+
+def prepare_export(
+    deployment: Deployment, rank: int, training: Mapping[str, str], resumed: Path | None = None
+) -> Prepared | None:
     """What will be exported, None for nothing; call it before the first step: what is wrong must not be found after it.
+
+    Args:
+        training: the facts of the training (`training_facts`).
+        resumed: the checkpoint from which it goes on; then the folder may hold an earlier export of it.
 
     Raises:
         UsageError: the folder is already there, or transformers has no such model.
         EnvironmentProblem: the folder cannot be made, or its disk has no room.
     """
-    target = export_target(deployment)
-    if target is not None and rank == 0:
+    target = export_target(deployment, replaces=resumed is not None)
+    if target is None:
+        return None
+    if rank == 0:
+        if resumed is not None:
+            refuse_other_export(target.folder, Exported(training, step_of(resumed)))
         target.refuse_unusable()
-    return target
+    return Prepared(target, training)
 
 
-def export(target: Target, deployment: Deployment, units: Mapping[str, nn.Module], groups: Groups) -> None:
+def export(prepared: Prepared, deployment: Deployment, units: Mapping[str, nn.Module], groups: Groups) -> None:
     """Writes the model as it is now; every rank calls this.
 
     Raises:
         EnvironmentProblem: something cannot be written. No folder appears then.
     """
     assert deployment.shape is not None
-    place = groups.place
+    place, target = groups.place, prepared.target
     if place.rank == 0:
         target.begin()
     groups.barrier()
@@ -46,5 +66,6 @@ def export(target: Target, deployment: Deployment, units: Mapping[str, nn.Module
         save_hugging_face(target, units, tp_rank=place.tp, tied=deployment.shape.tie_embeddings)
     groups.barrier()
     if place.rank == 0:
-        finish_export(deployment, target)
+        steps = deployment.workload.steps if deployment.workload.kind == "train" else 0
+        finish_export(deployment, target, Exported(prepared.training, steps))
     groups.barrier()

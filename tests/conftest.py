@@ -11,9 +11,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     import torch
 
+    from tests.gpu import NAME
+
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for item, marker in wanted:
         needed = marker.args[0] if marker.args else 1
-        if gpus < needed:
+        if gpus < needed and not (NAME == "cpu" and marker.kwargs.get("or_cpu")):
             reason = f"needs {needed} CUDA GPU(s), torch sees {gpus}"
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -31,7 +31,10 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 TORCH_FREE_ROOMS = {"schedule", "planner", "verifier", "report", "weights"}
 TORCH_FREE = {*FLOORS[0].split(), *TORCH_FREE_ROOMS, *FLOORS[-1].split()} - {"__main__"}
 # What the torch-free launcher reads of a torch floor, itself free of torch (tested below by importing it).
-TORCH_FREE_MODULES = tuple(f"hybrid_runtime.telemetry.{name}" for name in ("status", "host", "machine"))
+TORCH_FREE_MODULES = (
+    *(f"hybrid_runtime.telemetry.{name}" for name in ("status", "host", "machine")),
+    *(f"hybrid_runtime.checkpoint.{name}" for name in ("folders", "to_hugging_face", "from_hugging_face")),
+)
 
 
 def imported(path: Path) -> Iterator[str]:

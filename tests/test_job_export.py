@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.shapes import PRESETS, with_overrides
 from hybrid_runtime.telemetry.recorder import NullRecorder
+from hybrid_runtime.weights.export import MARK
 from hybrid_runtime.weights.layout import header_of, lay_out
 from hybrid_runtime.weights.tensor_file import create_file
 from hybrid_runtime.weights.tensor_names import tensor_shapes
@@ -66,9 +68,9 @@ def built(settings: Deployment) -> tuple[Plan, Groups, Built]:
 
 
 def save(settings: Deployment, groups: Groups, mine: Built) -> None:
-    target = prepare_export(settings, groups.place.rank)
-    assert target is not None
-    export(target, settings, mine.units, groups)
+    prepared = prepare_export(settings, groups.place.rank, {})
+    assert prepared is not None
+    export(prepared, settings, mine.units, groups)
 
 
 def save_all(rank: int, root: Path, cases: list[tuple[str, str, dict[str, Any]]]) -> None:
@@ -140,7 +142,9 @@ def test_trained_models_and_memory_on_four_ranks(tmp_path: Path) -> None:
 
 
 def test_a_run_exports_at_its_end_and_tells_so_before_if_it_cannot(tmp_path: Path) -> None:
-    values = small(export={"folder": "models/mine"}, data={"source": "python-stdlib"})
+    values = small(
+        export={"folder": "models/mine"}, data={"source": "python-stdlib"}, checkpoint={"folder": "checkpoints"}
+    )
     first = run("run", write_json(tmp_path / "file.json", values), "--run-folder", "run", folder=tmp_path)
     assert first.code in (0, 3), first
     assert "model: models/mine" in first.err
@@ -148,7 +152,16 @@ def test_a_run_exports_at_its_end_and_tells_so_before_if_it_cannot(tmp_path: Pat
     assert {name: tuple(t.shape) for name, t in found.items()} == tensor_shapes(
         shape_from_hugging_face(tmp_path / "models" / "mine")
     )
-    again = run("run", tmp_path / "file.json", "--run-folder", "again", folder=tmp_path)
+    values["workload"]["steps"] = 8
+    write_json(tmp_path / "file.json", values)
+    on = run("run", "file.json", "--run-folder", "on", "--resume", "latest", folder=tmp_path)
+    assert on.code in (0, 3), on
+    assert json.loads((tmp_path / "models/mine" / MARK).read_text())["step"] == 8
+    later = models.tensors_of(tmp_path / "models" / "mine")
+    assert not any(torch.equal(tensor, later[name]) for name, tensor in found.items())
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"], "the one of six steps is gone"
+    values["checkpoint"]["folder"] = "others"
+    again = run("run", write_json(tmp_path / "file.json", values), "--run-folder", "again", folder=tmp_path)
     assert again.code == 2
     assert "models/mine: already exists" in again.err
     assert "step" not in again.err

@@ -45,6 +45,13 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
+def find(path: Path) -> Path | None:
+    """The whole checkpoint that a path names: itself, or the newest one in it."""
+    if (path / MANIFEST).is_file() and _WHOLE.fullmatch(path.resolve().name):
+        return path.resolve()
+    return next(reversed(whole(path)), None)
+
+
 def partial(folder: Path, step: int) -> Path:
     """Where a checkpoint is while it is being written."""
     return folder / f"{_PARTIAL}{name_of(step)}"
@@ -83,15 +90,13 @@ def _asked_for(folder: Path | None, resume: str) -> Path:
     if resume == LATEST and folder is None:
         raise UsageError("--resume latest needs the table [checkpoint], which says where checkpoints are; add it")
     path = folder if resume == LATEST and folder is not None else Path(resume)
-    if (path / MANIFEST).is_file() and _WHOLE.fullmatch(path.resolve().name):
-        return path.resolve()
-    found = whole(path)
-    if not found:
+    found = find(path)
+    if found is None:
         raise UsageError(
             f"--resume {resume}: {path} holds no whole checkpoint; name a folder step-... that a run has written, or "
             "the folder that holds some, or start anew without --resume"
         )
-    return found[-1]
+    return found
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -74,7 +74,8 @@ class Manifest(_Frozen):
             the sampler has no state.
         training: what must be the same to continue (`same_training.training_facts`), as text.
         deployment_fingerprint, plan_fingerprint: of the run that wrote it.
-        mesh: tp, pp and dp degree of that run; random states belong to it.
+        mesh: tp, pp and dp degree of that run; random states belong to it. 0, 0, 0 where no run wrote it.
+        origin: paths of that run's model.hf_config, model.weights and data.tokenizer, for whoever converts it.
         files: by name.
         tensors: by name: `model.<unit>.<parameter>`, `optimizer.exp_avg.<unit>.<parameter>`, `random....`.
     """
@@ -87,6 +88,7 @@ class Manifest(_Frozen):
     mesh: tuple[int, int, int]
     versions: dict[str, str]
     written_utc: str
+    origin: dict[str, str] = {}
     files: dict[str, SavedFile] = {}
     tensors: dict[str, SavedTensor] = {}
 

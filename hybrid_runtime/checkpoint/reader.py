@@ -10,10 +10,8 @@ state dict that it supports, without this runtime. Nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +29,9 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+from hybrid_runtime.checkpoint.chunks import checked_chunks
 from hybrid_runtime.checkpoint.manifest import Chunk, Manifest, SavedFile, SavedTensor, read_manifest
-from hybrid_runtime.checkpoint.rank_file import TORCH_DTYPES, Item, bytes_of
+from hybrid_runtime.checkpoint.rank_file import TORCH_DTYPES, Item
 from hybrid_runtime.errors import CheckpointError, UsageError
 
 
@@ -104,44 +103,16 @@ def _saved(folder: Path, manifest: Manifest, item: Item) -> SavedTensor:
     return saved
 
 
-def _read(folder: Path, files: Mapping[str, SavedFile], reads: list[_Read]) -> None:
-    """Chunk by chunk, in the order in which they lie on the disk."""
-    lengths = [read.chunk.length for read in reads] + [files[read.chunk.file].header_bytes for read in reads]
-    buffer = torch.empty(max(lengths, default=0), dtype=torch.uint8)
-    reads.sort(key=lambda read: (read.chunk.file, read.chunk.start))
-    for name, of_file in groupby(reads, key=lambda read: read.chunk.file):
-        path = folder / name
-        try:
-            with path.open("rb", buffering=0) as file:
-                header = files[name]
-                _fetch(path, file.fileno(), 0, header.header_bytes, header.header_sha256, "its header", buffer)
-                for chunk, of_chunk in groupby(of_file, key=lambda read: read.chunk):
-                    _fill(path, file.fileno(), chunk, list(of_chunk), buffer)
-        except OSError as problem:
-            raise CheckpointError(
-                f"{path}: cannot be read ({problem.strerror}); resume from another checkpoint"
-            ) from None
-
-
-def _fill(path: Path, number: int, chunk: Chunk, reads: list[_Read], buffer: Tensor) -> None:
-    _fetch(path, number, chunk.start, chunk.length, chunk.sha256, reads[0].name, buffer)
+def _read(folder: Path, files: Mapping[str, SavedFile], reads: Iterable[_Read]) -> None:
+    of_chunk: dict[Chunk, list[_Read]] = {}
     for read in reads:
-        if read.target.numel():
-            values = buffer[: chunk.length].view(read.dtype).view(chunk.sizes)
-            read.target.copy_(_narrowed(values, read.offsets, read.target.shape))
-
-
-def _fetch(path: Path, number: int, start: int, length: int, sha256: str, what: str, buffer: Tensor) -> None:
-    """Bytes of a file into the buffer's beginning, if they are the right ones."""
-    content = bytes_of(buffer)[:length]
-    got = 0
-    while got < length and (more := os.preadv(number, [content[got:]], start + got)):
-        got += more
-    if got < length or hashlib.sha256(content).hexdigest() != sha256:
-        raise CheckpointError(
-            f"{path}: is damaged: bytes {start} to {start + length}, of {what}, are not those that were written "
-            "(SHA-256); resume from another checkpoint"
-        )
+        of_chunk.setdefault(read.chunk, []).append(read)
+    wanted = {chunk: reads[0].name for chunk, reads in of_chunk.items()}
+    for chunk, content in checked_chunks(folder, files, wanted):
+        for read in of_chunk[chunk]:
+            if read.target.numel():
+                values = torch.frombuffer(content, dtype=read.dtype).view(chunk.sizes)
+                read.target.copy_(_narrowed(values, read.offsets, read.target.shape))
 
 
 def _narrowed(tensor: Tensor, offsets: Iterable[int], lengths: Iterable[int]) -> Tensor:

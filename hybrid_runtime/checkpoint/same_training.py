@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from hybrid_runtime.checkpoint.manifest import Manifest, read_manifest
+from hybrid_runtime.checkpoint.model_words import words_of_shape
 from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.deployment import Deployment
@@ -40,6 +40,7 @@ def describe(training: Training, step: int) -> Manifest:
         mesh=_degrees(plan),
         versions=versions(),
         written_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        origin=_origin(deployment),
     )
 
 
@@ -52,7 +53,7 @@ def training_facts(deployment: Deployment, num_tokens: int) -> dict[str, str]:
     assert model is not None
     assert batch is not None
     if deployment.shape is not None:
-        units = json.dumps(asdict(deployment.shape), sort_keys=True)
+        units = words_of_shape(deployment.shape)
     else:
         units = json.dumps({"units": model.units, "options": model.options}, sort_keys=True)
     return {
@@ -69,6 +70,8 @@ def training_facts(deployment: Deployment, num_tokens: int) -> dict[str, str]:
 def restore_training(training: Training, state: TrainingState, resumed: Path) -> int:
     """Fills parameters, optimizer and random states; returns how many steps the model was trained. Every rank calls it.
 
+    A checkpoint of step 0 holds weights alone (`convert`): optimizer and random states stay as a new training has them.
+
     Raises:
         CheckpointError: the checkpoint is damaged.
         UsageError: it is of another training, or has nothing left to train.
@@ -76,12 +79,19 @@ def restore_training(training: Training, state: TrainingState, resumed: Path) ->
     from hybrid_runtime.checkpoint.reader import restore  # loads torch.distributed.checkpoint, which takes a second
 
     manifest = read_manifest(resumed)
+    if weights_alone := manifest.step == 0:
+        facts = training_facts(training.deployment, training.num_tokens)
+        manifest = manifest.model_copy(update={"training": facts | manifest.training})  # what it does not say may be
     refuse_other(resumed, manifest, training.deployment, training.num_tokens)
     state.prepare(manifest.step)
     same_mesh = manifest.mesh == _degrees(training.plan)
     items = state.to_restore(random=same_mesh and state.random_names <= set(manifest.tensors))
-    restore(resumed, manifest, items)
-    state.go_on_random(items, manifest.step)
+    if weights_alone:
+        restore(resumed, manifest, [item for item in items if item.box.name.startswith("model.")])
+        state.prepare()  # now from those weights
+    else:
+        restore(resumed, manifest, items)
+        state.go_on_random(items, manifest.step)
     training.groups.barrier()
     return manifest.step
 
@@ -103,6 +113,17 @@ def refuse_other(resumed: Path, manifest: Manifest, deployment: Deployment, num_
         raise UsageError(
             f"{resumed}: the model was trained {manifest.step} steps, and workload.steps = {steps}; raise it to go on"
         )
+
+
+def _origin(deployment: Deployment) -> dict[str, str]:
+    model = deployment.model
+    assert model is not None
+    named = {
+        "model.hf_config": model.hf_config,
+        "model.weights": model.weights,
+        "data.tokenizer": deployment.data.tokenizer,
+    }
+    return {key: str(Path(path).resolve()) for key, path in named.items() if path and Path(path).exists()}
 
 
 def _degrees(plan: Plan) -> tuple[int, int, int]:

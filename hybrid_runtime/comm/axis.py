@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 import torch.distributed as dist
 
 from hybrid_runtime.comm.shared_memory import SharedMemory
@@ -73,3 +74,11 @@ def axis_of(group: dist.ProcessGroup | None, clocks: Clocks | None = None) -> Ax
     if group is None or dist.get_world_size(group) == 1:
         return Axis(clocks=clocks or Clocks())
     return Axis(dist.get_world_size(group), dist.get_rank(group), group, clocks or Clocks())
+
+
+def through_host(group: dist.ProcessGroup | None, device: torch.device) -> bool:
+    """Whether what is on the device goes through the host: gloo, of ranks that share a GPU, moves host memory only.
+
+    The group itself says what it is, for not every group is one of torch's world (lone/group.py).
+    """
+    return device.type == "cuda" and group is not None and group.name() == "gloo"

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hybrid_runtime.comm.axis import Axis
+from hybrid_runtime.comm.axis import Axis, through_host
 from hybrid_runtime.comm.point_to_point import BufferPool, Spec
 from hybrid_runtime.comm.under_way import Ledger, UnderWay
 
@@ -31,7 +31,7 @@ class Sums:
         self._axis = axis
         self._root = root
         self._is_root = is_root
-        self._host = _goes_through_host(axis, device)
+        self._host = through_host(axis.group, device)
         self._device = device
         self._ledger = ledger
         self._under_way = UnderWay(ledger)
@@ -83,7 +83,7 @@ class Broadcasts:
     def __init__(self, axis: Axis, root: int, device: torch.device, ledger: Ledger | None) -> None:
         self._axis = axis
         self._root = root
-        self._host = _goes_through_host(axis, device)
+        self._host = through_host(axis.group, device)
         self._device = device
         self._under_way = UnderWay(ledger)
         self._pool = BufferPool(torch.device("cpu") if self._host else device, ledger)
@@ -131,7 +131,3 @@ class Broadcasts:
         buffers = self._pool.take(spec)
         work = dist.broadcast(buffers[0], group_src=self._root, group=self._axis.group, async_op=True)
         self._posted.append((work, buffers))
-
-
-def _goes_through_host(axis: Axis, device: torch.device) -> bool:
-    return device.type == "cuda" and axis.group is not None and dist.get_backend(axis.group) == "gloo"

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hybrid_runtime.comm.axis import Clocks
+from hybrid_runtime.comm.axis import Clocks, through_host
 from hybrid_runtime.comm.groups import Edge
 from hybrid_runtime.comm.under_way import Ledger, UnderWay
 from hybrid_runtime.errors import RunError
@@ -207,8 +207,8 @@ class Receiver:
 
 
 def _staging(edge: Edge, device: torch.device) -> torch.device | None:
-    """gloo moves host memory only: with several ranks on one GPU, messages go through the host."""
-    return torch.device("cpu") if device.type == "cuda" and edge.group.name() == "gloo" else None
+    """Where messages are on their way, if not on the device."""
+    return torch.device("cpu") if through_host(edge.group, device) else None
 
 
 def _encode(spec: Spec) -> Tensor:

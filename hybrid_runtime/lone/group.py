@@ -1,10 +1,11 @@
 """Process groups whose other members are not there: nothing waits, everything is counted.
 
-    all-reduce, broadcast, reduce   the tensor stays as it is
-    all-gather                      every member's part is a copy of the own one
-    reduce-scatter                  the own part of what was given
-    send                            counted and dropped
-    receive                         random values of unit variance: zeros and subnormals would change time and power
+    all-reduce, reduce, own broadcast   the tensor stays as it is
+    all-gather                          every member's part is a copy of the own one
+    reduce-scatter                      the own part of what was given
+    send                                counted and dropped
+    receive, another's broadcast        random values of unit variance, where a weight does not have its own already:
+                                        zeros and subnormals would change time and power
 
 A result that must be written is written when it is waited for, where a real rank waits too: what that costs is no
 compute of the rank. Only the methods that this runtime calls exist; any other raises in torch.
@@ -77,11 +78,17 @@ class LoneGroup(dist.ProcessGroup):
         self._rank = rank
         self._traffic = traffic
 
+    def name(self) -> str:
+        """Not "gloo": nothing leaves the device, so a rank alone on a GPU runs the kernels of a NCCL rank."""
+        return "lone"
+
     def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:  # type: ignore[override]
         return self._counted("all_reduce", tensors[0])
 
     def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:  # type: ignore[override]
-        return self._counted("broadcast", tensors[0])
+        buffer = tensors[0]
+        fills = opts.rootRank != self._rank and not buffer.requires_grad  # a weight has been drawn already
+        return self._counted("broadcast", buffer, (lambda: _invent(buffer)) if fills else None)
 
     def reduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:  # type: ignore[override]
         return self._counted("reduce", tensors[0])

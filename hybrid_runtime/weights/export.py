@@ -1,21 +1,45 @@
-"""What a deployment exports: the layout of the folder before the run, and what goes with the tensors after it."""
+"""What a deployment exports: the layout of the folder before the run, and what goes with the tensors after it.
+
+models/mine/hybrid_runtime.json    which training it is of, and after which step: a training that goes on replaces it
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hybrid_runtime import exact
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import UsageError
 from hybrid_runtime.hugging_face_config import CONFIG, config_of, read_config
 from hybrid_runtime.weights.layout import lay_out
 from hybrid_runtime.weights.number_types import DTYPES
-from hybrid_runtime.weights.target import Target, files_to_copy
+from hybrid_runtime.weights.target import Target, files_to_copy, is_empty
 from hybrid_runtime.weights.tensor_names import tensor_shapes
 
+MARK = "hybrid_runtime.json"
 
-def export_target(deployment: Deployment) -> Target | None:
+
+class Exported(NamedTuple):
+    """What a folder is of.
+
+    Attributes:
+        training: the facts that make two runs parts of one training (`checkpoint/same_training.py`).
+        step: how many steps the model has been trained.
+    """
+
+    training: Mapping[str, str]
+    step: int
+
+
+def export_target(deployment: Deployment, *, replaces: bool = False) -> Target | None:
     """The folder that the deployment's [export] asks for, the same on every rank; None where it asks for nothing.
+
+    Args:
+        replaces: a folder that is there goes when the new one is whole.
 
     Raises:
         UsageError: transformers has no such model.
@@ -27,7 +51,35 @@ def export_target(deployment: Deployment) -> Target | None:
     dtype = DTYPES[_dtype(deployment)]
     tensors = {name: (dtype, size) for name, size in tensor_shapes(deployment.shape).items()}
     limit = exact.parse_bytes(deployment.export.max_file_size)
-    return Target(Path(deployment.export.folder), lay_out(tensors, int(limit)))
+    return Target(Path(deployment.export.folder), lay_out(tensors, int(limit)), replaces=replaces)
+
+
+def refuse_other_export(folder: Path, now: Exported) -> None:
+    """Whether a training that goes on may replace the folder that is there, if any: an earlier export of its own.
+
+    Args:
+        now: the training, and the step that it goes on from.
+
+    Raises:
+        UsageError: it is something else, or of a later step.
+    """
+    if not os.path.lexists(folder) or is_empty(folder):
+        return
+    try:
+        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        training, step = found["training"], int(found["step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        training, step = None, 0
+    if training != dict(now.training):
+        raise UsageError(
+            f"{folder}: already exists and is no earlier export of this training; name another export.folder, or "
+            "remove it"
+        )
+    if step > now.step:
+        raise UsageError(
+            f"{folder}: is of step {step}, later than step {now.step}, from where the training goes on; name another "
+            "export.folder, or remove it"
+        )
 
 
 def export_config(deployment: Deployment) -> dict[str, Any]:
@@ -46,15 +98,19 @@ def export_config(deployment: Deployment) -> dict[str, Any]:
     )
 
 
-def finish_export(deployment: Deployment, target: Target) -> None:
+def finish_export(deployment: Deployment, target: Target, what: Exported) -> None:
     """Writes config.json and copies the tokenizer, when all tensors are written, and gives the folder its name.
+
+    Args:
+        what: written down in the folder.
 
     Raises:
         EnvironmentProblem: something cannot be written.
     """
     tokenizer = Path(deployment.data.tokenizer)
     copied = files_to_copy(_folders(deployment), tokenizer if tokenizer.is_file() else None)
-    target.finish(export_config(deployment), copied)
+    text = json.dumps({"step": what.step, "training": dict(what.training)}, indent=2) + "\n"
+    target.finish(export_config(deployment), copied, {MARK: text})
 
 
 def _dtype(deployment: Deployment) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
@@ -32,11 +34,13 @@ class Target:
     Args:
         folder: must not exist yet, or be empty.
         layout: of its tensors.
+        replaces: a folder that is there goes when the new one is whole.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, layout: Layout, *, replaces: bool = False) -> None:
         self.folder = folder
         self.layout = layout
+        self._replaces = replaces
         self._partial = folder.parent / f".{folder.name}.partial"
 
     def refuse_unusable(self) -> None:
@@ -48,7 +52,7 @@ class Target:
         """
         if self.folder.name in ("", ".."):
             raise UsageError(f"{self.folder}: names no new folder; give the path of one that does not exist yet")
-        if os.path.lexists(self.folder) and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+        if os.path.lexists(self.folder) and not (self._replaces or is_empty(self.folder)):
             raise UsageError(f"{self.folder}: already exists; name another folder, or remove it")
         try:
             self._make()
@@ -56,11 +60,7 @@ class Target:
             self._partial.rmdir()
         except OSError as problem:
             raise unwritable(self.folder, problem) from None
-        if free < self.layout.tensor_bytes:
-            raise EnvironmentProblem(
-                f"{self.folder}: {self.layout.tensor_bytes / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are "
-                "free on the disk; free some space, or name a folder on another disk"
-            )
+        refuse_too_full(self.folder, free, self.layout.tensor_bytes)
 
     def begin(self) -> None:
         """Makes the files, with headers and room for their tensors.
@@ -81,18 +81,25 @@ class Target:
         """Opens one of the files that `begin` has made, here or on another rank."""
         return TensorWriter(self._partial / file, self.layout.files[file])
 
-    def finish(self, config: Mapping[str, Any], copied: Mapping[str, Path]) -> None:
+    def finish(
+        self, config: Mapping[str, Any], copied: Mapping[str, Path], more: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Writes what goes with the tensors, when all of them are written, and gives the folder its name.
 
         Args:
             config: content of config.json.
             copied: file name in the folder -> file to copy.
+            more: file name in the folder -> its text.
 
         Raises:
             EnvironmentProblem: something cannot be written.
         """
         index = self.layout.index()
-        texts = {CONFIG: json.dumps(config, indent=2, sort_keys=True) + "\n"} | ({INDEX: index} if index else {})
+        texts = {
+            CONFIG: json.dumps(config, indent=2, sort_keys=True) + "\n",
+            **({INDEX: index} if index else {}),
+            **more,
+        }
         try:
             for name, file in copied.items():
                 shutil.copyfile(file, self._partial / name)
@@ -100,19 +107,55 @@ class Target:
                 (self._partial / name).write_text(text, encoding="utf-8")
             for path in [*(self._partial / name for name in (*copied, *texts)), self._partial]:
                 _sync(path)
-            self._partial.rename(self.folder)
+            self._put_in_place()
             _sync(self.folder.parent)
         except OSError as problem:
             raise unwritable(self.folder, problem) from None
 
-    def discard(self) -> None:
-        """Removes what is half written."""
-        shutil.rmtree(self._partial, ignore_errors=True)
+    @contextmanager
+    def appearing(self, config: Mapping[str, Any], copied: Mapping[str, Path]) -> Iterator[None]:
+        """`begin` before a body that writes all tensors, `finish` after it; if it fails, nothing is left."""
+        self.begin()
+        try:
+            yield
+            self.finish(config, copied)
+        except BaseException:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise
+
+    def _put_in_place(self) -> None:
+        """A crash between the two renames leaves the folder that was there under `.NAME.before`, whole."""
+        before = self.folder.with_name(f".{self.folder.name}.before")
+        if not self._replaces or not self.folder.exists():
+            self._partial.rename(self.folder)
+            return
+        shutil.rmtree(before, ignore_errors=True)
+        self.folder.rename(before)
+        self._partial.rename(self.folder)
+        shutil.rmtree(before)
 
     def _make(self) -> None:
         if self._partial.exists():
             shutil.rmtree(self._partial)
         self._partial.mkdir(parents=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether it is a folder without anything in it."""
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def refuse_too_full(folder: Path, free: int, needed: int) -> None:
+    """Whether so many bytes fit.
+
+    Raises:
+        EnvironmentProblem: they do not.
+    """
+    if free < needed:
+        raise EnvironmentProblem(
+            f"{folder}: {needed / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are free on the disk; free "
+            "some space, or name a folder on another disk"
+        )
 
 
 def files_to_copy(folders: list[Path], tokenizer: Path | None = None) -> dict[str, Path]:

@@ -17,6 +17,9 @@ A piece of a unit (`3.mlp[0:96]`, pieces.py) has the names of its unit.
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import NamedTuple
+
 from hybrid_runtime.pieces import unit_of
 from hybrid_runtime.shapes import LlamaShape
 
@@ -64,6 +67,27 @@ def layer_prefixes(unit: str) -> tuple[str, ...]:
 
 def tensor_shapes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model's folder, in the order of the model; no lm_head where it is tied."""
+    return {part.name: part.shape for parts in joined_tensors(shape).values() for part in parts}
+
+
+class Part(NamedTuple):
+    """A tensor of a folder that is a part of a parameter.
+
+    Attributes:
+        first: the parameter's row where it begins.
+        shape: of the tensor.
+    """
+
+    name: str
+    first: int
+    shape: tuple[int, ...]
+
+
+def joined_tensors(shape: LlamaShape) -> dict[str, tuple[Part, ...]]:
+    """By whole parameter, `<unit>.<parameter>`, the folder's tensors that it joins along dim 0, in order.
+
+    In the order of the model; a tied weight is the embedding's.
+    """
     hidden, q, kv, ffn = shape.hidden_size, shape.q_size, shape.kv_size, shape.ffn_size
     sizes: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
         "embedding": {"tokens.weight": ((shape.vocab_size, hidden),)},
@@ -85,8 +109,12 @@ def tensor_shapes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
         },
     }
     return {
-        name: size
+        f"{unit}.{parameter}": _parts(names_of_unit(unit)[parameter], parts)
         for unit in shape.unit_names()
         for parameter, parts in sizes[unit.rpartition(".")[2]].items()
-        for name, size in zip(names_of_unit(unit)[parameter], parts, strict=True)
     }
+
+
+def _parts(names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> tuple[Part, ...]:
+    firsts = accumulate((shape[0] for shape in shapes), initial=0)
+    return tuple(Part(name, first, shape) for name, first, shape in zip(names, firsts, shapes))

@@ -27,6 +27,7 @@ from hybrid_runtime.telemetry.recorder import NullRecorder
 from tests import parity
 
 STEPS = 20
+CPU = torch.device("cpu")
 
 
 def settings(folder: Path, mesh: tuple[int, int, int] = (1, 1, 1), **changes: Any) -> Deployment:
@@ -41,7 +42,9 @@ def settings(folder: Path, mesh: tuple[int, int, int] = (1, 1, 1), **changes: An
     )
 
 
-def train(deployment: Deployment, until: int = STEPS, resume: str | None = None) -> list[float]:
+def train(
+    deployment: Deployment, until: int = STEPS, resume: str | None = None, device: torch.device = CPU
+) -> list[float]:
     """Trains until the model has seen `until` steps and leaves a whole checkpoint; every rank calls it.
 
     Returns:
@@ -50,7 +53,7 @@ def train(deployment: Deployment, until: int = STEPS, resume: str | None = None)
     resumed = choose_checkpoint(deployment, resume, restarted=False)
     specs = model_units(deployment.model, deployment.shape)
     plan = make_plan(deployment, model_costs(deployment, specs))
-    groups = join_mesh(plan, specs, device=torch.device("cpu"), backend="gloo", timeout=timedelta(seconds=60))
+    groups = join_mesh(plan, specs, device=device, backend="gloo", timeout=timedelta(seconds=60))
     groups.barrier()  # all have chosen
     built = build(deployment, plan, specs, groups, weights=resumed is None)
     source = parity.source()

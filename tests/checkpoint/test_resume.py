@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_runtime.checkpoint.folders import name_of
+from hybrid_runtime.checkpoint.folders import name_of, whole
+from hybrid_runtime.checkpoint.from_hugging_face import from_hugging_face
+from hybrid_runtime.checkpoint.to_hugging_face import to_hugging_face
+from hybrid_runtime.hugging_face_config import shape_from_hugging_face
+from hybrid_runtime.weights.tensor_names import joined_tensors, tensor_shapes
 from tests.checkpoint.examples import STEPS, assert_close, settings, train, whole_state
+from tests.models.hugging_face_models import tensors_of
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -77,14 +82,19 @@ def some_steps(
 
 
 def last_steps_and_straight(rank: int, folder: str) -> None:
-    """One process: the end of the training that moved, and all of another."""
+    """One process: the end of the training that moved, and all of another; then two that begin from weights."""
     some_steps(rank, f"{folder}/moving", (1, 1, 1), STEPS, f"{folder}/moving")
     some_steps(rank, f"{folder}/straight", (1, 1, 1), STEPS)
+    read = train(settings(Path(folder, "read"), model=LLAMA | {"weights": f"{folder}/hf"}), until=3)
+    begun = settings(Path(folder, "begun"), model=dict(LLAMA))
+    assert train(begun, until=3, resume="latest") == read
+    assert [path.name for path in whole(Path(folder, "begun"))] == [name_of(0), name_of(3)]
 
 
 def test_over_three_meshes_cuts_and_schedules(tmp_path: Path) -> None:
     moving = str(tmp_path / "moving")
     run_ranks(6, some_steps, moving, (2, 3, 1), 7, None, PIECES)
+    assert_converted(Path(moving), tmp_path)
     run_ranks(4, some_steps, moving, (1, 2, 2), 14, "latest", IN_A_V)
     run_ranks(1, last_steps_and_straight, str(tmp_path))
     straight = whole_state(tmp_path / "straight" / name_of(STEPS))
@@ -94,3 +104,19 @@ def test_over_three_meshes_cuts_and_schedules(tmp_path: Path) -> None:
     losses = [loss for file in files for loss in json.loads(file.read_text())]
     expected = json.loads((tmp_path / "straight" / f"losses-{STEPS}.json").read_text())
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def assert_converted(checkpoints: Path, folder: Path) -> None:
+    """What six ranks wrote is one model for transformers, from which another training can begin: folder/begun."""
+    newest = whole(checkpoints)[-1]
+    to_hugging_face(newest, folder / "hf")
+    found, expected = tensors_of(folder / "hf"), whole_state(newest)
+    shape = shape_from_hugging_face(folder / "hf")
+    assert set(found) == set(tensor_shapes(shape))
+    for parameter, parts in joined_tensors(shape).items():
+        joined = torch.cat([found[part.name] for part in parts])
+        assert torch.equal(joined, expected[f"model.{parameter}"]), parameter
+    from_hugging_face(folder / "hf", folder / "begun")
+    begun = whole_state(folder / "begun" / name_of(0))
+    assert all(torch.equal(expected[name], begun[name]) for name in begun)
+    assert set(begun) == {name for name in expected if name.startswith("model.")}

@@ -47,11 +47,9 @@ def test_what_a_crash_left_is_written_anew(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_copied_leaves_no_folder(tmp_path: Path) -> None:
     target = Target(tmp_path / "new", LAYOUT)
-    target.begin()
-    with pytest.raises(EnvironmentProblem, match="new: cannot be written"):
-        target.finish({}, {"tokenizer.json": tmp_path / "gone"})
-    assert not (tmp_path / "new").exists()
-    target.discard()
+    copied = {"tokenizer.json": tmp_path / "gone"}
+    with pytest.raises(EnvironmentProblem, match="new: cannot be written"), target.appearing({}, copied):
+        assert [path.name for path in tmp_path.iterdir()] == [".new.partial"]
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,32 @@
+"""Which model a checkpoint is of, as text in its manifest: written by a training, read by `convert`. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from hybrid_runtime.shapes import LlamaShape, RopeScaling
+from hybrid_runtime.weights.tensor_names import Part
+
+MODEL, DTYPE, LENGTH = "model", "model.dtype", "batch.sequence_length"  # keys of `Manifest.training`
+
+
+def words_of_shape(shape: LlamaShape) -> str:
+    """A model of the Llama family, all its sizes."""
+    return json.dumps(asdict(shape), sort_keys=True)
+
+
+def shape_of_words(words: str) -> LlamaShape | None:
+    """The opposite; None where the text describes something else: a model of one's own units."""
+    try:
+        values = json.loads(words)
+        scaling = values.pop("rope_scaling")
+        return LlamaShape(**values, rope_scaling=None if scaling is None else RopeScaling(*scaling))
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
+def whole_shape(parts: Sequence[Part]) -> tuple[int, ...]:
+    """Of the parameter that joins these tensors along dim 0."""
+    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
