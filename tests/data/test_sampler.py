@@ -8,11 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid_runtime.data.sampler import Batches, permuted, sample_starts
-from hybrid_runtime.data.tokens import ArrayTokens
+from hybrid_runtime.data.permutation import permuted
+from hybrid_runtime.data.sampler import Batches, window_starts
+from hybrid_runtime.data.tokens import ArrayTokens, Ids
 from hybrid_runtime.errors import UsageError
 
 TEXT = ArrayTokens("count", 1 << 16, np.arange(1001, dtype=np.uint16))  # token i is i: a sample shows its place
+
+
+def sample_starts(num_tokens: int, sequence_length: int, seed: int, step: int, global_batch_size: int) -> Ids:
+    positions = step * global_batch_size + np.arange(global_batch_size, dtype=np.int64)
+    return window_starts(num_tokens, sequence_length, seed, positions)
 
 
 def batches(dp_degree: int = 1, dp_rank: int = 0, *, device: str = "cpu") -> Batches:

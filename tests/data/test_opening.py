@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid_runtime.data import text, tokens
-from hybrid_runtime.data.tokens import ArrayTokens, InVocabulary, check_source, open_source
+from hybrid_runtime.data import opening, text
+from hybrid_runtime.data.opening import check_source, open_source
+from hybrid_runtime.data.tokens import ArrayTokens, InVocabulary
 from hybrid_runtime.deployment import Data
 from hybrid_runtime.errors import UsageError
 
@@ -163,7 +164,7 @@ def test_a_source_that_cannot_exceed_the_model_is_not_scanned(monkeypatch: pytes
 
 
 def test_a_huge_file_is_checked_at_every_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "SCANNED_IN_ADVANCE", 3)
+    monkeypatch.setattr(opening, "SCANNED_IN_ADVANCE", 3)
     checked = check_source(source_of(1, 2, 3, 4, 99), 50, sequence_length=2)
     assert isinstance(checked, InVocabulary)
     assert (len(checked), checked.name, checked.read(1, 3).tolist()) == (5, "ids.bin", [2, 3, 4])
@@ -172,5 +173,5 @@ def test_a_huge_file_is_checked_at_every_read(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_token_source_needs_no_torch() -> None:
-    probe = "import sys, hybrid_runtime.data.tokens; sys.exit('torch' in sys.modules)"
+    probe = "import sys, hybrid_runtime.data.opening; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
