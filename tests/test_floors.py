@@ -26,13 +26,16 @@ FLOORS = [
     "job job_checkpoints job_export job_header job_last_words job_loss job_orders job_parts job_planted job_progress "
     "job_validation lone",
     "launcher sides sampling measure rebalance tried cli cli_convert cli_lone cli_output cli_plan cli_report "
-    "cli_schedule __main__",
+    "cli_schedule cli_tokenize __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE_ROOMS = {"schedule", "planner", "verifier", "report", "weights"}
 TORCH_FREE = {*FLOORS[0].split(), *TORCH_FREE_ROOMS, *FLOORS[-1].split()} - {"__main__"}
-# What the torch-free launcher reads of a torch floor, itself free of torch (tested below by importing it).
-TORCH_FREE_MODULES = tuple(f"hybrid_runtime.telemetry.{name}" for name in ("status", "host", "machine"))
+# What launcher and commands use of a torch floor, itself free of torch (tested below by importing it).
+TORCH_FREE_MODULES = (
+    *(f"hybrid_runtime.telemetry.{name}" for name in ("status", "host", "machine")),
+    *(f"hybrid_runtime.data.{name}" for name in ("tokenise", "corpus")),
+)
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -72,7 +75,7 @@ def test_judging_and_planning_load_no_torch() -> None:
         ".".join(["hybrid_runtime", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
         for path in FILES
         if room(path) in TORCH_FREE and path.name != "__main__.py"
-    ]
+    ] + list(TORCH_FREE_MODULES)
     code = (
         f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; assert 'torch' not in sys.modules"
     )

@@ -11,7 +11,6 @@ corpus            folder           -                 its files, memory-mapped; t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -91,22 +90,14 @@ def _refuse_other_tokenizers(sources: Sequence[tuple[Source, TokenSource]]) -> N
     for source, opened in sources:
         if isinstance(opened, Corpus):
             known.append((opened.name, opened.header.tokenizer_sha256))
-        if source.source != "tokens" and (source.source != "corpus" or source.tokenizer != "bytes"):
-            known.append((f"tokenizer = {source.tokenizer!r}", _sha256(source.tokenizer)))
+        if source.source != "tokens" and (source.source != "corpus" or source.tokenizer != text.BYTES):
+            known.append((f"tokenizer = {source.tokenizer!r}", text.tokenizer_sha256(source.tokenizer)))
     other = next((name for name, found in known if found != known[0][1]), None)
     if other is not None:
         raise UsageError(
             f"{other}: another tokenizer than that of {known[0][0]}, so the same ids would mean other words; tokenize "
             "all of [data] with one tokenizer"
         )
-
-
-def _sha256(tokenizer: str) -> str | None:
-    if tokenizer == "bytes":
-        return None
-    path = Path(tokenizer).expanduser()
-    text.load_tokenizer(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def open_source(data: Source) -> TokenSource:
@@ -124,7 +115,7 @@ def open_source(data: Source) -> TokenSource:
     if data.source == "tokens":
         return map_tokens(path, data.token_dtype, vocab_size=2 ** (8 * np.dtype(data.token_dtype).itemsize))
     files = text.text_files(path, data.glob)
-    if data.tokenizer != "bytes":
+    if data.tokenizer != text.BYTES:
         return _tokenised(str(path), files, Path(data.tokenizer).expanduser())
     if files == [path]:
         return map_tokens(path, "uint8", vocab_size=BYTE_VOCAB)
@@ -162,7 +153,7 @@ def check_source(source: TokenSource, vocab_size: int | None, sequence_length: i
 
 
 def _library(tokenizer: str) -> TokenSource:
-    if tokenizer == "bytes":
+    if tokenizer == text.BYTES:
         return ArrayTokens("python-stdlib", BYTE_VOCAB, np.frombuffer(text.library_text(), dtype=np.uint8))
     return _tokenised("python-stdlib", text.library_files(), Path(tokenizer).expanduser())
 

@@ -102,7 +102,7 @@ BAD_DATA = {  # kind: (the [data] table, what the message must say)
     "bad glob": ({"source": "text", "path": ".", "glob": "/abs"}, r"glob '/abs' is not a pattern"),
     "no tokenizer": (
         {"source": "text", "path": "latin", "tokenizer": "t.json"},
-        r"t.json: no such tokenizer file; set",
+        r"t.json: no such tokenizer file; name",
     ),
     "not a tokenizer": (
         {"source": "text", "path": "latin", "tokenizer": "latin"},
