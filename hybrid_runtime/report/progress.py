@@ -100,6 +100,12 @@ class ProgressLine(BaseModel):
     ranks: tuple[RankLoad, ...] = ()
     left_out: int = 0
 
+    def known_since(self, before: ProgressLine | None) -> ProgressLine:
+        """This step's figures, and the newest validation loss where this step did not end with one."""
+        if before is None or self.validation_loss is not None:
+            return self
+        return self.model_copy(update={"validation_loss": before.validation_loss})
+
     def to_line(self) -> str:
         """One line of JSON, newline included."""
         return self.model_dump_json() + "\n"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.deployment import parse_deployment
 from hybrid_runtime.errors import PlanError
-from hybrid_runtime.models.attention import causal_attention
+from hybrid_runtime.models.attention import _all_at_once, causal_attention
 from hybrid_runtime.models.build import build_units, model_units
 from hybrid_runtime.models.unit import NO_TARGET, BuildContext, Documents, Microbatch, UnitSpec, refuse_unpackable
 from hybrid_runtime.tensor_parallel.shard import iter_parameters
@@ -107,6 +107,17 @@ def compare_with_mask(device: str, dtype: torch.dtype, tolerance: float) -> None
 
 def test_it_equals_attention_with_a_mask() -> None:
     compare_with_mask("cpu", torch.float32, 1e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_kernel_for_all_documents_is_called_as_torch_wants_it(kv_heads: int) -> None:
+    """Without a GPU: shapes and gradients only."""
+    heads_NHD = torch.randn(32, 4 + 2 * kv_heads, 16, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    q, k, v = heads_NHD.split_with_sizes([4, kv_heads, kv_heads], dim=1)
+    y = _all_at_once(q, k, v, documents_of([10, 6, 16], 2, "meta"))
+    y.sum().backward()
+    assert (y.shape, y.dtype) == ((32, 4, 16), torch.bfloat16)
+    assert heads_NHD.grad is not None
 
 
 @pytest.mark.gpu(1)
