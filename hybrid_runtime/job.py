@@ -86,6 +86,7 @@ def run_rank(
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
     _demand_one_plan(plan, groups)
+    _demand_one_data(data, groups)
     if launch.rank == 0:
         write_whole(folder.plan, plan.to_json())
         write_whole(folder.deployment, deployment.canonical_json())
@@ -104,7 +105,7 @@ def run_rank(
             planted = order.purpose == PLANTED
             work = (work or KnownWork(device)) if planted else None
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
-            validation_loss = None if validation is None else validation.after_step(order.trained + 1)
+            validation_loss = None if validation is None else validation.after_step(order.trained + 1, numbers)
             progress.show(order.step, PLANTED if planted else order.phase, loss, numbers, validation_loss)
             checkpoints.after_step(order.trained + 1, numbers)
         checkpoints.finish()
@@ -122,6 +123,16 @@ def _demand_one_plan(plan: Plan, groups: Groups) -> None:
         raise RunError(
             f"rank {other} has another plan than rank 0 for this deployment: give all machines the same files and "
             "the same versions of this package and of numba"
+        )
+
+
+def _demand_one_data(data: Opened, groups: Groups) -> None:
+    """Every rank opens its machine's own files; other tokens on one of them would train another model in silence."""
+    contents = groups.gather_objects(data.contents)
+    other = next((rank for rank, found in enumerate(contents) if found != contents[0]), None)
+    if other is not None:
+        raise UsageError(
+            f"rank {other} has other tokens than rank 0 under the names in [data]; give all machines the same files"
         )
 
 

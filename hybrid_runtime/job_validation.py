@@ -9,7 +9,7 @@ parameter, no random state, no position in the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -23,6 +23,7 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.job_loss import mean_loss
 from hybrid_runtime.job_parts import Built, Parts
+from hybrid_runtime.job_progress import RankNumbers
 from hybrid_runtime.pipeline.build import build_lookups, build_stages
 from hybrid_runtime.pipeline.executor import Executor
 from hybrid_runtime.plan import Plan
@@ -50,16 +51,16 @@ class Validation:
     groups: Groups
     plan: Plan
 
-    def after_step(self, trained: int) -> float | None:
-        """Every rank calls this after every step.
+    def after_step(self, trained: int, numbers: Sequence[RankNumbers] = ()) -> float | None:
+        """Every rank calls this after every step, with the same numbers, so that all decide alike.
 
         Args:
             trained: steps that the model has been trained now.
 
         Returns:
-            The mean loss over the targets of all batches, where it is time for one.
+            The mean loss over the targets of all batches, where it is time for one; not where a rank was told to leave.
         """
-        if trained % self.every and trained != self.steps:
+        if (trained % self.every and trained != self.steps) or any(rank.asked_to_stop for rank in numbers):
             return None
         loss_sum, num_targets, known = 0.0, 0, 0.0
         with _undisturbed(self.groups, self.units):

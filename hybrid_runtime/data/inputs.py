@@ -149,8 +149,12 @@ def _row_groups(path: Path, field: str) -> Iterator[Piece]:
     sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
     if not sizes:
         raise UsageError(f"{path}: holds no rows; leave it out")
-    for group, size in enumerate(sizes):
-        yield Piece(path, "parquet", group, group + 1, size, group + 1 == len(sizes))
+    on_disk, done, before = path.stat().st_size, 0, 0
+    for group, size in enumerate(sizes):  # sizes are of what is unpacked; so every group has its share of the file
+        done += size
+        through = on_disk * done // max(1, sum(sizes))
+        yield Piece(path, "parquet", group, group + 1, through - before, group + 1 == len(sizes))
+        before = through
 
 
 def _rows(piece: Piece, field: str) -> Iterator[Line]:

@@ -21,7 +21,7 @@ import numpy as np
 from hybrid_runtime.data import cache, text
 from hybrid_runtime.data.corpus import Corpus, DocumentSource, open_corpus
 from hybrid_runtime.data.mixture import Mixture
-from hybrid_runtime.data.split import split
+from hybrid_runtime.data.split import Part, split
 from hybrid_runtime.data.tokens import ArrayTokens, InVocabulary, TokenSource, map_tokens
 from hybrid_runtime.deployment_data import Data, Source, WeightedSource
 from hybrid_runtime.errors import UsageError
@@ -36,6 +36,12 @@ class Opened(NamedTuple):
 
     training: Mixture
     validation: Mixture | None
+
+    @property
+    def contents(self) -> tuple[tuple[int, str], ...]:
+        """Of every source, its number of tokens and, of a corpus, its checksum: equal contents, equal tokens."""
+        mixtures = (self.training, *([] if self.validation is None else [self.validation]))
+        return tuple((len(source), _checksum(source)) for mixture in mixtures for source in mixture.sources)
 
 
 def open_data(data: Data, vocab_size: int | None, sequence_length: int) -> Opened:
@@ -62,6 +68,11 @@ def open_data(data: Data, vocab_size: int | None, sequence_length: int) -> Opene
         kept = [(source, validation) for source, (_, validation) in parts]
     mixed = [_mixture(found, vocab_size, sequence_length) for found in (sources, kept) if found]
     return Opened(mixed[0], mixed[1] if len(mixed) > 1 else None)
+
+
+def _checksum(source: TokenSource) -> str:
+    whole = source.source if isinstance(source, Part) else source
+    return whole.header.tokens_sha256 if isinstance(whole, Corpus) else ""
 
 
 def _mixture(sources: Sequence[tuple[Source, TokenSource]], vocab_size: int | None, sequence_length: int) -> Mixture:

@@ -13,6 +13,7 @@ import pytest
 from hybrid_runtime.data import corpus as corpora
 from hybrid_runtime.data.corpus import DocumentSource, open_corpus, prove
 from hybrid_runtime.data.corpus_writer import CorpusWriter
+from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
 from tests.data.corpora import random_documents, write_corpus
 
@@ -34,6 +35,20 @@ def test_a_position_among_many_documents_is_found_without_reading_them(tmp_path:
     corpus = open_corpus(write_corpus(tmp_path / "c", documents))
     starts = np.cumsum([0, *map(len, documents)])[:-1]
     assert corpus.document_starts(1000, 1500).tolist() == [at for at in starts if 1000 <= at < 1500]
+
+
+def test_billions_of_tokens_are_mapped_not_read(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "c", [[1], [2], [3]])
+    index(0, 1, 2_999_999_990, 3 * 10**9)(folder)
+    os.truncate(folder / "tokens.bin", 6 * 10**9)  # a hole on the disk
+    header({"num_tokens": 3 * 10**9})(folder)
+    corpus = open_corpus(folder)
+    assert len(corpus) == 3 * 10**9
+    assert corpus.read(0, 3).tolist() == [1, 2, 3]
+    assert corpus.read(3 * 10**9 - 4, 4).tolist() == [0] * 4
+    assert corpus.document_starts(2, 3 * 10**9).tolist() == [2_999_999_990]
+    samples = Batches(corpus, global_batch_size=64, microbatch_size=64, sequence_length=4096, pack=True)
+    assert samples.microbatches(10**6)[0].tokens.shape == (64, 4096)
 
 
 def test_until_it_is_finished_there_is_no_folder_and_afterwards_no_rest(tmp_path: Path) -> None:

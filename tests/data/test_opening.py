@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hybrid_runtime.data import opening, text
+from hybrid_runtime.data.corpus import open_corpus
 from hybrid_runtime.data.opening import Opened, check_source, open_data, open_source
 from hybrid_runtime.data.tokens import ArrayTokens, InVocabulary
 from hybrid_runtime.deployment import Data
@@ -199,6 +200,8 @@ def test_one_source_several_sources_and_what_is_held_out(tmp_path: Path) -> None
     assert both.training.weights == (1, 3)
     assert both.validation is not None
     assert [len(source) for source in both.validation.sources] == [50, 5]
+    checksums = [source.header.tokens_sha256 for source in map(open_corpus, (tmp_path / "one", tmp_path / "two"))]
+    assert both.contents == tuple(zip((450, 45, 50, 5), checksums * 2))
     apart = opened(**one, validation_sources=[two])
     assert [len(source) for source in apart.training.sources] == [500]
     assert apart.validation is not None

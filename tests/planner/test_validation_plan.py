@@ -46,3 +46,10 @@ def test_the_plan_of_a_training_becomes_one_of_forwards_on_the_same_stages(name:
         Action(stage.index, Kind.F, microbatch) for stage in plan.stages for microbatch in range(plan.num_microbatches)
     }
     assert not any(action.kind in (Kind.B, Kind.I, Kind.W) for action in actions)
+
+
+def test_a_sharded_embedding_is_looked_up_for_every_microbatch() -> None:
+    plan = plan_of("1f1b", embedding_rows="equal")
+    rows = [parse_actions(row) for row in validation_plan(plan).actions]
+    assert [sum(action.kind is Kind.EF for action in row) for row in rows] == [plan.num_microbatches] * plan.pp_degree
+    assert not any(action.kind is Kind.EB for row in rows for action in row)
