@@ -34,12 +34,12 @@ from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
 from hybrid_runtime.job_export import export, prepare_export
-from hybrid_runtime.job_header import describe_rank, start_sampler
+from hybrid_runtime.job_header import describe_rank, peak_of_all, start_sampler
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_orders import Order, expected_steps, orders
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_planted import run_planted_step
-from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers
+from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers, step_terms
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
@@ -91,16 +91,16 @@ def run_rank(
         training = Training(deployment, plan, specs, groups, len(source))
         checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
         header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)
+        progress.begin(step_terms(deployment, plan, peak_of_all(header, groups)))
         stack.enter_context(start_sampler(folder.records, header, launch, groups))
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
         parts = assemble(deployment, plan, groups, built, source, recorder, checkpoints)
         work = None  # the self-test's matrices must not be in memory while the model's is measured
         for order in orders(deployment, turns, groups, checkpoints.trained_before):
-            planted = order.purpose == PLANTED
-            work = (work or KnownWork(device)) if planted else None
+            work = (work or KnownWork(device)) if order.purpose == PLANTED else None
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
-            progress.show(order.step, PLANTED if planted else order.phase, loss, numbers)
+            progress.show(order, loss, numbers)
             checkpoints.after_step(order.trained + 1, numbers)
         checkpoints.finish()
         recorder.finish()
@@ -267,7 +267,7 @@ def _exports(deployment: Deployment, launch: Launch, folder: RunFolder) -> Expor
     """Under plain torchrun every machine's first rank tells of its machine, and rank 0 of the whole run."""
     if launch.local_rank != 0:
         return Exports()
-    return open_exports(deployment.telemetry, deployment.name, folder, first=launch.rank == 0)
+    return open_exports(deployment, folder, first=launch.rank == 0)
 
 
 def _run_folder(options: argparse.Namespace, deployment: Deployment, launch: Launch) -> RunFolder:

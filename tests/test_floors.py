@@ -15,7 +15,7 @@ import hybrid_runtime
 PACKAGE = Path(hybrid_runtime.__file__).parent
 
 FLOORS = [
-    "__init__ errors exact mesh shapes deployment deployment_declared deployment_fields deployment_errors "
+    "__init__ errors exact peak_rates mesh shapes deployment deployment_declared deployment_fields deployment_errors "
     "deployment_checkpoint deployment_export deployment_measurement deployment_search deployment_telemetry "
     "deployment_model deployment_text hugging_face_config pieces predicted calibration company rehearsal would "
     "fingerprint plan planted records nvml_records verdict verdict_modelled verdict_prediction prediction_history "
