@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -31,7 +32,7 @@ from hybrid_runtime.comm.start import (
 )
 from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
 from hybrid_runtime.deployment import Deployment, load_deployment
-from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
+from hybrid_runtime.errors import EnvironmentProblem, ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
 from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_header import describe_rank, peak_of_all, start_sampler
@@ -40,6 +41,7 @@ from hybrid_runtime.job_orders import Order, expected_steps, orders
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_planted import run_planted_step
 from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers, step_terms
+from hybrid_runtime.job_shared_folder import first_blind_rank
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
@@ -83,6 +85,7 @@ def run_rank(
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
     _demand_one_plan(plan, groups)
+    _demand_one_folder(folder, launch, groups)
     if launch.rank == 0:
         write_whole(folder.plan, plan.to_json())
         write_whole(folder.deployment, deployment.canonical_json())
@@ -117,6 +120,19 @@ def _demand_one_plan(plan: Plan, groups: Groups) -> None:
         raise RunError(
             f"rank {other} has another plan than rank 0 for this deployment: give all machines the same files and "
             "the same versions of this package and of numba"
+        )
+
+
+def _demand_one_folder(folder: RunFolder, launch: Launch, groups: Groups) -> None:
+    """All ranks write their records into one folder, or nobody could ever judge them."""
+    if launch.world_size == launch.local_world_size:
+        return
+    hosts = groups.gather_objects(socket.gethostname())
+    blind = first_blind_rank(folder.path, groups)
+    if blind is not None:
+        raise EnvironmentProblem(
+            f"{folder.path}: rank {blind} on {hosts[blind]} does not see what rank 0 on {hosts[0]} writes there; name "
+            "a --run-folder on a disk that all machines share"
         )
 
 

@@ -27,7 +27,8 @@ from hybrid_runtime.records import Header, Host
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry import host as telemetry_host
 from hybrid_runtime.telemetry.clock_offset import measure_offset
-from hybrid_runtime.telemetry.host import Found, devices_of, find_gpu
+from hybrid_runtime.telemetry.host import Found, devices_of, find_gpu, with_own_names
+from hybrid_runtime.telemetry.kernel import this_kernel
 from hybrid_runtime.telemetry.machine import machine
 from hybrid_runtime.telemetry.nvml_sampler import sampling
 from hybrid_runtime.telemetry.secrets import hidden_words
@@ -45,12 +46,14 @@ def describe_rank(
     """Every rank calls this: devices and clocks can only be described together. Rank 0 notes the launch."""
     place, device, checkpoints = groups.place, groups.device, checkpoints or Checkpoints()
     gpu = find_gpu(device.index or 0) if device.type == "cuda" else None
-    found = cast("list[Found]", groups.gather_objects(Found(host, gpu, telemetry_host.cpu_name())))
-    offset = measure_offset(place.rank, [rank.host.name for rank in found], group=groups.control)
+    mine = Found(host, gpu, telemetry_host.cpu_name(), this_kernel(host.name))
+    found = with_own_names(cast("list[Found]", groups.gather_objects(mine)))
+    host = found[place.rank].host
+    offset = measure_offset(place.rank, [rank.kernel.clock for rank in found], group=groups.control)
     by_kind = flops_per_step(deployment, plan, units)
     first_here = [rank.host.name for rank in found].index(host.name) == place.rank
-    mine = devices_of(found)[place.rank]
-    peak = peak_rate(mine.name, _numbers(deployment, device), deployment.telemetry.peak_flops_per_device)
+    own_device = devices_of(found)[place.rank]
+    peak = peak_rate(own_device.name, _numbers(deployment, device), deployment.telemetry.peak_flops_per_device)
     launches = note_launch(folder, deployment.name, deployment.fingerprint) if place.rank == 0 else Launches()
     return Header(
         plan_fingerprint=plan.fingerprint,
@@ -61,7 +64,7 @@ def describe_rank(
         pp=place.pp,
         tp=place.tp,
         stages=tuple(stage.index for stage in plan.stages_of(place.pp)),
-        device=mine,
+        device=own_device,
         host=host,
         backend=str(torch.distributed.get_backend()),
         clock="cuda_event" if device.type == "cuda" else "wall",

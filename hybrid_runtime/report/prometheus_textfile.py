@@ -82,7 +82,7 @@ class PrometheusTextfile:
         self._lines[line.side] = line, self._clock()
         for load in line.ranks:
             member = roster.member(load.rank)
-            if member is None or member.host != self._host:
+            if member is None or member.host.partition("@")[0] != self._host:  # "@": of two machines of one name
                 continue
             labels = self._labels(side=line.side, rank=str(load.rank), stage=member.stages, device=member.device)
             _, before = self._loads.get((line.side, load.rank), (None, None))

@@ -57,6 +57,7 @@ class WandbRun:
                 group=deployment.name,
                 dir=os.environ.get("WANDB_DIR") or _made(folder.path),
                 config=deployment.model_dump(mode="json", exclude_none=True),
+                settings={"console": "off"},  # what a terminal shows is drawn, not logged
             )
         except (wandb.Error, OSError) as problem:
             raise EnvironmentProblem(
