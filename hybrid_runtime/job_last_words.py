@@ -2,6 +2,7 @@
 
     an exception              rank 3 (dp 0, pp 1, tp 1), stage 1, step 7, 1B5, unit 2.mlp: ValueError: ...
     another rank ended        rank 2 (...), stage 1, step 7, 1RECV_F6: lost the connection to another rank, ...
+    another is not heard      rank 2 (...), stage 1, step 7, 1RECV_F6: heard nothing of another rank for 1800 s: ...
     torchrun stops it         rank 0 (...), stage 0, step 7, 0B4: stopped by SIGTERM
     told to leave in time     stopped by SIGTERM after step 7 of 100; checkpoints/x/step-00000007 is whole: ...
 
@@ -12,6 +13,7 @@ sentence is the same that `hybrid-runtime` finds for a rank that was killed and 
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -29,8 +31,9 @@ from hybrid_runtime.run_folder import Failure, RunFolder, write_failure
 from hybrid_runtime.telemetry.status import whereabouts
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
-# How gloo and NCCL say that the other end of a connection is gone.
+# How gloo and NCCL say that the other end of a connection is gone, or not heard of for measurement.timeout_s.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_SILENT = re.compile(r"Timed out waiting (\d+)ms for|Timeout\(ms\)=(\d+)")
 
 
 class LastWords:
@@ -57,8 +60,9 @@ class LastWords:
 
     def say(self, problem: BaseException) -> int:
         """Says why this rank failed and writes it down; returns the exit code."""
-        lost_peer = _is_lost_peer(problem)
-        message = f"{self._where()}: {_LOST_WORDS}" if lost_peer else self._sentence(problem)
+        words = _peer_words(problem)
+        lost_peer = words is not None
+        message = f"{self._where()}: {words}" if lost_peer else self._sentence(problem)
         code = int(problem.exit_code if isinstance(problem, HybridRuntimeError) else RunError.exit_code)
         if self.folder is not None:
             failure = Failure(self.launch.rank, message, code, time.monotonic_ns(), lost_peer)
@@ -106,6 +110,7 @@ class LastWords:
 
 
 _LOST_WORDS = "lost the connection to another rank, which failed or was killed before"
+_SILENT_WORDS = "it hangs, or its machine or the network to it is lost (measurement.timeout_s says how long is waited)"
 
 
 def _in_the_run() -> bool:
@@ -119,9 +124,13 @@ def _first_line(problem: BaseException) -> str:
     return lines[0] if lines else "no message"
 
 
-def _is_lost_peer(problem: BaseException | None) -> bool:
+def _peer_words(problem: BaseException | None) -> str | None:
+    """What happened to another rank, if a connection to it is what broke; None where the problem is this rank's own."""
     while problem is not None:
         if isinstance(problem, RuntimeError) and any(words in str(problem) for words in _LOST):
-            return True
+            return _LOST_WORDS
+        silent = _SILENT.search(str(problem)) if isinstance(problem, RuntimeError) else None
+        if silent is not None:
+            return f"heard nothing of another rank for {int(silent[silent.lastindex or 1]) / 1000:g} s: {_SILENT_WORDS}"
         problem = problem.__cause__
-    return False
+    return None

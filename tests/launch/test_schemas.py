@@ -25,7 +25,8 @@ BATCH = (LAUNCH / "slurm.sbatch").read_text()
 # Long options of sbatch (https://slurm.schedmd.com/sbatch.html, Slurm 23.02), those that a batch file may state.
 _LISTED = """
     account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment constraint container
-    contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency distribution
+    contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency
+    distribution
     error exclude exclusive export export-file extra-node-info get-user-env gid gpu-bind gpu-freq gpus gpus-per-node
     gpus-per-socket gpus-per-task gres gres-flags hint hold ignore-pbs input job-name kill-on-invalid-dep licenses
     mail-type mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill no-requeue nodefile
