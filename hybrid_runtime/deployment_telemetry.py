@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from hybrid_runtime.deployment_fields import FlopsRateText, PathText, Table
+from hybrid_runtime.deployment_fields import FlopsRateText, PathText, Table, refuse
 
 EventFolder = Annotated[
     Annotated[bool, Tag("switch")] | Annotated[PathText, Tag("folder")],
     Discriminator(lambda value: "folder" if isinstance(value, str) else "switch"),
 ]
 
-ProjectName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,128}$")]
+
+def _project_name(text: str) -> str:
+    """W&B takes any but /, \\, #, ?, % and :, up to 128 characters."""
+    if not re.fullmatch(r"[^/\\#?%:\x00-\x1f]{1,128}", text):
+        raise refuse(
+            "is no name of a project, which has 1 to 128 characters and none of / \\ # ? % :", "write 'my-project'"
+        )
+    return text
+
+
 Project = Annotated[
-    Annotated[bool, Tag("switch")] | Annotated[ProjectName, Tag("project")],
+    Annotated[bool, Tag("switch")] | Annotated[str, AfterValidator(_project_name), Tag("project")],
     Discriminator(lambda value: "project" if isinstance(value, str) else "switch"),
 ]
 

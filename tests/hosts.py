@@ -59,7 +59,7 @@ def missing() -> str | None:
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return "/dev/net/tun cannot be opened"
     tried = subprocess.run(["unshare", *_NAMESPACES, "--fork", "true"], capture_output=True, text=True, check=False)
-    return tried.stderr.strip() or None if tried.returncode else None
+    return (tried.stderr.strip() or f"unshare ends with {tried.returncode}") if tried.returncode else None
 
 
 class Host:
@@ -70,6 +70,7 @@ class Host:
         self.address = _address(number)
         self.clock_offset_s = clock_offset_s
         self.is_cut_off = False
+        self._started: list[subprocess.Popen[str]] = []
         self._holder = subprocess.Popen(
             ["unshare", *_NAMESPACES, "--monotonic", str(clock_offset_s), "--kill-child",
              "sh", "-c", _SET_UP, "sh", self.name, str(table), str(private or "")],
@@ -93,9 +94,11 @@ class Host:
         self, arguments: Sequence[object], *, folder: Path = Path("/"), env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
         """Starts a program; its output can be read from it."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(arguments, folder), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        self._started.append(process)
+        return process
 
     def run(self, arguments: Sequence[object]) -> str:
         """What a short program prints; it must succeed."""
