@@ -31,8 +31,9 @@ from hybrid_runtime.run_folder import Failure, RunFolder, write_failure
 from hybrid_runtime.telemetry.status import whereabouts
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
-# How gloo and NCCL say that the other end of a connection is gone, or not heard of for measurement.timeout_s.
+# How gloo and NCCL say that the other end of a connection is gone.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+# How they say that nothing came for measurement.timeout_s.
 _SILENT = re.compile(r"Timed out waiting (\d+)ms for|Timeout\(ms\)=(\d+)")
 
 
@@ -60,9 +61,9 @@ class LastWords:
 
     def say(self, problem: BaseException) -> int:
         """Says why this rank failed and writes it down; returns the exit code."""
-        words = _peer_words(problem)
-        lost_peer = words is not None
-        message = f"{self._where()}: {words}" if lost_peer else self._sentence(problem)
+        problem = _in_words(problem)
+        lost_peer = _is_lost_peer(problem)
+        message = f"{self._where()}: {_LOST_WORDS}" if lost_peer else self._sentence(problem)
         code = int(problem.exit_code if isinstance(problem, HybridRuntimeError) else RunError.exit_code)
         if self.folder is not None:
             failure = Failure(self.launch.rank, message, code, time.monotonic_ns(), lost_peer)
@@ -110,7 +111,6 @@ class LastWords:
 
 
 _LOST_WORDS = "lost the connection to another rank, which failed or was killed before"
-_SILENT_WORDS = "it hangs, or its machine or the network to it is lost (measurement.timeout_s says how long is waited)"
 
 
 def _in_the_run() -> bool:
@@ -124,13 +124,26 @@ def _first_line(problem: BaseException) -> str:
     return lines[0] if lines else "no message"
 
 
-def _peer_words(problem: BaseException | None) -> str | None:
-    """What happened to another rank, if a connection to it is what broke; None where the problem is this rank's own."""
+def _is_lost_peer(problem: BaseException | None) -> bool:
     while problem is not None:
         if isinstance(problem, RuntimeError) and any(words in str(problem) for words in _LOST):
-            return _LOST_WORDS
-        silent = _SILENT.search(str(problem)) if isinstance(problem, RuntimeError) else None
-        if silent is not None:
-            return f"heard nothing of another rank for {int(silent[silent.lastindex or 1]) / 1000:g} s: {_SILENT_WORDS}"
+            return True
         problem = problem.__cause__
-    return None
+    return False
+
+
+def _in_words(problem: BaseException) -> BaseException:
+    """A wait for another rank that ended in vain as a sentence; every other problem as it is."""
+    cause: BaseException | None = problem
+    while cause is not None and not (isinstance(cause, RuntimeError) and _SILENT.search(str(cause))):
+        cause = cause.__cause__
+    silent = _SILENT.search(str(cause))
+    if silent is None:
+        return problem
+    waited_s = int(silent[silent.lastindex or 1]) / 1000
+    words = RunError(
+        f"heard nothing of another rank for {waited_s:g} s: it hangs, or its machine or the network to it is lost "
+        "(measurement.timeout_s says how long is waited)"
+    )
+    words.__cause__ = problem
+    return words

@@ -113,11 +113,12 @@ class Host:
     def close(self) -> None:
         """Ends everything that still runs here: the processes in this host's network."""
         network = os.readlink(f"/proc/{self._pid}/ns/net")
-        for process in Path("/proc").glob("[0-9]*"):
+        for found in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended meanwhile
-                if os.readlink(process / "ns/net") == network:
-                    os.kill(int(process.name), signal.SIGKILL)
-        self._holder.communicate()
+                if os.readlink(found / "ns/net") == network:
+                    os.kill(int(found.name), signal.SIGKILL)
+        for process in (*self._started, self._holder):
+            process.communicate()
         os.close(self.tap)
 
 

@@ -69,15 +69,16 @@ def test_a_problem_in_a_step_names_rank_stage_step_and_action(
 def test_a_rank_that_hears_nothing_says_for_how_long_and_that_it_may_be_the_network(
     said: str, words: LastWords, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrapped = RunError(f"{WHERE}: RuntimeError")
-    wrapped.__cause__ = RuntimeError(said)
-    for problem in (RuntimeError(said), wrapped):
+    inside_a_unit = RunError(EXECUTORS)
+    inside_a_unit.__cause__ = RuntimeError(said)
+    for problem in (RuntimeError(said), inside_a_unit):
         assert words.say(problem) == 4
         sentence = capsys.readouterr().err
         assert sentence.startswith(f"hybrid_runtime: {WHERE}: heard nothing of another rank for 8 s: it hangs, or its")
-        assert "the network to it is lost (measurement.timeout_s" in sentence
+    assert "the network to it is lost (measurement.timeout_s" in sentence
     assert words.folder is not None
-    assert read_failures(words.folder)[0].lost_peer
+    assert read_failures(words.folder)[0].message in sentence
+    assert said in (words.folder.failures / "rank3.traceback.txt").read_text()
 
 
 @pytest.mark.usefixtures("_joined")

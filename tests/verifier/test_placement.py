@@ -13,7 +13,7 @@ from tests.verifier.synthetic import MS, deployment, steady, write_run
 
 
 def on_hosts(folder: Path, mesh: Mesh, names: list[str]) -> Metrics:
-    run = write_run(folder, steady([MS] * mesh.world_size, 20), deployment(mesh))
+    run = write_run(folder, steady([MS] * mesh.world_size, 20, mesh=mesh), deployment(mesh))
     side = load_side(run, "candidate")
     ranks = []
     for rank, name in zip(side.ranks, names, strict=True):
