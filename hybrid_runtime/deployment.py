@@ -27,6 +27,7 @@ from hybrid_runtime.deployment_checkpoint import Checkpoint
 from hybrid_runtime.deployment_declared import Declared
 from hybrid_runtime.deployment_errors import CUSTOM, explain
 from hybrid_runtime.deployment_export import Export
+from hybrid_runtime.deployment_faults import Faults
 from hybrid_runtime.deployment_fields import (
     MAX_RANKS,
     Count,
@@ -243,6 +244,7 @@ class Deployment(Table):
     telemetry: Telemetry = Telemetry()
     checkpoint: Checkpoint | None = None
     export: Export | None = None
+    faults: Faults = Faults()
 
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -287,9 +289,10 @@ class Deployment(Table):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs.
 
-        Without [checkpoint] it is what it was before there was such a table.
+        Without [checkpoint] and [faults] it is what it was before there were such tables.
         """
-        left_out = {"telemetry", "search", "export"} | ({"checkpoint"} if self.checkpoint is None else set())
+        absent = {"checkpoint": self.checkpoint is None, "faults": self.faults == Faults()}
+        left_out = {"telemetry", "search", "export", *(name for name, is_absent in absent.items() if is_absent)}
         values = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -40,11 +40,12 @@ from hybrid_runtime.job_orders import Order, expected_steps, orders
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_planted import run_planted_step
 from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers
+from hybrid_runtime.job_watch import Watch
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.records import DATA, OPTIMIZER, PLANTED, REDUCE_GRAD
+from hybrid_runtime.records import CHECKPOINT, DATA, EXPORT, OPTIMIZER, PLANTED, REDUCE_GRAD
 from hybrid_runtime.report.exports import Exports, open_exports
 from hybrid_runtime.run_folder import RunFolder, new_run_folder, write_whole
 from hybrid_runtime.telemetry.host import settle
@@ -95,16 +96,21 @@ def run_rank(
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
         parts = assemble(deployment, plan, groups, built, source, recorder, checkpoints)
+        assert recorder.status is not None
+        limit_s, offset_ns = deployment.faults.hang_limit_s, header.clock_offset_ns
+        stack.enter_context(Watch(folder, plan, launch.rank, recorder.status, offset_ns, limit_s))
         work = None  # the self-test's matrices must not be in memory while the model's is measured
         for order in orders(deployment, turns, groups, checkpoints.trained_before):
             planted = order.purpose == PLANTED
             work = (work or KnownWork(device)) if planted else None
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
             progress.show(order.step, PLANTED if planted else order.phase, loss, numbers)
+            recorder.note(CHECKPOINT)
             checkpoints.after_step(order.trained + 1, numbers)
         checkpoints.finish()
         recorder.finish()
         if exported is not None:
+            recorder.note(EXPORT)
             export(exported, deployment, built.units, groups)
         groups.barrier()
 

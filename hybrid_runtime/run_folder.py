@@ -7,7 +7,8 @@ runs/demo-20260101-120000/
   plan.json           written before the run, never edited
   records/            rank<R>.jsonl, nvml-<host>.jsonl: what happened
   progress.jsonl      a line per step, for the progress bar
-  status/ failures/   what each rank is doing now; why a rank failed
+  status/ failures/   what each rank is doing now and did last; why a rank failed
+  hang.txt            when no rank came further: who held up whom, and every rank's last actions
   tensorboard/        scalars per side, when asked for
   turns/              whose turn it is, while candidate and baseline alternate
   log.txt             everything torchrun and the ranks printed (log.node1.txt on a second machine)
@@ -71,6 +72,10 @@ class RunFolder:
     @property
     def failures(self) -> Path:
         return self.path / "failures"
+
+    @property
+    def hang(self) -> Path:
+        return self.path / "hang.txt"
 
     @property
     def turns(self) -> Path:

@@ -103,6 +103,7 @@ class Executor:
             for edge in groups.edges.values()
             if edge.target_pp == me
         }
+        self._targets = "pp=" + ",".join(map(str, self._senders))
         self._run: dict[Kind, Callable[[Action, str], None]] = {
             Kind.F: self._forward,
             Kind.B: self._backward,
@@ -166,10 +167,11 @@ class Executor:
                 raise RunError(f"{self._where(action)}: {type(problem).__name__}: {problem}") from problem
             self._poll()
         self._recorder.note("last sends")
-        for sender in self._senders.values():
-            sender.finish()
-        if self._lookups is not None:
-            self._lookups.finish()
+        with self._groups.clocks.watching("last sends", self._targets):
+            for sender in self._senders.values():
+                sender.finish()
+            if self._lookups is not None:
+                self._lookups.finish()
         assert not self._outputs, f"never sent or used: {list(self._outputs)}"
         assert not self.weight_queue, f"{len(self.weight_queue)} weight gradients were never computed"
         return torch.stack([self._losses[i] for i in sorted(self._losses)]).sum() if self._losses else None
