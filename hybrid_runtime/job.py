@@ -36,6 +36,7 @@ from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
 from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
+from hybrid_runtime.job_not_finite import NotFiniteGuard, is_finite
 from hybrid_runtime.job_orders import Order, expected_steps, orders
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_planted import run_planted_step
@@ -45,7 +46,7 @@ from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.records import CHECKPOINT, DATA, EXPORT, OPTIMIZER, PLANTED, REDUCE_GRAD
+from hybrid_runtime.records import BETWEEN_STEPS, CHECKPOINT, DATA, EXPORT, OPTIMIZER, PLANTED, REDUCE_GRAD
 from hybrid_runtime.report.exports import Exports, open_exports
 from hybrid_runtime.run_folder import RunFolder, new_run_folder, write_whole
 from hybrid_runtime.telemetry.host import settle
@@ -96,6 +97,7 @@ def run_rank(
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
         parts = assemble(deployment, plan, groups, built, source, recorder, checkpoints)
+        guard = NotFiniteGuard(deployment.faults, built, folder)
         assert recorder.status is not None
         limit_s, offset_ns = deployment.faults.hang_limit_s, header.clock_offset_ns
         stack.enter_context(Watch(folder, plan, launch.rank, recorder.status, offset_ns, limit_s))
@@ -103,8 +105,10 @@ def run_rank(
         for order in orders(deployment, turns, groups, checkpoints.trained_before):
             planted = order.purpose == PLANTED
             work = (work or KnownWork(device)) if planted else None
+            guard.begin_step()
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
             progress.show(order.step, PLANTED if planted else order.phase, loss, numbers)
+            guard.after_step(parts, order, loss, numbers)
             recorder.note(CHECKPOINT)
             checkpoints.after_step(order.trained + 1, numbers)
         checkpoints.finish()
@@ -135,7 +139,7 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     groups, recorder, update, checkpoints = parts.groups, parts.recorder, parts.update, parts.checkpoints
     groups.barrier()
     order.begin(recorder)
-    norm = None
+    norm, skipped = None, False
     with recorder.span(DATA):
         microbatches = parts.batches.microbatches(order.trained)
     if update is not None:
@@ -144,10 +148,12 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     loss_sum = parts.executor.run_step(microbatches, order.step)
     if update is not None:
         with recorder.span(REDUCE_GRAD):
+            update.learn_of(loss_sum)
             update.sum_gradients()
         with recorder.span(OPTIMIZER):
             norm = update.gradient_norm()
-            update.apply(order.trained, norm)
+            if not (skipped := not is_finite(norm)):
+                update.apply(order.trained, norm)
     summary = recorder.close_window()
     loss_here = [0.0, 0.0] if loss_sum is None else [1.0, loss_sum.item()]
     grad_norm = None if norm is None else norm.item()
@@ -160,10 +166,12 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     )
     everyone = groups.gather_numbers([*loss_here, *mine])
     loss = _mean_loss(everyone, parts.plan)
+    recorder.note(BETWEEN_STEPS)
     recorder.end_step(
         loss=loss if loss_sum is not None else None,
         grad_norm=grad_norm,
         tokens=parts.plan.tokens_per_step,
+        skipped=skipped,
     )
     return loss, [RankNumbers(*row[2:]) for row in everyone]
 

@@ -114,6 +114,11 @@ class Checkpoints:
             if not table.asynchronous:
                 self._complete(self._writing)
 
+    def note_skipped(self) -> None:
+        """The newest step's update was skipped: the optimizer has counted one step fewer than the model's data."""
+        if self._writing is not None:
+            self._writing.saver.skipped += 1
+
     def finish(self) -> None:
         """After the last step: its checkpoint is whole when this returns.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from hybrid_runtime.comm.start import Launch
-from hybrid_runtime.errors import HybridRuntimeError, Preempted, RunError, UsageError
+from hybrid_runtime.errors import HybridRuntimeError, RunError, UsageError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.run_folder import Failure, RunFolder, write_failure
 from hybrid_runtime.telemetry.status import whereabouts
@@ -63,7 +63,7 @@ class LastWords:
         if self.folder is not None:
             failure = Failure(self.launch.rank, message, code, time.monotonic_ns(), lost_peer)
             write_failure(self.folder, failure, "".join(traceback.format_exception(problem)))
-        alike = isinstance(problem, Preempted) or not _in_the_run()  # every rank says the same
+        alike = getattr(problem, "alike", False) or not _in_the_run()  # every rank says the same
         if self.launch.local_rank == 0 or not alike:
             print(f"hybrid_runtime: {message}", file=sys.stderr, flush=True)
         return code
@@ -100,7 +100,7 @@ class LastWords:
         text = str(problem) if isinstance(problem, UsageError) else _first_line(problem)
         if not isinstance(problem, HybridRuntimeError):
             text = f"{type(problem).__name__}: {text}"
-        elif not _in_the_run() or isinstance(problem, Preempted) or text.startswith(f"rank {self.launch.rank} "):
+        elif not _in_the_run() or getattr(problem, "alike", False) or text.startswith(f"rank {self.launch.rank} "):
             return text
         return f"{self._where()}: {text}"
 

@@ -169,6 +169,7 @@ class StepRecord(_Record):
         start_ns, end_ns: the rank's own window: from leaving the barrier to being done with the step.
         loss: mean loss over the global batch as a decimal text; None on ranks that do not hold the head.
         grad_norm: global gradient norm before clipping; None for forward-only.
+        skipped: its update was not made, because the loss or a gradient was not finite.
         tokens: tokens of the global batch.
         switches: involuntary context switches of the rank's thread in the step; -1 where unknown.
         cores_busy_ns: time the rank's cores were busy with anything, from just before the window to just after it, in
@@ -187,6 +188,7 @@ class StepRecord(_Record):
     loss: str | None
     grad_norm: str | None
     tokens: int
+    skipped: bool = False
     switches: int
     cores_busy_ns: int
     process_ns: int

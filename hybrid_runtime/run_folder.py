@@ -9,6 +9,7 @@ runs/demo-20260101-120000/
   progress.jsonl      a line per step, for the progress bar
   status/ failures/   what each rank is doing now and did last; why a rank failed
   hang.txt            when no rank came further: who held up whom, and every rank's last actions
+  skipped.jsonl       steps whose update was skipped, and the unit that was to blame
   tensorboard/        scalars per side, when asked for
   turns/              whose turn it is, while candidate and baseline alternate
   log.txt             everything torchrun and the ranks printed (log.node1.txt on a second machine)
@@ -76,6 +77,10 @@ class RunFolder:
     @property
     def hang(self) -> Path:
         return self.path / "hang.txt"
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped.jsonl"
 
     @property
     def turns(self) -> Path:

@@ -77,7 +77,8 @@ def restore_training(training: Training, state: TrainingState, resumed: Path) ->
 
     manifest = read_manifest(resumed)
     refuse_other(resumed, manifest, training.deployment, training.num_tokens)
-    state.prepare(manifest.step)
+    state.skipped = manifest.skipped
+    state.prepare(manifest.step - manifest.skipped)
     same_mesh = manifest.mesh == _degrees(training.plan)
     items = state.to_restore(random=same_mesh and state.random_names <= set(manifest.tensors))
     restore(resumed, manifest, items)

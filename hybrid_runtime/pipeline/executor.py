@@ -49,6 +49,16 @@ class SpanRecorder(Protocol):
         """Says which action is next, for whoever asks what a stuck or killed rank was doing."""
 
 
+class ActionWatcher(Protocol):
+    """Who looks at what every action makes, in a step that is repeated for it."""
+
+    def before_action(self, action: Action) -> None:
+        """This is done next."""
+
+    def after_action(self, action: Action) -> None:
+        """This is done."""
+
+
 class StepLedger(Ledger, Protocol):
     """Who counts a rank's bytes."""
 
@@ -141,12 +151,15 @@ class Executor:
         if stage > 0 and not self._is_here(stage - 1):
             self._receivers[self._stage_to_rank[stage - 1]].know(stage, Kind.RECV_F, tuple(spec))
 
-    def run_step(self, microbatches: Sequence[Microbatch], step: int | None = None) -> Tensor | None:
+    def run_step(
+        self, microbatches: Sequence[Microbatch], step: int | None = None, watcher: ActionWatcher | None = None
+    ) -> Tensor | None:
         """Walks the list once.
 
         Args:
             microbatches: this replica's microbatches, in order.
             step: its number, for messages only.
+            watcher: looks at the actions.
 
         Returns:
             The sum of token losses over the microbatches (a scalar on the device) on ranks that hold the last stage;
@@ -160,7 +173,11 @@ class Executor:
         for action, name in zip(self._actions, self._names):
             self._recorder.note(name)
             try:
+                if watcher is not None:
+                    watcher.before_action(action)
                 self._run[action.kind](action, name)
+                if watcher is not None:
+                    watcher.after_action(action)
             except HybridRuntimeError as problem:
                 raise RunError(f"{self._where(action)}: {problem}") from problem
             except Exception as problem:

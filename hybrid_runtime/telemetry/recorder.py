@@ -26,7 +26,6 @@ import torch
 from hybrid_runtime.comm.axis import Clocks, NoClock, NoWatch
 from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.records import (
-    BETWEEN_STEPS,
     COMPUTE_PHASES,
     OPTIMIZER,
     PHASES,
@@ -124,7 +123,12 @@ class NullRecorder:
         return self._summary
 
     def end_step(
-        self, *, loss: SupportsFloat | None = None, grad_norm: SupportsFloat | None = None, tokens: int
+        self,
+        *,
+        loss: SupportsFloat | None = None,
+        grad_norm: SupportsFloat | None = None,
+        tokens: int,
+        skipped: bool = False,
     ) -> StepSummary:
         """Ends the step, and its window unless that was closed before."""
         summary = self._summary or self.close_window()
@@ -256,10 +260,14 @@ class Recorder(NullRecorder):
         return self._summary
 
     def end_step(
-        self, *, loss: SupportsFloat | None = None, grad_norm: SupportsFloat | None = None, tokens: int
+        self,
+        *,
+        loss: SupportsFloat | None = None,
+        grad_norm: SupportsFloat | None = None,
+        tokens: int,
+        skipped: bool = False,
     ) -> StepSummary:
         """Ends the step, and its window unless that was closed before; then writes the step's line."""
-        self.note(BETWEEN_STEPS)
         summary = super().end_step(loss=loss, grad_norm=grad_norm, tokens=tokens)
         measured, step = self._measured, self._step
         self._write(
@@ -274,6 +282,7 @@ class Recorder(NullRecorder):
                 loss=_decimal_text(loss),
                 grad_norm=_decimal_text(grad_norm),
                 tokens=tokens,
+                skipped=skipped,
                 switches=self._switches,
                 cores_busy_ns=self._core_time.cores_busy_ns,
                 process_ns=self._core_time.process_ns,
