@@ -98,9 +98,14 @@ class RunError(HybridRuntimeError):
 
     Attributes:
         alike: every rank raises it, with the same words.
+        where: rank, stage, step, action and unit, where the message begins with them.
     """
 
     alike: ClassVar[bool] = False
+
+    def __init__(self, message: str, where: str | None = None) -> None:
+        super().__init__(message if where is None else f"{where}: {message}")
+        self.where = where
 
 
 class NotFinite(RunError):

@@ -33,11 +33,13 @@ from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
+from hybrid_runtime.job_disk import refuse_too_full
 from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_header import describe_rank, start_sampler
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_not_finite import NotFiniteGuard, is_finite
 from hybrid_runtime.job_orders import Order, expected_steps, orders
+from hybrid_runtime.job_out_of_memory import MemoryFacts
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_planted import run_planted_step
 from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers
@@ -79,7 +81,11 @@ def run_rank(
     specs = model_units(deployment.model, deployment.shape)
     costs = model_costs(deployment, specs)
     plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
+    last_words.memory = MemoryFacts(plan, launch.rank, device)
     source = _open_source(deployment, plan)
+    warning = refuse_too_full(folder, plan, deployment.workload.steps)
+    if warning and launch.rank == 0:
+        print(f"hybrid_runtime: {warning}", file=sys.stderr, flush=True)
     exported = prepare_export(deployment, launch.rank) if turns is None else None
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
@@ -90,6 +96,7 @@ def run_rank(
         write_whole(folder.deployment, deployment.canonical_json())
     with ExitStack() as stack:
         built = build(deployment, plan, specs, groups, weights=resumed is None)
+        last_words.memory.ledger = built.ledger
         training = Training(deployment, plan, specs, groups, len(source))
         checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
         header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)

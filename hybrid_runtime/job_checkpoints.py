@@ -176,7 +176,7 @@ def open_checkpoints(
         pinned=groups.device.type == "cuda",
     )
     _refuse_useless_folder(Path(table.folder), groups, saver.num_bytes, table.keep)
-    last_words.grace_s = table.grace_s
+    last_words.grace_s, last_words.checkpoints = table.grace_s, Path(table.folder)
     running = Writing(saver, table, training.deployment.workload.steps, groups, last_words)
     return Checkpoints(running, trained_before=trained, resumed_from=resumed)
 

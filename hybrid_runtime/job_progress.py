@@ -15,6 +15,7 @@ from typing import NamedTuple, TextIO
 
 from rich.console import Console
 
+from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.records import PLANTED
 from hybrid_runtime.report.exports import Exports
 from hybrid_runtime.report.progress import ProgressLine, RankLoad, loads_to_tell
@@ -116,17 +117,30 @@ class RankProgress:
         self._stack.__exit__(kind, value, trace)
 
     def show(self, step: int, phase: str, loss: float | None, numbers: Sequence[RankNumbers]) -> None:
-        """One finished step, by its number from 0; `numbers` are those of every rank."""
+        """One finished step, by its number from 0; `numbers` are those of every rank.
+
+        Raises:
+            EnvironmentProblem: progress.jsonl cannot be written.
+        """
         if self._file is None and not self._exports:
             return
         line = self._line(step, phase, loss, numbers)
         if self._file is not None:
-            self._file.write(line.to_line())
-            self._file.flush()
+            self._write(line)
         if self._view is not None:
             self._view.show(line)  # without a table of ranks: drawing one would keep this rank from its work
         self._exports.show(line, self._roster)
         self._exports.flush()
+
+    def _write(self, line: ProgressLine) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(line.to_line())
+            self._file.flush()
+        except OSError as problem:
+            raise EnvironmentProblem(
+                f"{self._folder.progress}: cannot be written ({problem.strerror}); free space on that disk"
+            ) from None
 
     def _line(self, step: int, phase: str, loss: float | None, numbers: Sequence[RankNumbers]) -> ProgressLine:
         while self._steps <= step:  # undecided claims asked for more than was expected

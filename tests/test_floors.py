@@ -23,8 +23,8 @@ FLOORS = [
     "schedule",
     "planner verifier report weights faults comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint",
-    "job job_checkpoints job_export job_header job_last_words job_not_finite job_orders job_parts job_planted "
-    "job_progress job_watch lone",
+    "job job_checkpoints job_disk job_export job_header job_last_words job_not_finite job_orders job_out_of_memory "
+    "job_parts job_planted job_progress job_watch lone",
     "launcher sides sampling measure rebalance tried cli cli_convert cli_lone cli_output cli_plan cli_report "
     "cli_schedule __main__",
 ]

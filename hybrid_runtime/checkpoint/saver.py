@@ -126,8 +126,8 @@ class Saver:
             work()
         except OSError as problem:
             self._problem = EnvironmentProblem(
-                f"a checkpoint cannot be written into {self._folder} ({problem.strerror}); earlier ones stay whole: "
-                "free space or mend the folder, and continue with --resume latest"
+                f"a checkpoint cannot be written into {self._folder} ({problem.strerror}); earlier ones stay whole; "
+                "free space or mend the folder"
             )
         except Exception as problem:  # a thread has nobody to raise it to
             self._problem = problem

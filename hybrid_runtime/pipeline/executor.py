@@ -179,9 +179,9 @@ class Executor:
                 if watcher is not None:
                     watcher.after_action(action)
             except HybridRuntimeError as problem:
-                raise RunError(f"{self._where(action)}: {problem}") from problem
+                raise RunError(str(problem), self._where(action)) from problem
             except Exception as problem:
-                raise RunError(f"{self._where(action)}: {type(problem).__name__}: {problem}") from problem
+                raise RunError(f"{type(problem).__name__}: {problem}", self._where(action)) from problem
             self._poll()
         self._recorder.note("last sends")
         with self._groups.clocks.watching("last sends", self._targets):
