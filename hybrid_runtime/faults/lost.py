@@ -11,6 +11,7 @@ from hybrid_runtime.schedule.actions import Kind, is_action, parse_action
 from hybrid_runtime.telemetry.account import Account, process_state, read_account
 
 _ENDING_S = 0.3  # from the moment a killed process closes its connections until the system calls it ended
+_OR_CUT_OFF = ", or whose machine is cut off"
 _TOWARDS = {Kind.SEND_F: 1, Kind.SEND_B: -1}
 
 
@@ -23,11 +24,12 @@ def explain_lost(status: Path, plan: Plan | None, rank: int) -> tuple[str, bool]
     mine = read_account(status / f"rank{rank}")
     peers = [] if mine is None or plan is None else _peers(mine, plan)
     time.sleep(_ENDING_S)
-    running = [peer for peer in peers if _runs(status / f"rank{peer}")]
-    ended = [peer for peer in peers if peer not in running]
+    found = {peer: read_account(status / f"rank{peer}") for peer in peers}
+    ended = [peer for peer, account in found.items() if account is None or process_state(account) in ("", "Z")]
     if ended or not peers:
         who = f"rank {ended[0]}" if len(ended) == 1 else "another rank"
-        return f"lost the connection to {who}, which failed or was killed before", True
+        far = any(account is not None and not account.is_here for account in found.values())
+        return f"lost the connection to {who}, which failed or was killed before{_OR_CUT_OFF * far}", True
     who = f"rank {peers[0]}, which still runs" if len(peers) == 1 else f"one of ranks {peers}, which still run"
     return f"lost the connection to {who}: the link between them is lost", False
 
@@ -41,9 +43,3 @@ def _peers(mine: Account, plan: Plan) -> list[int]:
     action, place = parse_action(doing), plan.mesh.place(mine.rank)
     target = plan.stage_to_rank[action.stage + _TOWARDS[action.kind]]
     return [plan.mesh.rank(dp=place.dp, pp=target, tp=place.tp)]
-
-
-def _runs(path: Path) -> bool:
-    """Whether the rank's process runs on this machine; of one on another machine nothing is known."""
-    account = read_account(path)
-    return account is not None and process_state(account) not in ("", "Z")
