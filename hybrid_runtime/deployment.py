@@ -28,6 +28,7 @@ from hybrid_runtime.deployment_data import Data
 from hybrid_runtime.deployment_declared import Declared
 from hybrid_runtime.deployment_errors import CUSTOM, explain
 from hybrid_runtime.deployment_export import Export
+from hybrid_runtime.deployment_faults import Faults
 from hybrid_runtime.deployment_fields import (
     MAX_RANKS,
     Count,
@@ -251,6 +252,7 @@ class Deployment(Table):
     telemetry: Telemetry = Telemetry()
     checkpoint: Checkpoint | None = None
     export: Export | None = None
+    faults: Faults = Faults()
 
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -304,9 +306,11 @@ class Deployment(Table):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs.
 
-        Without [checkpoint], and without the newer keys of a table, it is what it was before there were such.
+        Without [checkpoint] and [faults], and without the newer keys of a table, it is what it was before there were
+        such.
         """
-        left_out = {"telemetry", "search", "export"} | ({"checkpoint"} if self.checkpoint is None else set())
+        absent = {"checkpoint": self.checkpoint is None, "faults": self.faults == Faults()}
+        left_out = {"telemetry", "search", "export", *(name for name, is_absent in absent.items() if is_absent)}
         values = self.model_dump(mode="json", exclude=left_out)
         for table, names in _NEWER_KEYS.items():
             for name in names:

@@ -8,6 +8,7 @@
         CheckpointError              exit code 4: a checkpoint is damaged or incomplete
       EnvironmentProblem           exit code 4: the machine lacks something (a GPU, a port, disk space, a package)
       RunError                     exit code 4: a rank failed; names rank, stage, step and action
+        NotFinite                    the loss or a gradient is not finite; names the unit
         Preempted                    exit code 5: the run was asked to stop, and left a whole checkpoint
 
 `assert` is for the project's own bugs only; whatever a user can cause raises one of these.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 class ExitCode(enum.IntEnum):
@@ -92,10 +94,28 @@ class EnvironmentProblem(HybridRuntimeError):
 
 
 class RunError(HybridRuntimeError):
-    """A rank failed while running; the message names rank, stage, step and action."""
+    """A rank failed while running; the message names rank, stage, step and action.
+
+    Attributes:
+        alike: every rank raises it, with the same words.
+        where: rank, stage, step, action and unit, where the message begins with them.
+    """
+
+    alike: ClassVar[bool] = False
+
+    def __init__(self, message: str, where: str | None = None) -> None:
+        super().__init__(message if where is None else f"{where}: {message}")
+        self.where = where
+
+
+class NotFinite(RunError):
+    """The loss or a gradient is not finite; the message names the first unit that made it so, and its rank."""
+
+    alike = True
 
 
 class Preempted(RunError):
     """The run was asked to stop, and left a whole checkpoint to continue from."""
 
+    alike = True
     exit_code = ExitCode.STOPPED

@@ -34,22 +34,26 @@ from hybrid_runtime.data.opening import Opened, open_data
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
+from hybrid_runtime.job_disk import refuse_too_full
 from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_header import describe_rank, peak_of_all, start_sampler
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_loss import mean_loss
+from hybrid_runtime.job_not_finite import NotFiniteGuard, is_finite
 from hybrid_runtime.job_orders import Order, expected_steps, orders
+from hybrid_runtime.job_out_of_memory import MemoryFacts
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_planted import run_planted_step
 from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers, step_terms
 from hybrid_runtime.job_shared_folder import first_blind_rank
 from hybrid_runtime.job_validation import open_validation
+from hybrid_runtime.job_watch import Watch
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.models.unit import UnitSpec, refuse_unpackable
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.records import DATA, OPTIMIZER, PLANTED, REDUCE_GRAD
+from hybrid_runtime.records import BETWEEN_STEPS, CHECKPOINT, DATA, EXPORT, OPTIMIZER, PLANTED, REDUCE_GRAD
 from hybrid_runtime.report.exports import Exports, open_exports
 from hybrid_runtime.run_folder import RunFolder, new_run_folder, write_whole
 from hybrid_runtime.telemetry.host import settle
@@ -82,7 +86,11 @@ def run_rank(
     specs = model_units(deployment.model, deployment.shape)
     costs = model_costs(deployment, specs)
     plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
+    last_words.memory = MemoryFacts(plan, launch.rank, device)
     data = _open_data(deployment, plan, specs)
+    warning = refuse_too_full(folder, plan, deployment.workload.steps)
+    if warning and launch.rank == 0:
+        print(f"hybrid_runtime: {warning}", file=sys.stderr, flush=True)
     facts = training_facts(deployment, len(data.training))
     exported = prepare_export(deployment, launch.rank, facts, resumed) if turns is None else None
     start_distributed(launch, backend, device, timeout)
@@ -96,6 +104,7 @@ def run_rank(
         write_whole(folder.deployment, deployment.canonical_json())
     with ExitStack() as stack:
         built = build(deployment, plan, specs, groups, weights=resumed is None)
+        last_words.memory.ledger = built.ledger
         training = Training(deployment, plan, specs, groups, len(data.training))
         checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
         header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)
@@ -105,16 +114,24 @@ def run_rank(
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
         parts = assemble(deployment, plan, groups, built, data.training, recorder, checkpoints)
         validation = open_validation(deployment, parts, built, data.validation) if turns is None else None
+        guard = NotFiniteGuard(deployment.faults, built, folder)
+        assert recorder.status is not None
+        limit_s, offset_ns = deployment.faults.hang_limit_s, header.clock_offset_ns
+        stack.enter_context(Watch(folder, plan, launch.rank, recorder.status, offset_ns, limit_s))
         work = None  # the self-test's matrices must not be in memory while the model's is measured
         for order in orders(deployment, turns, groups, checkpoints.trained_before):
             work = (work or KnownWork(device)) if order.purpose == PLANTED else None
+            guard.begin_step()
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
             validation_loss = None if validation is None else validation.after_step(order.trained + 1, numbers)
             progress.show(order, loss, numbers, validation_loss)
+            guard.after_step(parts, order, loss, numbers)
+            recorder.note(CHECKPOINT)
             checkpoints.after_step(order.trained + 1, numbers)
         checkpoints.finish()
         recorder.finish()
         if exported is not None:
+            recorder.note(EXPORT)
             export(exported, deployment, built.units, groups)
         groups.barrier()
 
@@ -162,7 +179,7 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     groups, recorder, update, checkpoints = parts.groups, parts.recorder, parts.update, parts.checkpoints
     groups.barrier()
     order.begin(recorder)
-    norm = None
+    norm, skipped = None, False
     with recorder.span(DATA):
         microbatches = parts.batches.microbatches(order.trained)
         num_targets = parts.batches.num_targets(order.trained)
@@ -172,10 +189,12 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     loss_sum = parts.executor.run_step(microbatches, order.step, loss_scale=1.0 / num_targets)
     if update is not None:
         with recorder.span(REDUCE_GRAD):
+            update.learn_of(loss_sum)
             update.sum_gradients()
         with recorder.span(OPTIMIZER):
             norm = update.gradient_norm()
-            update.apply(order.trained, norm)
+            if not (skipped := not is_finite(norm)):
+                update.apply(order.trained, norm)
     summary = recorder.close_window()
     loss_here = [0.0, 0.0] if loss_sum is None else [1.0, loss_sum.item()]
     grad_norm = None if norm is None else norm.item()
@@ -188,10 +207,12 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     )
     everyone = groups.gather_numbers([*loss_here, *mine])
     loss = mean_loss(everyone, parts.plan, num_targets)
+    recorder.note(BETWEEN_STEPS)
     recorder.end_step(
         loss=loss if loss_sum is not None else None,
         grad_norm=grad_norm,
         tokens=parts.plan.tokens_per_step,
+        skipped=skipped,
     )
     return loss, [RankNumbers(*row[2:]) for row in everyone]
 

@@ -114,6 +114,11 @@ class Checkpoints:
             if not table.asynchronous:
                 self._complete(self._writing)
 
+    def note_skipped(self) -> None:
+        """The newest step's update was skipped: the optimizer has counted one step fewer than the model's data."""
+        if self._writing is not None:
+            self._writing.saver.skipped += 1
+
     def finish(self) -> None:
         """After the last step: its checkpoint is whole when this returns.
 
@@ -171,7 +176,7 @@ def open_checkpoints(
         pinned=groups.device.type == "cuda",
     )
     _refuse_useless_folder(Path(table.folder), groups, saver.num_bytes, table.keep)
-    last_words.grace_s = table.grace_s
+    last_words.grace_s, last_words.checkpoints = table.grace_s, Path(table.folder)
     running = Writing(saver, table, training.deployment.workload.steps, groups, last_words)
     return Checkpoints(running, trained_before=trained, resumed_from=resumed)
 

@@ -1,6 +1,7 @@
 """What a rank says when it ends badly: one sentence on standard error and in the run folder, whatever went wrong.
 
     an exception              rank 3 (dp 0, pp 1, tp 1), stage 1, step 7, 1B5, unit 2.mlp: ValueError: ...
+    out of memory             rank 3 (...), stage 1, step 0, 1F5, unit 2.mlp: out of memory: 64 MiB more were ...
     another rank ended        rank 2 (...), stage 1, step 7, 1RECV_F6: lost the connection to another rank, ...
     another is not heard      rank 2 (...), stage 1, step 7, 1RECV_F6: heard nothing of another rank for 1800 s: ...
     torchrun stops it         rank 0 (...), stage 0, step 7, 0B4: stopped by SIGTERM
@@ -24,10 +25,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from hybrid_runtime.checkpoint.folders import whole
 from hybrid_runtime.comm.start import Launch
-from hybrid_runtime.errors import HybridRuntimeError, Preempted, RunError, UsageError
+from hybrid_runtime.errors import EnvironmentProblem, HybridRuntimeError, RunError, UsageError
+from hybrid_runtime.faults.lost import explain_lost
+from hybrid_runtime.job_out_of_memory import MemoryFacts
 from hybrid_runtime.mesh import Mesh
-from hybrid_runtime.run_folder import Failure, RunFolder, write_failure
+from hybrid_runtime.run_folder import Failure, RunFolder, reserve_failure, write_failure
 from hybrid_runtime.telemetry.status import whereabouts
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -41,7 +45,8 @@ class LastWords:
     """Learns who and where this rank is while it starts.
 
     Attributes:
-        folder, mesh: None until they are known.
+        folder, mesh, memory: None until they are known.
+        checkpoints: their folder, where the run writes some.
         grace_s: what SIGTERM leaves the rank to finish its step, write a checkpoint and leave by itself; 0: nothing.
         asked_to_stop: SIGTERM has come, and the grace runs.
     """
@@ -50,6 +55,8 @@ class LastWords:
         self.launch = Launch(0, 0, 1, 1)
         self.mesh: Mesh | None = None
         self.folder: RunFolder | None = None
+        self.memory: MemoryFacts | None = None
+        self.checkpoints: Path | None = None
         self.grace_s = 0
         self.asked_to_stop = False
 
@@ -58,20 +65,32 @@ class LastWords:
         self.folder = folder
         for old in (folder.status / f"rank{self.launch.rank}", folder.failures / f"rank{self.launch.rank}.json"):
             old.unlink(missing_ok=True)
+        reserve_failure(folder, self.launch.rank)
 
     def say(self, problem: BaseException) -> int:
         """Says why this rank failed and writes it down; returns the exit code."""
         problem = _in_words(problem)
-        lost_peer = _is_lost_peer(problem)
-        message = f"{self._where()}: {_LOST_WORDS}" if lost_peer else self._sentence(problem)
+        plan = None if self.memory is None else self.memory.plan
+        if lost_peer := _is_lost_peer(problem):
+            words, lost_peer = explain_lost(self._status, plan, self.launch.rank)
+            message = f"{self._where()}: {words}"
+        else:
+            message = self._sentence(problem)
         code = int(problem.exit_code if isinstance(problem, HybridRuntimeError) else RunError.exit_code)
-        if self.folder is not None:
-            failure = Failure(self.launch.rank, message, code, time.monotonic_ns(), lost_peer)
-            write_failure(self.folder, failure, "".join(traceback.format_exception(problem)))
-        alike = isinstance(problem, Preempted) or not _in_the_run()  # every rank says the same
+        alike = getattr(problem, "alike", False) or not _in_the_run()  # every rank says the same
         if self.launch.local_rank == 0 or not alike:
             print(f"hybrid_runtime: {message}", file=sys.stderr, flush=True)
+        if self.folder is not None:
+            failure = Failure(self.launch.rank, message, code, time.monotonic_ns(), lost_peer)
+            self._write_down(self.folder, failure, "".join(traceback.format_exception(problem)))
         return code
+
+    def _write_down(self, folder: RunFolder, failure: Failure, details: str) -> None:
+        try:
+            write_failure(folder, failure, details)
+        except OSError as problem:
+            words = f"{folder.failures}: not all of this could be written down ({problem.strerror})"
+            print(f"hybrid_runtime: {words}", file=sys.stderr, flush=True)
 
     def watch_signals(self) -> None:
         """From now on SIGTERM and SIGINT end this process, with a sentence: at once, or SIGTERM when the grace is over.
@@ -99,18 +118,27 @@ class LastWords:
         return self.folder is not None and any(self.folder.failures.glob("rank*.json"))
 
     def _where(self) -> str:
-        return whereabouts(Path() if self.folder is None else self.folder.status, self.mesh, self.launch.rank)
+        return whereabouts(self._status, self.mesh, self.launch.rank)
+
+    @property
+    def _status(self) -> Path:
+        return Path() if self.folder is None else self.folder.status
 
     def _sentence(self, problem: BaseException) -> str:
+        memory = None if self.memory is None else self.memory.words(problem)
+        if memory is not None:
+            return f"{getattr(problem, 'where', None) or self._where()}: {memory}"
         text = str(problem) if isinstance(problem, UsageError) else _first_line(problem)
         if not isinstance(problem, HybridRuntimeError):
             text = f"{type(problem).__name__}: {text}"
-        elif not _in_the_run() or isinstance(problem, Preempted) or text.startswith(f"rank {self.launch.rank} "):
+        elif not _in_the_run() or getattr(problem, "alike", False) or text.startswith(f"rank {self.launch.rank} "):
             return text
-        return f"{self._where()}: {text}"
+        return f"{self._where()}: {text}{self._what_is_whole(problem)}"
 
-
-_LOST_WORDS = "lost the connection to another rank, which failed or was killed before"
+    def _what_is_whole(self, problem: BaseException) -> str:
+        """Of a machine that lacks something: from where the run can go on when that is mended."""
+        found = whole(self.checkpoints) if self.checkpoints and isinstance(problem, EnvironmentProblem) else []
+        return f"; {found[-1]} is whole: then run the same command again with --resume latest" if found else ""
 
 
 def _in_the_run() -> bool:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, cast
 
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.deployment import Deployment
-from hybrid_runtime.records import PLANTED, TRACE
+from hybrid_runtime.records import PLANTED, TRACE, TURN
 from hybrid_runtime.telemetry.recorder import NullRecorder
 from hybrid_runtime.turns import CANDIDATE, Turn, Turns
 
@@ -76,6 +76,7 @@ def _given(turns: Turns, groups: Groups, timeout_s: float) -> Iterator[Turn]:
     """Rank 0 waits for each turn and tells the others, now and then also that it still waits."""
     block = 0
     while True:
+        groups.clocks.watch.doing(TURN)
         if groups.place.rank == 0:
             mine = turns.wait_for(block, timeout_s, still=lambda: groups.gather_objects(_WAITING))
             told = groups.gather_objects(mine)[0]

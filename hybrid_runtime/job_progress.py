@@ -17,6 +17,7 @@ from typing import NamedTuple, TextIO
 from rich.console import Console
 
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.job_orders import Order
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.model_flops import model_flops
@@ -157,17 +158,30 @@ class RankProgress:
         numbers: Sequence[RankNumbers],
         validation_loss: float | None = None,
     ) -> None:
-        """One finished step; `numbers` are those of every rank."""
+        """One finished step; `numbers` are those of every rank.
+
+        Raises:
+            EnvironmentProblem: progress.jsonl cannot be written.
+        """
         if self._file is None and not self._exports:
             return
         line = self._line(order, loss, numbers).model_copy(update={"validation_loss": validation_loss})
         if self._file is not None:
-            self._file.write(line.to_line())
-            self._file.flush()
+            self._write(line)
         if self._view is not None:
             self._view.show(line)  # without a table of ranks: drawing one would keep this rank from its work
         self._exports.show(line, self._roster)
         self._exports.flush()
+
+    def _write(self, line: ProgressLine) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(line.to_line())
+            self._file.flush()
+        except OSError as problem:
+            raise EnvironmentProblem(
+                f"{self._folder.progress}: cannot be written ({problem.strerror}); free space on that disk"
+            ) from None
 
     def _line(self, order: Order, loss: float | None, numbers: Sequence[RankNumbers]) -> ProgressLine:
         while self._steps <= order.step:  # undecided claims asked for more than was expected

@@ -34,6 +34,9 @@ DATA = "DATA"  # the batch is read and copied to the device
 PHASES = (REDUCE_GRAD, OPTIMIZER, DATA)
 COMPUTE_PHASES = (OPTIMIZER,)
 
+# What a status file says outside the steps; the last three may take as long as they take, and others wait meanwhile.
+BETWEEN_STEPS, CHECKPOINT, EXPORT, TURN = "between steps", "CHECKPOINT", "EXPORT", "waiting for its turn"
+UNHURRIED = (CHECKPOINT, EXPORT, TURN)
 
 # Purposes of a block of steps.
 TRACE, SPEED, PLANTED, AGAINST = "trace", "speed", "planted", "against "
@@ -170,6 +173,7 @@ class StepRecord(_Record):
         start_ns, end_ns: the rank's own window: from leaving the barrier to being done with the step.
         loss: mean loss over the global batch as a decimal text; None on ranks that do not hold the head.
         grad_norm: global gradient norm before clipping; None for forward-only.
+        skipped: its update was not made, because the loss or a gradient was not finite.
         tokens: tokens of the global batch.
         switches: involuntary context switches of the rank's thread in the step; -1 where unknown.
         cores_busy_ns: time the rank's cores were busy with anything, from just before the window to just after it, in
@@ -188,6 +192,7 @@ class StepRecord(_Record):
     loss: str | None
     grad_norm: str | None
     tokens: int
+    skipped: bool = False
     switches: int
     cores_busy_ns: int
     process_ns: int

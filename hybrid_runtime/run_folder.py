@@ -7,7 +7,9 @@ runs/demo-20260101-120000/
   plan.json           written before the run, never edited
   records/            rank<R>.jsonl, nvml-<host>.jsonl: what happened
   progress.jsonl      a line per step, for the progress bar
-  status/ failures/   what each rank is doing now; why a rank failed
+  status/ failures/   what each rank is doing now and did last; why a rank failed
+  hang.txt            when no rank came further: who held up whom, and every rank's last actions
+  skipped.jsonl       steps whose update was skipped, and the unit that was to blame
   tensorboard/        scalars per side, when asked for
   turns/              whose turn it is, while candidate and baseline alternate
   log.txt             everything torchrun and the ranks printed (log.node1.txt on a second machine)
@@ -31,6 +33,7 @@ from pathlib import Path
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
 
 REBALANCED = "rebalanced"
+_RESERVED_BYTES = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,14 @@ class RunFolder:
     @property
     def failures(self) -> Path:
         return self.path / "failures"
+
+    @property
+    def hang(self) -> Path:
+        return self.path / "hang.txt"
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped.jsonl"
 
     @property
     def turns(self) -> Path:
@@ -208,12 +219,43 @@ class Failure:
     lost_peer: bool = False
 
 
+def reserve_failure(folder: RunFolder, rank: int) -> None:
+    """Takes the room for a failure's sentence now: the failure may be that the disk is full.
+
+    Raises:
+        EnvironmentProblem: it is full already.
+    """
+    try:
+        _reserved(folder, rank).write_bytes(b" " * _RESERVED_BYTES)
+    except OSError as problem:
+        raise EnvironmentProblem(
+            f"{folder.path}: the run folder cannot be written ({problem.strerror}); free space, or name a --run-folder "
+            "on another disk"
+        ) from None
+
+
 def write_failure(folder: RunFolder, failure: Failure, details: str) -> None:
-    """Leaves the sentence (and the traceback in a file of its own) for whoever launched the rank."""
+    """Leaves the sentence (and the traceback in a file of its own) for whoever launched the rank.
+
+    Raises:
+        OSError: the traceback, or a sentence for which no room was reserved, cannot be written.
+    """
     folder.failures.mkdir(parents=True, exist_ok=True)
-    (folder.failures / f"rank{failure.rank}.traceback.txt").write_text(details)
     values = {name: getattr(failure, name) for name in Failure.__dataclass_fields__}
-    write_whole(folder.failures / f"rank{failure.rank}.json", json.dumps(values))
+    text, target = json.dumps(values), folder.failures / f"rank{failure.rank}.json"
+    reserved = _reserved(folder, failure.rank)
+    if reserved.is_file() and len(text) < _RESERVED_BYTES:
+        with reserved.open("r+b") as file:  # written over in place, which takes no more of the disk
+            file.write(text.encode("ascii"))
+            file.truncate()
+        reserved.replace(target)
+    else:
+        write_whole(target, text)
+    (folder.failures / f"rank{failure.rank}.traceback.txt").write_text(details)
+
+
+def _reserved(folder: RunFolder, rank: int) -> Path:
+    return folder.failures / f".rank{rank}.reserved"
 
 
 def read_failures(folder: RunFolder) -> list[Failure]:

@@ -7,6 +7,7 @@ options = { how = "raises", step = 3, microbatches = 4, event = "/tmp/x/event" }
 from __future__ import annotations
 
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -31,10 +32,29 @@ class Failing(nn.Module):
         if self.calls > self.at_call:
             time.sleep(0.5)  # so that a test sees the ranks while they live
             self.event.write_text(repr(time.time()))
-            if self.how == "exits":
-                os._exit(7)
+            match self.how:
+                case "exits":
+                    os._exit(7)
+                case "sleeps":
+                    time.sleep(1000)
+                case "cuts":
+                    cut_links()
+                    return carry
+                case "spoils":
+                    return (carry[0] * float("nan"), *carry[1:])
             raise ValueError("the unit's own words\nand pages of advice")
         return carry
+
+
+def cut_links() -> None:
+    """Ends every connection of this process to another rank, without a word; that to torchrun's store stays."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            with socket.socket(fileno=os.dup(number)) as connection:
+                if connection.getpeername()[1] != int(os.environ["MASTER_PORT"]):
+                    connection.shutdown(socket.SHUT_RDWR)
+        except (OSError, IndexError, TypeError):  # no socket, or one that listens or is none of the network's
+            continue
 
 
 def units(how: str, step: int, microbatches: int, event: str) -> list[UnitSpec]:

@@ -70,8 +70,8 @@ class Manifest(_Frozen):
     """A whole checkpoint.
 
     Attributes:
-        step: how many steps the model has been trained: what the optimizer has counted, and the data's position, for
-            the sampler has no state.
+        step: how many steps the model has been trained: the data's position, for the sampler has no state.
+        skipped: of them, steps whose update was skipped; the optimizer has counted the others.
         training: what must be the same to continue (`same_training.training_facts`), as text.
         deployment_fingerprint, plan_fingerprint: of the run that wrote it.
         mesh: tp, pp and dp degree of that run; random states belong to it. 0, 0, 0 where no run wrote it.
@@ -82,6 +82,7 @@ class Manifest(_Frozen):
 
     schema_version: str = SCHEMA_VERSION
     step: int
+    skipped: int = 0
     training: dict[str, str]
     deployment_fingerprint: str
     plan_fingerprint: str

@@ -92,7 +92,8 @@ def restore_training(training: Training, state: TrainingState, resumed: Path) ->
         facts = training_facts(training.deployment, training.num_tokens)
         manifest = manifest.model_copy(update={"training": facts | manifest.training})  # what it does not say may be
     refuse_other(resumed, manifest, training.deployment, training.num_tokens)
-    state.prepare(manifest.step)
+    state.skipped = manifest.skipped
+    state.prepare(manifest.step - manifest.skipped)
     same_mesh = manifest.mesh == _degrees(training.plan)
     items = state.to_restore(random=same_mesh and state.random_names <= set(manifest.tensors))
     if weights_alone:

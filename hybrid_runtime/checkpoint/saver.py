@@ -38,6 +38,7 @@ class Saver:
 
     Attributes:
         written_step: of the newest checkpoint of which this rank's file is on the disk; -1 before the first.
+        skipped: steps of the training so far whose update was skipped.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Saver:
         self._threads: dict[str, threading.Thread] = {}
         self._problem: Exception | None = None
         self.written_step = -1
+        self.skipped = state.skipped
 
     @property
     def num_bytes(self) -> int:
@@ -77,10 +79,12 @@ class Saver:
             EnvironmentProblem: an earlier checkpoint could not be written.
         """
         self.wait()
-        assert self._state.optimizer_steps in (None, step), "every step is one update"
+        assert self._state.optimizer_steps in (None, step - self.skipped), (
+            "every step that was not skipped is one update"
+        )
         self._file.fill(self._state.to_write(self._boxes))
         if self._rank == 0:
-            self._pending.append(self._describe(step))
+            self._pending.append(self._describe(step).model_copy(update={"skipped": self.skipped}))
         self._start("write", lambda: self._write(step))
 
     def make_whole(self, everywhere: int) -> None:
@@ -122,8 +126,8 @@ class Saver:
             work()
         except OSError as problem:
             self._problem = EnvironmentProblem(
-                f"a checkpoint cannot be written into {self._folder} ({problem.strerror}); earlier ones stay whole: "
-                "free space or mend the folder, and continue with --resume latest"
+                f"a checkpoint cannot be written into {self._folder} ({problem.strerror}); earlier ones stay whole; "
+                "free space or mend the folder"
             )
         except Exception as problem:  # a thread has nobody to raise it to
             self._problem = problem

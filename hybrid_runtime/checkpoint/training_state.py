@@ -32,6 +32,9 @@ class TrainingState:
         specs: of all units of the model: they say which weights are tied.
         optimizer: None on a rank that has nothing to train.
         random: the rank's random states.
+
+    Attributes:
+        skipped: steps whose update had been skipped when the training was resumed.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class TrainingState:
         self._optimizer = optimizer
         self._random = random
         self._place = place
+        self.skipped = 0
 
     @property
     def boxes(self) -> list[Box]:

@@ -1,4 +1,4 @@
-"""One rank's view of one axis of the mesh, and the clock that waits on it are reported to."""
+"""One rank's view of one axis of the mesh, and to whom waits on it are reported: a clock, and a watch for hangs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,45 @@ class NoClock:
         return None
 
 
+class WaitWatch(Protocol):
+    """Whoever can say what a rank that is stuck waits for."""
+
+    def wait(self, name: str, axis: str) -> None:
+        """A wait begins, on an axis of that name."""
+
+    def go_on(self) -> None:
+        """It is over. After an error it is not: what was waited for is still to be read."""
+
+    def doing(self, action: str) -> None:
+        """What is done from here on, outside the steps."""
+
+
+class NoWatch:
+    """Nobody looks."""
+
+    def wait(self, name: str, axis: str) -> None:
+        return None
+
+    def go_on(self) -> None:
+        return None
+
+    def doing(self, action: str) -> None:
+        return None
+
+
 @dataclass(slots=True)
 class Clocks:
     """The clock in force. One object is shared by every axis of a rank, so it can be exchanged at one place."""
 
     current: WaitClock = field(default_factory=NoClock)
+    watch: WaitWatch = field(default_factory=NoWatch)
+
+    @contextmanager
+    def watching(self, name: str, axis: str) -> Iterator[None]:
+        """Encloses a blocking call that no clock measures."""
+        self.watch.wait(name, axis)
+        yield
+        self.watch.go_on()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +84,7 @@ class Axis:
         group: the process group; None exactly when size is 1, so that nothing needs torch.distributed then.
         clocks: where waits are reported.
         shared: the faster way for all-reduces of CPU ranks on one host; None where there is none.
+        name: of the axis, for whoever looks for the cause of a hang.
     """
 
     size: int = 1
@@ -57,16 +92,19 @@ class Axis:
     group: dist.ProcessGroup | None = None
     clocks: Clocks = field(default_factory=Clocks)
     shared: SharedMemory | None = None
+    name: str = "axis"
 
     @contextmanager
     def waiting(self, name: str) -> Iterator[None]:
         """Reports the enclosed blocking call as a wait."""
-        clock = self.clocks.current
+        clock, watch = self.clocks.current, self.clocks.watch
+        watch.wait(name, self.name)
         mark = clock.begin_wait()
         try:
             yield
         finally:
             clock.end_wait(name, mark)
+        watch.go_on()
 
 
 def axis_of(group: dist.ProcessGroup | None, clocks: Clocks | None = None) -> Axis:

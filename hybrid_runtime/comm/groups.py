@@ -29,6 +29,7 @@ from hybrid_runtime.comm.shared_memory import SharedMemory, open_shared_memory
 from hybrid_runtime.mesh import Mesh, Place
 
 Backend = Literal["nccl", "gloo"]
+BARRIER, ALL = "barrier", "all"  # as the status file says what is waited for, and with whom
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class Groups:
 
     def barrier(self) -> None:
         """All ranks meet, on the host."""
-        dist.barrier(group=self.control)
+        with self.clocks.watching(BARRIER, ALL):
+            dist.barrier(group=self.control)
 
     def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
         """Every rank's numbers on every rank, ordered by rank (float64: integers are exact up to 2**53)."""
@@ -68,13 +70,15 @@ class Groups:
         if self.mesh.world_size == 1:
             return [mine.tolist()]
         everyone = [torch.empty_like(mine) for _ in range(self.mesh.world_size)]
-        dist.all_gather(everyone, mine, group=self.control)
+        with self.clocks.watching("gather_numbers", ALL):
+            dist.all_gather(everyone, mine, group=self.control)
         return [row.tolist() for row in everyone]
 
     def gather_objects(self, value: object) -> list[object]:
         """Every rank's (small, picklable) object on every rank, ordered by rank; set-up only, never in a step."""
         everyone: list[object] = [None] * self.mesh.world_size
-        dist.all_gather_object(everyone, value, group=self.control)
+        with self.clocks.watching("gather_objects", ALL):
+            dist.all_gather_object(everyone, value, group=self.control)
         return everyone
 
 
@@ -114,12 +118,12 @@ def make_groups(
         mesh=mesh,
         place=place,
         device=device,
-        tp=new.axis(mesh.tp_groups(), clocks, share_memory=device.type == "cpu" and new.backend == "gloo"),
-        dp=new.axis(mesh.dp_groups(), clocks),
-        replica=new.axis(_replicas(mesh), clocks),
-        tied={pair: new.axis(_among(mesh, pair), clocks) for pair in tied_pairs},
-        lookups=new.axis(_among(mesh, lookup_ranks), clocks),
-        row_gradients=new.axis(_among(mesh, lookup_ranks), clocks),
+        tp=new.axis("tp", mesh.tp_groups(), clocks, share_memory=device.type == "cpu" and new.backend == "gloo"),
+        dp=new.axis("dp", mesh.dp_groups(), clocks),
+        replica=new.axis("replica", _replicas(mesh), clocks),
+        tied={pair: new.axis(_pp(pair), _among(mesh, pair), clocks) for pair in tied_pairs},
+        lookups=new.axis(_pp(lookup_ranks), _among(mesh, lookup_ranks), clocks),
+        row_gradients=new.axis(_pp(lookup_ranks), _among(mesh, lookup_ranks), clocks),
         control=new.control(mesh.world_size),
         edges=new.edges(mesh, sorted(set(edges)), place),
         clocks=clocks,
@@ -146,15 +150,15 @@ class GroupMaker:
         """What joins the ranks of a gloo group beside it, if they are on one host."""
         return open_shared_memory(group, self.timeout)
 
-    def axis(self, families: list[list[int]], clocks: Clocks, *, share_memory: bool = False) -> Axis:
-        mine = Axis(clocks=clocks)
+    def axis(self, name: str, families: list[list[int]], clocks: Clocks, *, share_memory: bool = False) -> Axis:
+        mine = Axis(clocks=clocks, name=name)
         for ranks in families:
             if len(ranks) == 1:
                 continue
             group = self.group(ranks)
             if self.rank in ranks:
                 shared = self.shared_memory(group) if share_memory else None
-                mine = Axis(len(ranks), ranks.index(self.rank), group, clocks, shared)
+                mine = Axis(len(ranks), ranks.index(self.rank), group, clocks, shared, name)
         return mine
 
     def control(self, world_size: int) -> dist.ProcessGroup:
@@ -169,6 +173,11 @@ class GroupMaker:
                 if place.rank in ends:
                     mine[source, target] = Edge(source, target, 1 - ends.index(place.rank), group)
         return mine
+
+
+def _pp(ranks: Iterable[int]) -> str:
+    """The name of an axis over some ranks of every pipeline, which says which."""
+    return "pp=" + ",".join(map(str, ranks))
 
 
 def _replicas(mesh: Mesh) -> list[list[int]]:

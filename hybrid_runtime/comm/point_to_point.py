@@ -132,6 +132,7 @@ class Receiver:
         self._device = device
         self._staging = _staging(edge, device)
         self._clocks = clocks
+        self._from = f"pp={edge.source_pp}"
         self.pool = BufferPool(self._staging or device, ledger)
         self._specs: dict[tuple[int, Kind], Spec] = {}
         self._announced: deque[Action] = deque()
@@ -151,7 +152,8 @@ class Receiver:
 
     def take(self, action: Action) -> tuple[Tensor, ...]:
         """Waits for an announced message; the buffers are the caller's until `give_back`."""
-        clock = self._clocks.current
+        clock, watch, name = self._clocks.current, self._clocks.watch, str(action)
+        watch.wait(name, self._from)
         mark = clock.begin_wait()
         while action not in self._posted:
             self._read_header()
@@ -162,7 +164,8 @@ class Receiver:
             arrived = tuple(buffer.to(self._device) for buffer in buffers)
             self.pool.give_back(buffers)
             buffers = arrived
-        clock.end_wait(str(action), mark)
+        clock.end_wait(name, mark)
+        watch.go_on()
         return buffers
 
     def give_back(self, buffers: tuple[Tensor, ...]) -> None:

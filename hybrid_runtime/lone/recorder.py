@@ -114,11 +114,16 @@ class LoneRecorder(NullRecorder):
         return self._summary
 
     def end_step(
-        self, *, loss: SupportsFloat | None = None, grad_norm: SupportsFloat | None = None, tokens: int
+        self,
+        *,
+        loss: SupportsFloat | None = None,
+        grad_norm: SupportsFloat | None = None,
+        tokens: int,
+        skipped: bool = False,
     ) -> StepSummary:
         if self._watched:
             self.memory.append(self._ledger.memory(watched=True))
-        return super().end_step(loss=loss, grad_norm=grad_norm, tokens=tokens)
+        return super().end_step(loss=loss, grad_norm=grad_norm, tokens=tokens, skipped=skipped)
 
     def calls_of_actions(self) -> dict[str, tuple[Calls, ...]]:
         """By "<stage><kind>", phase or BETWEEN: the calls of one such action (of the whole step for BETWEEN)."""

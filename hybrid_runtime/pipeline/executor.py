@@ -49,6 +49,16 @@ class SpanRecorder(Protocol):
         """Says which action is next, for whoever asks what a stuck or killed rank was doing."""
 
 
+class ActionWatcher(Protocol):
+    """Who looks at what every action makes, in a step that is repeated for it."""
+
+    def before_action(self, action: Action) -> None:
+        """This is done next."""
+
+    def after_action(self, action: Action) -> None:
+        """This is done."""
+
+
 class StepLedger(Ledger, Protocol):
     """Who counts a rank's bytes."""
 
@@ -103,6 +113,7 @@ class Executor:
             for edge in groups.edges.values()
             if edge.target_pp == me
         }
+        self._targets = "pp=" + ",".join(map(str, self._senders))
         self._run: dict[Kind, Callable[[Action, str], None]] = {
             Kind.F: self._forward,
             Kind.B: self._backward,
@@ -141,7 +152,12 @@ class Executor:
             self._receivers[self._stage_to_rank[stage - 1]].know(stage, Kind.RECV_F, tuple(spec))
 
     def run_step(
-        self, microbatches: Sequence[Microbatch], step: int | None = None, *, loss_scale: float | None = None
+        self,
+        microbatches: Sequence[Microbatch],
+        step: int | None = None,
+        *,
+        loss_scale: float | None = None,
+        watcher: ActionWatcher | None = None,
     ) -> Tensor | None:
         """Walks the list once.
 
@@ -149,6 +165,7 @@ class Executor:
             microbatches: this replica's microbatches, in order.
             step: its number, for messages only.
             loss_scale: 1 / targets of the global batch.
+            watcher: looks at the actions.
 
         Returns:
             The sum of token losses over the microbatches (a scalar on the device) on ranks that hold the last stage;
@@ -164,17 +181,22 @@ class Executor:
         for action, name in zip(self._actions, self._names):
             self._recorder.note(name)
             try:
+                if watcher is not None:
+                    watcher.before_action(action)
                 self._run[action.kind](action, name)
+                if watcher is not None:
+                    watcher.after_action(action)
             except HybridRuntimeError as problem:
-                raise RunError(f"{self._where(action)}: {problem}") from problem
+                raise RunError(str(problem), self._where(action)) from problem
             except Exception as problem:
-                raise RunError(f"{self._where(action)}: {type(problem).__name__}: {problem}") from problem
+                raise RunError(f"{type(problem).__name__}: {problem}", self._where(action)) from problem
             self._poll()
         self._recorder.note("last sends")
-        for sender in self._senders.values():
-            sender.finish()
-        if self._lookups is not None:
-            self._lookups.finish()
+        with self._groups.clocks.watching("last sends", self._targets):
+            for sender in self._senders.values():
+                sender.finish()
+            if self._lookups is not None:
+                self._lookups.finish()
         assert not self._outputs, f"never sent or used: {list(self._outputs)}"
         assert not self.weight_queue, f"{len(self.weight_queue)} weight gradients were never computed"
         return torch.stack([self._losses[i] for i in sorted(self._losses)]).sum() if self._losses else None

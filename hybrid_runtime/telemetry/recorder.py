@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, SupportsFloat
 
 import torch
 
-from hybrid_runtime.comm.axis import Clocks, NoClock
+from hybrid_runtime.comm.axis import Clocks, NoClock, NoWatch
 from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.records import (
     COMPUTE_PHASES,
@@ -71,13 +71,14 @@ class NullRecorder:
 
     Attributes:
         current: the action or phase that began last; what an error message names.
+        status: where the current step and action are written; None writes nothing.
         memory_bytes: newest known peak of the rank's memory: of the CUDA allocator in the step before, or of the byte
             ledger; None before it was weighed.
     """
 
     def __init__(self, device: torch.device, status: StatusFile | None = None) -> None:
         self._device = device
-        self._status = status
+        self.status = status
         self._span = _SpanContext(self)
         self._start_ns = 0
         self._summary: StepSummary | None = None
@@ -92,8 +93,8 @@ class NullRecorder:
     def note(self, name: str) -> None:
         """Says what is being done without measuring it, for example a send."""
         self.current = name
-        if self._status is not None:
-            self._status.doing(name)
+        if self.status is not None:
+            self.status.doing(name)
 
     def begin_span(self, name: str) -> None:
         self.note(name)
@@ -110,8 +111,8 @@ class NullRecorder:
         self, step: int, *, block: int = 0, phase: Phase = "measure", purpose: str = TRACE, ledger: bool = False
     ) -> None:
         """Opens a step; call it right after the barrier."""
-        if self._status is not None:
-            self._status.step(step)
+        if self.status is not None:
+            self.status.step(step)
         self._start_ns = monotonic_ns()
 
     def close_window(self) -> StepSummary:
@@ -122,7 +123,12 @@ class NullRecorder:
         return self._summary
 
     def end_step(
-        self, *, loss: SupportsFloat | None = None, grad_norm: SupportsFloat | None = None, tokens: int
+        self,
+        *,
+        loss: SupportsFloat | None = None,
+        grad_norm: SupportsFloat | None = None,
+        tokens: int,
+        skipped: bool = False,
     ) -> StepSummary:
         """Ends the step, and its window unless that was closed before."""
         summary = self._summary or self.close_window()
@@ -135,8 +141,8 @@ class NullRecorder:
 
     def close(self) -> None:
         """Lets go of files; safe after an error."""
-        if self._status is not None:
-            self._status.close()
+        if self.status is not None:
+            self.status.close()
 
 
 class _SpanContext:
@@ -181,7 +187,8 @@ class Recorder(NullRecorder):
         clock: StepClock | None = None,
     ) -> None:
         status = path.parent.parent / "status" / f"rank{header.rank}"
-        super().__init__(device, StatusFile(status, header.rank, header.stages))
+        status_file = StatusFile(status, header.rank, header.stages, header.clock_offset_ns)
+        super().__init__(device, status_file)
         self._path = path
         self._ledger = ledger
         is_cuda = device.type == "cuda"
@@ -204,7 +211,7 @@ class Recorder(NullRecorder):
         except EnvironmentProblem:
             self.close()
             raise
-        clocks.current = self._clock
+        clocks.current, clocks.watch = self._clock, status_file
 
     def begin_span(self, name: str) -> None:
         if self._weighs and name == OPTIMIZER:
@@ -224,8 +231,8 @@ class Recorder(NullRecorder):
             purpose: decides whether spans and waits are recorded (`records.TRACED`) or the window only.
             ledger: watch activations in this step; costs time, so only in warm-up steps.
         """
-        if self._status is not None:
-            self._status.step(step)
+        if self.status is not None:
+            self.status.step(step)
         self._clock = self._tracing if purpose in TRACED else self._bare
         self._clocks.current = self._clock
         self._weighs = ledger or self._memory is None
@@ -238,7 +245,11 @@ class Recorder(NullRecorder):
         self._clock.begin_step()
 
     def close_window(self) -> StepSummary:
+        assert self.status is not None
+        if self._device.type == "cuda":
+            self.status.wait("synchronize", "device")
         self._measured = self._clock.end_step()
+        self.status.go_on()
         switches = _involuntary_switches()
         self._watch.close()
         self._switches = -1 if switches < 0 else switches - self._step.switches
@@ -249,7 +260,12 @@ class Recorder(NullRecorder):
         return self._summary
 
     def end_step(
-        self, *, loss: SupportsFloat | None = None, grad_norm: SupportsFloat | None = None, tokens: int
+        self,
+        *,
+        loss: SupportsFloat | None = None,
+        grad_norm: SupportsFloat | None = None,
+        tokens: int,
+        skipped: bool = False,
     ) -> StepSummary:
         """Ends the step, and its window unless that was closed before; then writes the step's line."""
         summary = super().end_step(loss=loss, grad_norm=grad_norm, tokens=tokens)
@@ -266,6 +282,7 @@ class Recorder(NullRecorder):
                 loss=_decimal_text(loss),
                 grad_norm=_decimal_text(grad_norm),
                 tokens=tokens,
+                skipped=skipped,
                 switches=self._switches,
                 cores_busy_ns=self._core_time.cores_busy_ns,
                 process_ns=self._core_time.process_ns,
@@ -287,6 +304,8 @@ class Recorder(NullRecorder):
         self._watch.close()
         if self._clocks.current is self._clock:  # a later recorder may have taken over
             self._clocks.current = NoClock()
+        if self._clocks.watch is self.status:
+            self._clocks.watch = NoWatch()
         self._file.close()
         super().close()
 

@@ -1,23 +1,33 @@
-"""What a rank is doing right now, in a file that outlives it: `status/rank<R>`, one line of fixed size.
+"""What a rank is doing right now and did last, in a file that outlives it: `status/rank<R>`, of fixed size.
 
     rank=3 step=12           stage=1 action=1B5
+    pid=4711 since=88213 clock=0 host=node1                      who it is, and what to add to compare its times
+    beat=81734009155331                                          written by its watcher again and again
+    wait=1RECV_B6 on=pp=2 at=81734001200334                      what it waits for, on which axis; "-" for nothing
+       81734001198112      41 1F7                               its last actions, a ring: time, number in the step, text
+       81734001199876      42 1SEND_F7
 
-The file is mapped into memory and every change is one copy of a few bytes, so it costs some hundred nanoseconds and the
-operating system keeps it when the rank is killed. Torch-free: the launcher reads it.
+The file is mapped into memory and every change is one or two copies of a few bytes, so it costs half a microsecond and
+the operating system keeps it when the rank is killed. Torch-free: the launcher reads the first line, and who looks for
+the cause of a hang the rest (`account.py`).
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic_ns
 from typing import NamedTuple
 
 from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.mesh import Mesh
 
-_STEP_BYTES, _DOING_BYTES = 12, 72
+KEPT_ACTIONS = 64
+_STEP_BYTES, _DOING_BYTES, _TEXT_BYTES, _WAIT_BYTES = 12, 72, 40, 100
 _ACTION_STAGE = re.compile(r"(\d+)[A-Z]")
 _LINE = re.compile(r"rank=(\d+) step=(\S+) +stage=(\S+) action=(.*?) *\n")
 
@@ -43,58 +53,120 @@ class Status(NamedTuple):
 
 
 class StatusFile:
-    """The writing end, held by the rank itself.
+    """The writing end, held by the rank itself. Any thread may write.
 
     Args:
         path: usually `RunFolder.status / "rank<R>"`; an older file there is overwritten.
         stages: the rank's stages.
+        clock_offset_ns: what is added to this host's clock to compare it with other hosts'.
 
     Raises:
         EnvironmentProblem: the file cannot be created.
     """
 
-    def __init__(self, path: Path, rank: int, stages: Sequence[int]) -> None:
+    def __init__(self, path: Path, rank: int, stages: Sequence[int], clock_offset_ns: int = 0) -> None:
         self._stages = ",".join(map(str, stages)) or "-"
-        self._texts: dict[str, bytes] = {}
-        head = f"rank={rank} step=".encode()
-        step = b"-".ljust(_STEP_BYTES)
-        self._step = slice(len(head), len(head) + _STEP_BYTES)
-        self._doing = slice(self._step.stop, self._step.stop + _DOING_BYTES)
+        self._texts: dict[str, tuple[bytes, bytes]] = {}
+        self._current = ""
+        self._count = self._next = self._began_ns = self._waits_ns = 0
+        who = (
+            f"pid={os.getpid()} since={process_start(os.getpid())} clock={clock_offset_ns} host={socket.gethostname()}"
+        )
+        line, ring_line = self._text("starting")
+        before = [f"rank={rank} step=".encode(), b"-".ljust(_STEP_BYTES), line, f"\n{who}\nbeat=".encode()]
+        after = [b"%20d" % 0, b"\nwait=", b"-".ljust(_WAIT_BYTES), b"\n"]
+        ends = [0]
+        for part in (*before, *after):
+            ends.append(ends[-1] + len(part))
+        _, self._step, self._doing, _, self._beat, _, self._wait, _ = map(slice, ends, ends[1:])
+        empty = b"%20d %7d %s\n" % (0, 0, b"".ljust(_TEXT_BYTES))
+        starts = [ends[-1] + k * len(empty) for k in range(KEPT_ACTIONS)]
+        self._ring = [(slice(at, at + 28), slice(at + 29, at + 29 + _TEXT_BYTES)) for at in starts]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(head + step + self._text("starting") + b"\n")
+            path.write_bytes(b"".join((*before, *after, *[empty] * KEPT_ACTIONS)))
             with path.open("r+b") as file:
                 self._map = mmap.mmap(file.fileno(), 0)
         except OSError as problem:
             raise EnvironmentProblem(
                 f"{path}: the status file cannot be written ({problem.strerror}); free space or use another run folder"
             ) from None
+        self._note(ring_line)
+        self.beat()
 
     def step(self, step: int) -> None:
         """A step begins."""
-        self._map[self._step] = str(step).encode().ljust(_STEP_BYTES)
+        text = str(step).encode()
+        self._map[self._step] = text.ljust(_STEP_BYTES)
+        self._current, self._count = "", 0
+        self._note((b"step " + text).ljust(_TEXT_BYTES))
 
     def doing(self, action: str) -> None:
-        """An action or phase begins."""
-        text = self._texts.get(action)
-        if text is None:
-            text = self._texts[action] = self._text(action)
-        self._map[self._doing] = text
+        """An action or phase begins; said again, it is the same one."""
+        if action == self._current:
+            return
+        self._current = action
+        texts = self._texts.get(action)
+        if texts is None:
+            texts = self._texts[action] = self._text(action)
+        self._map[self._doing] = texts[0]
+        self._note(texts[1])
+
+    def wait(self, name: str, axis: str) -> None:
+        """A wait for other ranks begins, e.g. ("all_reduce", "tp") or ("1RECV_F3", "pp=0"): the last part says whom."""
+        self._waits_ns = now_ns = monotonic_ns()
+        text = f"{name} on={axis} at={now_ns}".encode()
+        self._map[self._wait] = text[:_WAIT_BYTES].ljust(_WAIT_BYTES)
+
+    def go_on(self) -> None:
+        """The wait is over."""
+        self._map[self._wait.start] = 45  # "-" in its first place: when it began can still be read
+
+    @property
+    def idle_s(self) -> float:
+        """For how long neither an action nor a wait has begun."""
+        return (monotonic_ns() - max(self._began_ns, self._waits_ns)) / 1e9
+
+    def beat(self) -> None:
+        """This process lives, and threads of it are run."""
+        self._map[self._beat] = b"%20d" % monotonic_ns()
+
+    def flush(self) -> None:
+        """Other machines see what was written."""
+        self._map.flush()
 
     def close(self) -> None:
         """Lets go of the file; what it says stays."""
         self._map.close()
 
-    def _text(self, action: str) -> bytes:
+    def _note(self, text: bytes) -> None:
+        when, what = self._ring[self._next]
+        self._map[what] = text
+        self._began_ns = now_ns = monotonic_ns()
+        self._map[when] = b"%20d %7d" % (now_ns, self._count)
+        self._count += 1
+        self._next = (self._next + 1) % KEPT_ACTIONS
+
+    def _text(self, action: str) -> tuple[bytes, bytes]:
+        """What the first line says of an action, and the ring."""
         match = _ACTION_STAGE.match(action)
         stage = match[1] if match else self._stages
-        return f"stage={stage} action={action}".encode()[:_DOING_BYTES].ljust(_DOING_BYTES)
+        line = f"stage={stage} action={action}".encode()
+        return line[:_DOING_BYTES].ljust(_DOING_BYTES), action.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES)
+
+
+def process_start(pid: int) -> int:
+    """When a process began, in the system's ticks: a number used again is another process's; -1 where unknown."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return -1
 
 
 def read_status(path: Path) -> Status | None:
     """What the rank was doing when it last wrote; None when it died before it could say, or the file is not one."""
     try:
-        match = _LINE.fullmatch(path.read_text(encoding="utf-8"))
+        match = _LINE.match(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if match is None:

@@ -87,6 +87,14 @@ class Update:
         self._sum_tied()
         self.buckets.sum_over(self._groups.dp)
 
+    def learn_of(self, loss_sum: Tensor | None) -> None:
+        """A loss that is not finite makes a gradient so: every rank hears of it by the norm, and all decide alike.
+
+        A finite one adds 0 to it. There is no synchronisation.
+        """
+        if loss_sum is not None and self.buckets.buffers:
+            self.buckets.buffers[0][:1].add_((loss_sum * 0).to(self.buckets.buffers[0].dtype))
+
     def _sum_tied(self) -> None:
         """All are started before the first is waited for: they are different rows."""
         works = [

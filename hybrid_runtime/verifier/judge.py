@@ -52,6 +52,7 @@ from hybrid_runtime.verifier.statistics import ALPHA
 from hybrid_runtime.verifier.terms import terms_of
 from hybrid_runtime.verifier.tool import tool_version
 from hybrid_runtime.verifier.trust import clock_warnings, contention_warnings, time_blocker
+from hybrid_runtime.verifier.work_done import skip_warnings
 
 
 def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
@@ -122,6 +123,7 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
             *observer_warnings(checks),
             *fairness_warnings(deployment, bare, baseline, others, terms),
             *launch_warnings(side),
+            *skip_warnings(side.ranks),
         ),
         raw=raw,
     )

@@ -35,6 +35,17 @@ def check_work(ranks: Sequence[RankRecords], plan: Plan) -> None:
                 )
 
 
+def skip_warnings(ranks: Sequence[RankRecords]) -> list[str]:
+    """That updates were skipped: such a step is shorter, and the model learns less. Nothing where none was."""
+    skipped = [step.step for step in ranks[0].steps if step.skipped]
+    if not skipped:
+        return []
+    return [
+        f"{len(skipped)} of {len(ranks[0].steps)} steps were skipped, first step {skipped[0]}: the loss or a gradient "
+        "was not finite; skipped.jsonl names the units"
+    ]
+
+
 def fewer_flops(ranks: Sequence[RankRecords], plan: Plan) -> str | None:
     """That the modules that ran do less than the model's units need, in words; None if not.
 

@@ -1,0 +1,1 @@
+"""What stopped a run, found in what its ranks left: free of torch."""
