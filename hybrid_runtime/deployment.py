@@ -66,6 +66,11 @@ class Parallel(Table):
     pp_degree: Degree = Field(1, description="stages in a row")
     dp_degree: Degree = Field(1, description="replicas of the whole pipeline")
     sequence_parallel: bool = Field(False, description="shard the sequence between tensor-parallel regions over tp")
+    shard_optimizer: bool = Field(
+        False,
+        description="ZeRO-1: every replica updates a part of the parameters and has the optimizer's state of no other "
+        "part; changes nothing where dp_degree is 1",
+    )
 
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -287,10 +292,12 @@ class Deployment(Table):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs.
 
-        Without [checkpoint] it is what it was before there was such a table.
+        Without [checkpoint] and parallel.shard_optimizer it is what it was before there were such things.
         """
         left_out = {"telemetry", "search", "export"} | ({"checkpoint"} if self.checkpoint is None else set())
         values = self.model_dump(mode="json", exclude=left_out)
+        if not self.parallel.shard_optimizer:
+            del values["parallel"]["shard_optimizer"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hybrid_runtime.comm.collectives import start_gather_slices
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.data.tokens import ArrayTokens
@@ -39,11 +40,13 @@ SHAPE = {
 
 
 class History(NamedTuple):
-    """What a training of STEPS steps left: losses, norms, and the last step's summed, unclipped gradients by name."""
+    """What a training of STEPS steps left: losses, norms, and by name the last step's summed, unclipped gradients and
+    the parameters after it."""
 
     losses: list[float]
     norms: list[float]
     gradients: dict[str, Tensor]
+    parameters: dict[str, Tensor]
 
 
 def deployment(**changes: Any) -> Deployment:
@@ -107,7 +110,7 @@ def one_process(settings: Deployment) -> History:
             group["lr"] = learning_rate(step, peak=0.01, final=0.0, warmup_steps=2, steps=STEPS)
         optimizer.step()
         losses.append(loss.item())
-    return History(losses, norms, gradients)
+    return History(losses, norms, gradients, {name: parameter.detach() for name, parameter in named.items()})
 
 
 def _loss(units: dict[str, nn.Module], batch: Microbatch) -> Tensor:
@@ -134,6 +137,9 @@ def this_rank(settings: Deployment) -> tuple[Plan, Groups, History]:
 
     def keep(norm: Tensor) -> None:
         norms.append(norm.item())
+        if settings.parallel.shard_optimizer and groups.dp.size > 1:  # the others' sums are on other replicas
+            for bucket in update.buckets.buckets:
+                start_gather_slices(bucket.gradients, groups.dp).wait()
         local.update({name: p.grad.clone() for name, p, _ in iter_parameters(units) if p.grad is not None})
 
     apply = update.apply
@@ -142,10 +148,12 @@ def this_rank(settings: Deployment) -> tuple[Plan, Groups, History]:
         loss, _ = run_step(parts, Order(step, step))
         assert loss is not None
         losses.append(loss)
-    return plan, groups, History(losses, norms, _whole_gradients(units, local, groups))
+    parameters = {name: parameter.detach() for name, parameter, _ in iter_parameters(units)}
+    wholes = [_whole(units, tensors, groups) for tensors in (local, parameters)]
+    return plan, groups, History(losses, norms, *wholes)
 
 
-def _whole_gradients(units: dict[str, nn.Module], local: dict[str, Tensor], groups: Groups) -> dict[str, Tensor]:
+def _whole(units: dict[str, nn.Module], local: dict[str, Tensor], groups: Groups) -> dict[str, Tensor]:
     gathered = {name: gather_full(local[name], spec, groups.tp) for name, _, spec in iter_parameters(units)}
     whole: dict[str, Tensor] = {}
     for part in cast("list[dict[str, Tensor]]", groups.gather_objects(gathered)):

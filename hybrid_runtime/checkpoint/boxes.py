@@ -66,6 +66,70 @@ class HeldBox(NamedTuple):
         return tensor if self.dim is None else tensor.narrow(self.dim, self.start, self.box.sizes[self.dim])
 
 
+def flat_boxes(held: HeldBox, flat: Tensor, start: int) -> Iterator[tuple[Box, Tensor]]:
+    """The boxes, and views, of a run of a flattened tensor that is laid out as the holder's is.
+
+        elements 3 to 10 of (4, 3)      . . .
+                                        3 4 5      one box of the whole rows,
+                                        6 7 8
+                                        9 . .      one of what is left
+
+    Args:
+        flat: the run's values.
+        start: its first element.
+    """
+    dim = held.dim or 0
+    for offsets, sizes in rectangles(tuple(held.tensor.shape), start, start + flat.numel()):
+        first = (
+            sum(offset * stride for offset, stride in zip(offsets, _strides(held.tensor.shape), strict=True)) - start
+        )
+        values = flat[first : first + math.prod(sizes)].view(sizes)
+        if held.dim is None:
+            yield held.box._replace(offsets=offsets, sizes=sizes), values
+            continue
+        low = max(offsets[dim], held.start)
+        high = min(offsets[dim] + sizes[dim], held.start + held.box.sizes[dim])
+        if low < high:
+            where = [one + other for one, other in zip(held.box.offsets, offsets, strict=True)]
+            where[dim] = held.box.offsets[dim] + low - held.start
+            long = tuple(high - low if here == dim else size for here, size in enumerate(sizes))
+            yield (
+                held.box._replace(offsets=tuple(where), sizes=long),
+                values.narrow(dim, low - offsets[dim], high - low),
+            )
+
+
+def rectangles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Offsets and sizes of the few contiguous rectangles that elements start to stop of a flattened tensor are."""
+    if start >= stop:
+        return
+    if not shape:
+        yield (), ()
+        return
+    row = math.prod(shape[1:])
+    first, last = -(-start // row), stop // row  # whole rows
+    if first > last:
+        yield from _in_row(shape, first - 1, start, stop)
+        return
+    yield from _in_row(shape, first - 1, start, first * row)
+    if first < last:
+        rest = len(shape) - 1
+        yield (first, *(0,) * rest), (last - first, *shape[1:])
+    yield from _in_row(shape, last, last * row, stop)
+
+
+def _in_row(
+    shape: tuple[int, ...], number: int, start: int, stop: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    row = math.prod(shape[1:])
+    for offsets, sizes in rectangles(shape[1:], start - number * row, stop - number * row):
+        yield (number, *offsets), (1, *sizes)
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+    return [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+
+
 def tied_names(specs: Sequence[UnitSpec]) -> dict[str, str]:
     """Name of a tied parameter -> name of the parameter whose weight it shares."""
     return {f"{spec.name}.{own}": ".".join(target) for spec in specs for own, target in spec.tied.items()}

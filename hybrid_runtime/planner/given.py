@@ -61,6 +61,7 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
                 pp_degree=plan.pp_degree,
                 dp_degree=plan.dp_degree,
                 sequence_parallel=plan.sequence_parallel,
+                shard_optimizer=deployment.parallel.shard_optimizer,
             ),
             "pipeline": Pipeline(
                 schedule=plan.schedule,
