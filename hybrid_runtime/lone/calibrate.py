@@ -122,7 +122,10 @@ def _exchanged(
             not_measured |= {"messages": why, "overlap": why} if ranks == 2 else {}
             continue
         tick(f"communication: {ranks} ranks")
-        found.append(exchange(ranks, device.type, _own_sizes(deployment), _gradient_sizes(deployment, parameters)))
+        sizes, summed = _own_sizes(deployment), _gradient_sizes(deployment, parameters)
+        if deployment.parallel.shard_optimizer:  # gradients are scattered then, and parameters gathered
+            sizes, summed = sorted({*sizes, *summed}), []
+        found.append(exchange(ranks, device.type, sizes, summed))
     return found, not_measured
 
 

@@ -209,9 +209,11 @@ def least_bytes(stage: Stage, pp_rank: int) -> int:
     """What parameters, gradients and the optimizer's state of a rank take at least."""
     assert stage.deployment.model is not None
     share = sum(stage.plan.prediction.stage_parameters[part.index] for part in stage.plan.stages_of(pp_rank))
-    copies = 4 if stage.plan.workload == "train" else 1
+    own = share // stage.plan.tp_degree
+    replicas = stage.plan.dp_degree if stage.deployment.parallel.shard_optimizer else 1
+    held = 2 * own + 2 * own // replicas if stage.plan.workload == "train" else own
     element = torch.empty((), dtype=getattr(torch, stage.deployment.model.dtype)).element_size()
-    return share // stage.plan.tp_degree * copies * element
+    return held * element
 
 
 def refuse_too_large(stage: Stage, pp_rank: int) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import Impossible, Space, layouts
-from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, gradient_sum_ns, with_lookups
+from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, replicas_ns, update_ns, with_lookups
 from hybrid_runtime.planner.layout import Layout, Setting, in_flight
 from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_not
 from hybrid_runtime.planner.rows import water_level
@@ -25,6 +25,7 @@ from hybrid_runtime.planner.staged import (
     embedding_parameters,
     lower_bound_ns,
     stage,
+    state_of,
     step_costs,
     weigh,
 )
@@ -155,7 +156,7 @@ def _idle_free_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
     whole, apart = total.fused_load + total.tp_backward, total.split_load + total.tp_input_grad
     busy = total.tp_forward + (whole if layout.is_fused else min(whole, apart))
     mine = total.parameters // ranks
-    after = gradient_sum_ns(mine * model.state.gradient, layout, setting, model) + model.optimizer_ns(mine)
+    after = replicas_ns(mine, layout, setting, model) + update_ns(mine, layout, setting, model)
     return layout.num_microbatches * busy // ranks + (after if setting.workload == "train" else 0) + model.step_ns
 
 
@@ -195,7 +196,7 @@ def _least_bytes(layout: Layout, setting: Setting, model: StepModel) -> int:
     total, ranks = model.line(layout.mesh.tp_degree, layout.microbatch_size).total, layout.mesh.pp_degree
     head = model.line(layout.mesh.tp_degree, layout.microbatch_size).units[-1].whole.saved
     held = sum(in_flight(layout, rank) for rank in range(ranks)) / ranks * 19 / 20
-    return (model.state.total * total.parameters + int(max(1, held) * (total.saved - head))) // ranks
+    return (state_of(layout, setting, model).held(total.parameters) + int(max(1, held) * (total.saved - head))) // ranks
 
 
 def _guess_ns(layout: Layout, bound_ns: int) -> int:
@@ -258,21 +259,22 @@ def _expected_lack(staged: Staged, setting: Setting, model: StepModel) -> int:
     """Bytes by which a rank will surely exceed its memory: 95 % of what its schedule holds with equal stages."""
     if setting.memory_bytes is None:
         return 0
-    return max(_expected(staged, model)) * 19 // 20 - setting.memory_bytes
+    return max(_expected(staged, setting, model)) * 19 // 20 - setting.memory_bytes
 
 
 def _may_fit_whole(layout: Layout, staged: Staged, setting: Setting, model: StepModel) -> bool:
     """Whether cuts that know the memory may help: 1F1B's ranks hold unequally many microbatches, together with room."""
     if setting.memory_bytes is None or layout.cuts != "fractional" or layout.schedule != "1f1b":
         return False
-    expected = _expected(staged, model)
+    expected = _expected(staged, setting, model)
     return sum(expected) * 19 // 20 <= setting.memory_bytes * len(expected)
 
 
-def _expected(staged: Staged, model: StepModel) -> list[int]:
+def _expected(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
     """What every rank holds by its schedule's figures, before any replay."""
+    state = state_of(staged.layout, setting, model)
     return [
-        weigh(staged.line, staged.layout, model, rank, staged.rank_work(rank), staged.tied_parameters)
+        weigh(staged.line, staged.layout, state, rank, staged.rank_work(rank), staged.tied_parameters)
         for rank in range(staged.layout.mesh.pp_degree)
     ]
 
@@ -384,12 +386,12 @@ def limits(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
     """Bytes that the actions of every rank may hold: so many microbatches of its share, the head's logits once, and
     no more than its memory leaves.
     """
-    layout, state = staged.layout, model.state.total
+    layout, state = staged.layout, state_of(staged.layout, setting, model)
     ranks = range(layout.mesh.pp_degree)
-    states = [state * staged.rank_parameters(rank) for rank in ranks]
-    held = [weigh(staged.line, layout, model, rank, staged.rank_work(rank), staged.tied_parameters) for rank in ranks]
+    states = [state.held(staged.rank_parameters(rank)) for rank in ranks]
+    held = [weigh(staged.line, layout, state, rank, staged.rank_work(rank), staged.tied_parameters) for rank in ranks]
     most = setting.memory_bytes or max(held)
     if layout.level:
-        rows = state * embedding_parameters(layout, setting) if layout.sharded else 0
+        rows = state.held(embedding_parameters(layout, setting)) if layout.sharded else 0
         most = min(most, int(water_level(held, rows)))
     return [min(here, most) - below for here, below in zip(held, states)]

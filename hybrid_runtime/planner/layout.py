@@ -28,6 +28,7 @@ class Setting:
         devices_per_node: neighbours by rank that share fast links.
         compute_share_limit, memory_share_limit: promised gaps between devices' shares, of 1; None for no promise.
         beside_bytes: per pipeline rank, what it is known to hold beyond what is calculated; empty for nothing.
+        shard_optimizer: replicas share the optimizer's state.
         seed: of the schedule search.
     """
 
@@ -44,6 +45,7 @@ class Setting:
     compute_share_limit: Fraction | None = None
     memory_share_limit: Fraction | None = None
     beside_bytes: tuple[int, ...] = ()
+    shard_optimizer: bool = False
     seed: int = 0
 
 

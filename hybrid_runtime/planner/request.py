@@ -75,6 +75,7 @@ def setting_of(deployment: Deployment) -> Setting:
         limit_text=f"{hardware.memory_per_device} less {int(100 * MEMORY_SAFETY)} %" if memory else "",
         compute_share_limit=_share(targets.compute_balance_pp),
         memory_share_limit=_share(targets.memory_balance_pp),
+        shard_optimizer=deployment.parallel.shard_optimizer,
         seed=deployment.workload.seed,
     )
 

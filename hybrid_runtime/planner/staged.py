@@ -13,6 +13,7 @@ from hybrid_runtime.planner.cut_linear import at_units, fractional_cut, whole_cu
 from hybrid_runtime.planner.cut_v import fractional_v_cut, whole_units_v
 from hybrid_runtime.planner.cuts import even_sizes
 from hybrid_runtime.planner.layout import Layout, Setting, crosses_nodes, in_flight
+from hybrid_runtime.planner.state_bytes import StateBytes
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.planner.work import (
     NOTHING,
@@ -163,12 +164,17 @@ def embedding_parameters(layout: Layout, setting: Setting) -> int:
     return rows * setting.shape.hidden_size
 
 
-def weigh(staged_line: Line, layout: Layout, model: StepModel, rank: int, work: Work, tied_parameters: int) -> int:
+def state_of(layout: Layout, setting: Setting, model: StepModel) -> StateBytes:
+    """What a rank keeps for every one of its parameters."""
+    return model.state.shared_by(layout.mesh.dp_degree if setting.shard_optimizer else 1)
+
+
+def weigh(staged_line: Line, layout: Layout, state: StateBytes, rank: int, work: Work, tied_parameters: int) -> int:
     """Bytes that a rank is expected to hold, before any replay; the head's logits of one microbatch only."""
     held = in_flight(layout, rank)
     head = staged_line.units[-1].whole.saved if rank == layout.stage_to_rank[-1] else 0
     tied = tied_parameters if rank == layout.stage_to_rank[-1] else 0
-    return model.state.total * (work.parameters + tied) + int(held * (work.saved - head)) + head
+    return state.held(work.parameters + tied) + int(held * (work.saved - head)) + head
 
 
 def _cut(
@@ -180,12 +186,13 @@ def _cut(
     lookers: frozenset[int],
     tied_parameters: int,
 ) -> Boundaries | None:
+    state = state_of(layout, setting, model)
     load, ranks, num_stages = load_of(layout), layout.mesh.pp_degree, len(layout.stage_to_rank)
     per_rank = num_stages // ranks
 
     def room(rank: int, work: Work) -> bool:
         assert setting.memory_bytes is not None
-        return weigh(line, layout, model, rank, work, tied_parameters) <= setting.memory_bytes
+        return weigh(line, layout, state, rank, work, tied_parameters) <= setting.memory_bytes
 
     if layout.stages is not None:
         return _boundaries(layout.stages, line)
@@ -201,12 +208,12 @@ def _cut(
         return whole_cut(line, num_stages, load, limited if per_rank == 1 else None)
     if not layout.is_v:
         return fractional_cut(line, num_stages, load, [extra[rank] // per_rank for rank in layout.stage_to_rank])
-    poured = model.state.total * embedding_parameters(layout, setting) if layout.sharded else 0
+    poured = state.held(embedding_parameters(layout, setting)) if layout.sharded else 0
     return fractional_v_cut(
         line,
         ranks,
         load,
-        lambda rank, work: weigh(line, layout, model, rank, work, tied_parameters),
+        lambda rank, work: weigh(line, layout, state, rank, work, tied_parameters),
         poured,
         extra=extra,
         share=layout.share,

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import ceil
 from typing import NamedTuple
 
 
 class StateBytes(NamedTuple):
-    """Bytes per parameter."""
+    """Bytes per parameter; of the optimizer, a fraction where replicas share its state."""
 
     parameter: int
     gradient: int
-    optimizer: int
+    optimizer: int | Fraction
 
     @property
-    def total(self) -> int:
+    def total(self) -> int | Fraction:
         return self.parameter + self.gradient + self.optimizer
+
+    def shared_by(self, replicas: int) -> StateBytes:
+        """Of a replica that has the optimizer's state of its part of the parameters only (ZeRO-1)."""
+        return self._replace(optimizer=Fraction(self.optimizer, replicas)) if replicas > 1 else self
+
+    def held(self, parameters: int) -> int:
+        """Of so many parameters."""
+        return ceil(self.total * parameters)
 
 
 # This runtime: gradients have the parameter's dtype, and so have both moments of Adam.

@@ -80,3 +80,25 @@ def test_the_bubble_is_what_the_plan_s_ranks_wait() -> None:
     ranks = predicted_step(found, model_of(file, calibration(file))).ranks
     waited = sum(rank.time.idle_ns for rank in ranks)
     assert float(found.bubble) == pytest.approx(waited / (3 * found.step_ns), abs=1e-6)
+
+
+def test_replicas_that_share_the_optimizer_hold_less_and_gather() -> None:
+    layout = {"schedule": "1f1b", "cuts": ["embedding..6.mlp", "7.attn..head"], "embedding_rows": [192, 192]}
+    whole, shared = (
+        evaluated(parallel={"pp_degree": 2, "tp_degree": 2, "dp_degree": 2, "shard_optimizer": on}, pipeline=layout)
+        for on in (False, True)
+    )
+    for one, other in zip(whole.memory, shared.memory):
+        assert other.optimizer == one.optimizer // 2
+        assert other == one.model_copy(update={"optimizer": other.optimizer})
+    assert all(other < one for one, other in zip(whole.optimizer_ns, shared.optimizer_ns))
+    file = deployment(parallel={"pp_degree": 2, "tp_degree": 2, "dp_degree": 2, "shard_optimizer": True})
+    model = model_of(file, calibration(file))
+    norm_ns = model.collective_ns("all_reduce", 4, 8, same_host=True) + model.collective_ns(
+        "all_reduce", 2, 8, same_host=True
+    )
+    for memory, summed_ns in zip(shared.memory, shared.data_parallel_ns):
+        scattered, gathered = (
+            model.collective_ns(kind, 2, memory.parameters, same_host=True) for kind in ("reduce_scatter", "all_gather")
+        )
+        assert summed_ns == scattered + gathered + norm_ns
