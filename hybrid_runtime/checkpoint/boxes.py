@@ -78,25 +78,19 @@ def flat_boxes(held: HeldBox, flat: Tensor, start: int) -> Iterator[tuple[Box, T
         flat: the run's values.
         start: its first element.
     """
-    dim = held.dim or 0
-    for offsets, sizes in rectangles(tuple(held.tensor.shape), start, start + flat.numel()):
-        first = (
-            sum(offset * stride for offset, stride in zip(offsets, _strides(held.tensor.shape), strict=True)) - start
-        )
+    shape = held.tensor.shape
+    for offsets, sizes in rectangles(tuple(shape), start, start + flat.numel()):
+        first = sum(offset * math.prod(shape[dim + 1 :]) for dim, offset in enumerate(offsets)) - start
         values = flat[first : first + math.prod(sizes)].view(sizes)
-        if held.dim is None:
-            yield held.box._replace(offsets=offsets, sizes=sizes), values
-            continue
-        low = max(offsets[dim], held.start)
-        high = min(offsets[dim] + sizes[dim], held.start + held.box.sizes[dim])
-        if low < high:
-            where = [one + other for one, other in zip(held.box.offsets, offsets, strict=True)]
+        where = [base + offset for base, offset in zip(held.box.offsets, offsets, strict=True)]
+        if (dim := held.dim) is not None:  # the box is only a part of the tensor
+            low = max(offsets[dim], held.start)
+            high = min(offsets[dim] + sizes[dim], held.start + held.box.sizes[dim])
+            if low >= high:
+                continue
             where[dim] = held.box.offsets[dim] + low - held.start
-            long = tuple(high - low if here == dim else size for here, size in enumerate(sizes))
-            yield (
-                held.box._replace(offsets=tuple(where), sizes=long),
-                values.narrow(dim, low - offsets[dim], high - low),
-            )
+            values = values.narrow(dim, low - offsets[dim], high - low)
+        yield held.box._replace(offsets=tuple(where), sizes=tuple(values.shape)), values
 
 
 def rectangles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -124,10 +118,6 @@ def _in_row(
     row = math.prod(shape[1:])
     for offsets, sizes in rectangles(shape[1:], start - number * row, stop - number * row):
         yield (number, *offsets), (1, *sizes)
-
-
-def _strides(shape: Sequence[int]) -> list[int]:
-    return [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
 
 
 def tied_names(specs: Sequence[UnitSpec]) -> dict[str, str]:
