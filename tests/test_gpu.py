@@ -12,6 +12,8 @@ from hybrid_runtime.records import read_side
 from hybrid_runtime.rehearsal import FILE, read_rehearsal
 from tests.commands import command, write_json
 
+SHARED = {"dp_degree": 2, "shard_optimizer": True}
+
 
 def trained(folder: Path, **changes: Any) -> list[float]:
     """Runs a small job on GPUs through the command and returns its losses."""
@@ -51,7 +53,7 @@ def on_cpu(folder: Path) -> list[float]:
 
 @pytest.mark.gpu(1)
 @pytest.mark.parametrize(
-    "parallel", [{}, {"tp_degree": 2}, {"pp_degree": 2}, {"tp_degree": 2, "pp_degree": 2}], ids=str
+    "parallel", [{}, {"tp_degree": 2}, {"pp_degree": 2}, {"tp_degree": 2, "pp_degree": 2}, SHARED], ids=str
 )
 def test_one_gpu_trains_as_the_cpu_does(tmp_path: Path, parallel: dict[str, int]) -> None:
     """One NCCL rank, or several gloo ranks that share the GPU."""
@@ -86,7 +88,7 @@ def test_a_sharded_embedding_on_two_gpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu(2)
-@pytest.mark.parametrize("parallel", [{"tp_degree": 2}, {"pp_degree": 2}, {"dp_degree": 2}], ids=str)
+@pytest.mark.parametrize("parallel", [{"tp_degree": 2}, {"pp_degree": 2}, {"dp_degree": 2}, SHARED], ids=str)
 def test_two_gpus_train_as_the_cpu_does(tmp_path: Path, parallel: dict[str, int]) -> None:
     """NCCL."""
     losses = trained(tmp_path, parallel=parallel)
