@@ -3,6 +3,7 @@
     model.3.mlp.down.weight                    parameters and persistent buffers
     optimizer.exp_avg.3.mlp.down.weight        laid out as the parameter is
     optimizer.exp_avg_sq.3.mlp.down.weight
+    optimizer.master.3.mlp.down.weight         its float32 copy, of a bfloat16 parameter
     random.dp0.pp1.tp0.shared0                 the generators of one rank; used again on the same mesh only
 
 Where the data goes on needs no state: the sampler is a function of seed and step (data/sampler.py).
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from hybrid_runtime.checkpoint.boxes import Box, HeldBox, held_boxes, tied_names
@@ -20,8 +20,9 @@ from hybrid_runtime.checkpoint.rank_file import Item
 from hybrid_runtime.mesh import Place
 from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.tensor_parallel.random_state import RandomStates, Snapshot
+from hybrid_runtime.training.master_weights import MASTER, MasterAdamW
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", MASTER)
 
 
 class TrainingState:
@@ -38,7 +39,7 @@ class TrainingState:
         self,
         units: Mapping[str, nn.Module],
         specs: Sequence[UnitSpec],
-        optimizer: torch.optim.AdamW | None,
+        optimizer: MasterAdamW | None,
         random: RandomStates,
         place: Place,
     ) -> None:
@@ -83,14 +84,9 @@ class TrainingState:
         """Gives every trained parameter the state that AdamW would give it in its first update, at a step count."""
         if self._optimizer is None:
             return
+        self._optimizer.prepare()
         for parameter in self._trained.values():
-            state = self._optimizer.state[parameter]
-            for moment in MOMENTS:
-                if moment not in state:
-                    state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            if "step" not in state:  # a fused AdamW counts on the device, in float32
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["step"].fill_(optimizer_steps)
+            self._optimizer.state[parameter]["step"].fill_(optimizer_steps)
 
     @property
     def random_names(self) -> set[str]:
@@ -121,7 +117,8 @@ class TrainingState:
             return
         state = self._optimizer.state[parameter]
         for moment in MOMENTS:
-            yield Item(box._replace(name=f"optimizer.{moment}.{box.name}"), held.view_of(state[moment]))
+            if moment in state:
+                yield Item(box._replace(name=f"optimizer.{moment}.{box.name}"), held.view_of(state[moment]))
 
     def _random_items(self) -> Iterator[Item]:
         snapshot, place = self._random.snapshot(), self._place

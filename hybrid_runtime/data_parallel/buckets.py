@@ -1,7 +1,8 @@
 """Gradients live in a few flat buffers; `parameter.grad` is a view of one.
 
 So zeroing, scaling, summing over tied copies and averaging over replicas are a handful of large operations, and a
-backward can add into a gradient in place.
+backward can add into a gradient in place. Gradients of bfloat16 parameters may be float32, so that neither a microbatch
+nor a replica is lost beside the sum of the others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hybrid_runtime.comm.axis import Axis
+from hybrid_runtime.tensor_parallel.gradients import gradient_dtype
 
 BUCKET_BYTES = 25 * 2**20
 
@@ -21,10 +23,18 @@ class GradientBuckets:
     """Flat gradient buffers over parameters, filled in the given order, at most `bucket_bytes` each.
 
     A parameter larger than a bucket gets one of its own. Parameters that appear twice (tied) are taken once.
+
+    Args:
+        wide: gradients of parameters narrower than float32 are float32.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, wide: bool = False, bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
         unique = list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
+        for parameter in unique:
+            parameter.grad = None  # of another type, perhaps
+            parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32) if wide else parameter.dtype
         self.buffers = [_flatten(bucket) for bucket in _buckets(unique, bucket_bytes)]
 
     def zero(self) -> None:
@@ -56,25 +66,26 @@ class GradientBuckets:
 
 
 def _buckets(parameters: list[nn.Parameter], bucket_bytes: int) -> Iterator[list[nn.Parameter]]:
-    """Groups of one dtype in the given order."""
-    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
+    """Groups of one type of gradient in the given order."""
+    for dtype in dict.fromkeys(map(gradient_dtype, parameters)):
         bucket: list[nn.Parameter] = []
         filled = 0
         for parameter in parameters:
-            if parameter.dtype != dtype:
+            if gradient_dtype(parameter) != dtype:
                 continue
-            if bucket and filled + parameter.nbytes > bucket_bytes:
+            num_bytes = parameter.numel() * dtype.itemsize
+            if bucket and filled + num_bytes > bucket_bytes:
                 yield bucket
                 bucket, filled = [], 0
             bucket.append(parameter)
-            filled += parameter.nbytes
+            filled += num_bytes
         if bucket:
             yield bucket
 
 
 def _flatten(parameters: list[nn.Parameter]) -> Tensor:
     first = parameters[0]
-    buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
+    buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=gradient_dtype(first), device=first.device)
     start = 0
     for parameter in parameters:
         parameter.grad = buffer[start : start + parameter.numel()].view_as(parameter)

@@ -27,6 +27,7 @@ from hybrid_runtime.models.build import model_units
 from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.pipeline.build import edges_of, find_tie, lookup_ranks, tied_pairs
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.rehearsal import RehearsedRank
 from hybrid_runtime.tensor_parallel.initialise import any_weights
 
@@ -209,9 +210,9 @@ def least_bytes(stage: Stage, pp_rank: int) -> int:
     """What parameters, gradients and the optimizer's state of a rank take at least."""
     assert stage.deployment.model is not None
     share = sum(stage.plan.prediction.stage_parameters[part.index] for part in stage.plan.stages_of(pp_rank))
-    copies = 4 if stage.plan.workload == "train" else 1
-    element = torch.empty((), dtype=getattr(torch, stage.deployment.model.dtype)).element_size()
-    return share // stage.plan.tp_degree * copies * element
+    master_weights = stage.deployment.optimizer.master_weights
+    held = state_bytes(stage.deployment.model.dtype, stage.plan.workload, master_weights=master_weights)
+    return share // stage.plan.tp_degree * held.total
 
 
 def refuse_too_large(stage: Stage, pp_rank: int) -> None:

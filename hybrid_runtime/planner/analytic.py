@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
-from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, FORWARD_ONLY, TRAINING, StateBytes
+from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
 from hybrid_runtime.planner.step_model import Collective
 from hybrid_runtime.planner.work import Line, Unit, Work
 from hybrid_runtime.predicted import Label, TimeInterval
@@ -180,6 +180,7 @@ class AnalyticCosts:
         dtype: "float32" or "bfloat16".
         workload: "train" or "forward".
         granule: as `wanted` of `granule_of`.
+        master_weights: bfloat16 parameters are updated in float32.
     """
 
     shape: LlamaShape
@@ -189,6 +190,7 @@ class AnalyticCosts:
     sequence_parallel: bool
     rates: Rates
     granule: int | None = None
+    master_weights: bool = True
     _lines: dict[tuple[int, int], Line] = field(default_factory=dict, compare=False, repr=False)
 
     action_ns = 0
@@ -217,7 +219,7 @@ class AnalyticCosts:
 
     @property
     def state(self) -> StateBytes:
-        return (FORWARD_ONLY if self.workload == "forward" else TRAINING)[self.dtype]
+        return state_bytes(self.dtype, self.workload, master_weights=self.master_weights)
 
     def line(self, tp_degree: int, microbatch_size: int) -> Line:
         if (tp_degree, microbatch_size) not in self._lines:

@@ -22,7 +22,7 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.analytic import Rates, granule_of, kind_of, labels
 from hybrid_runtime.planner.costs import unit_costs
-from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, FORWARD_ONLY, StateBytes
+from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
 from hybrid_runtime.planner.step_model import Collective
 from hybrid_runtime.planner.tp_calls import LOSS_SUMS, CallTime, calls_of, column_part, with_calls
 from hybrid_runtime.planner.work import Line, Unit, Work
@@ -73,7 +73,7 @@ class CalibratedCosts:
     @property
     def state(self) -> StateBytes:
         if self.workload == "forward":
-            return FORWARD_ONLY[self.dtype]
+            return state_bytes(self.dtype, self.workload, master_weights=False)
         found = self.calibration
         return StateBytes(
             ELEMENT_BYTES[self.dtype], found.gradient_bytes_per_parameter, found.optimizer_bytes_per_parameter

@@ -63,6 +63,7 @@ def replan(
         plan.sequence_parallel,
         rates_of(deployment),
         deployment.search.granule,
+        deployment.optimizer.master_weights,
     )
     model = RecordedCosts(base, plan, measured, evidence)
     layout = layout_of(plan, pieces=pieces)

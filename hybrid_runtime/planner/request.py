@@ -90,7 +90,8 @@ def model_of(deployment: Deployment, calibration: Calibration | None) -> StepMod
     length, workload = batch_of(deployment).sequence_length, deployment.workload.kind
     sharded, granule = deployment.parallel.sequence_parallel, deployment.search.granule
     if calibration is None:
-        return AnalyticCosts(shape, length, dtype, workload, sharded, rates_of(deployment), granule)
+        master_weights = deployment.optimizer.master_weights
+        return AnalyticCosts(shape, length, dtype, workload, sharded, rates_of(deployment), granule, master_weights)
     return CalibratedCosts(calibration, shape, length, dtype, workload, sharded, rates_of(deployment), granule)
 
 

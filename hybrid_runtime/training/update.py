@@ -22,6 +22,7 @@ from hybrid_runtime.deployment import Optimizer
 from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.shard import counted_square_sum, iter_parameters, sum_partial_gradients
 from hybrid_runtime.training.learning_rate import learning_rate
+from hybrid_runtime.training.master_weights import MasterAdamW
 
 
 class TiedRows(NamedTuple):
@@ -76,7 +77,7 @@ class Update:
         named = list(iter_parameters(self._units))
         self._counted = [(parameter, spec) for _, parameter, spec in named if id(parameter) not in twice]
         parameters = [parameter for _, parameter, _ in named]
-        self.buckets = GradientBuckets(parameters)
+        self.buckets = GradientBuckets(parameters, wide=settings.master_weights)
         for unit in units.values():
             set_accumulate_in_place(unit, True)
         self.optimizer = _adamw(parameters, settings)
@@ -124,12 +125,12 @@ class Update:
             self.optimizer.step()
 
 
-def _adamw(parameters: Sequence[nn.Parameter], settings: Optimizer) -> torch.optim.AdamW | None:
+def _adamw(parameters: Sequence[nn.Parameter], settings: Optimizer) -> MasterAdamW | None:
     """None on a rank whose units have nothing to train."""
     groups = _decayed(parameters, float(settings.weight_decay))
     if not groups:
         return None
-    return torch.optim.AdamW(
+    return MasterAdamW(
         groups,
         lr=float(settings.learning_rate),
         betas=(float(settings.beta1), float(settings.beta2)),

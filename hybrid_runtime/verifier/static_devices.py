@@ -14,16 +14,10 @@ from itertools import combinations, pairwise
 
 from hybrid_runtime.exact import decimal_text, parse_bytes
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.verdict import Outcome, StaticCheck
 from hybrid_runtime.verifier.static_rows import Facts, amount, nearest_plans, row, undecided
 
-# Bytes of parameters, gradients and Adam's two moments, all in the model's dtype; a forward pass keeps parameters only.
-_STATE_BYTES = {
-    ("float32", "train"): 16,
-    ("float32", "forward"): 4,
-    ("bfloat16", "train"): 8,
-    ("bfloat16", "forward"): 2,
-}
 _AXIS_WORDS = {
     "tp": "tensor",
     "tensor": "tensor",
@@ -82,11 +76,12 @@ def least_device_bytes(facts: Facts) -> int | None:
     deployment, parameters = facts.deployment, facts.per_rank(facts.stage_parameters)
     if deployment.model is None or not parameters:
         return None
-    per_parameter = _STATE_BYTES[deployment.model.dtype, deployment.workload.kind]
+    master_weights = deployment.optimizer.master_weights
+    held = state_bytes(deployment.model.dtype, deployment.workload.kind, master_weights=master_weights)
     mesh = deployment.mesh
     largest = max(parameters) // mesh.tp_degree
     mean = sum(parameters) * mesh.dp_degree // (deployment.hardware.devices or mesh.world_size)
-    return per_parameter * max(largest, mean)
+    return held.total * max(largest, mean)
 
 
 def link_present(facts: Facts) -> StaticCheck:
