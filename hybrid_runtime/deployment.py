@@ -41,6 +41,7 @@ from hybrid_runtime.deployment_fields import (
     Percent,
     Positive,
     PositiveNumber,
+    Recomputes,
     SizeText,
     Table,
     given_keys,
@@ -110,6 +111,14 @@ class Pipeline(Table):
         description="rows of the first unit on every pipeline rank: equal, or one number per rank, each a multiple of "
         "tp_degree, adding up to the vocabulary padded to one; default: all on the first stage's rank",
         examples=[[96, 160]],
+    )
+
+    recompute: Recomputes = Field(
+        "none",
+        description="what units forget after their forward and compute again for their backward: none, selective "
+        "(norms, attention's core and the MLP's product: little time) or full (all but a unit's input: up to a third "
+        "more time); one word, or one for each stage; the first and the last unit forget nothing",
+        examples=["selective", ["full", "none"]],
     )
 
     @classmethod
@@ -257,6 +266,13 @@ class Deployment(Table):
                 "has [export], which writes models of the Llama family, and a model of your own units",
                 "leave [export] out: transformers has no such model",
             )
+        pipeline, workload = values.get("pipeline"), values.get("workload")
+        recomputes = isinstance(pipeline, Pipeline) and pipeline.recompute != "none"
+        if recomputes and isinstance(workload, Workload) and workload.kind == "forward":
+            yield (
+                "has pipeline.recompute and a workload of kind 'forward', which keeps nothing for a backward",
+                "remove recompute",
+            )
 
     @property
     def mesh(self) -> Mesh:
@@ -302,7 +318,7 @@ class Deployment(Table):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-_CAME_LATER = (("optimizer", "master_weights", True),)
+_CAME_LATER = (("optimizer", "master_weights", True), ("pipeline", "recompute", "none"))
 
 
 def load_deployment(path: Path) -> Deployment:

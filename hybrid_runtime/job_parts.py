@@ -118,7 +118,7 @@ def assemble(
     """Executor and batches around what was built; without checkpoints, none are written."""
     executor = Executor(
         parse_actions(plan.actions[groups.place.pp]),
-        build_stages(plan, groups.place.pp, built.units),
+        build_stages(plan, groups.place.pp, built.units, built.random),
         plan.stage_to_rank,
         groups,
         loss_scale=1.0 / plan.tokens_per_step,

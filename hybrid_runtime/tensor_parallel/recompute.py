@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.tensor_parallel.random_state import RandomStates, Snapshot
 
-RecomputeKind = Literal["none", "selective", "full"]
 Function = Callable[..., tuple[Tensor, ...]]
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hybrid_runtime.comm.axis import Axis, WaitClock, axis_of
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.flops import flops
@@ -21,7 +22,7 @@ from hybrid_runtime.pipeline.stage import Stage
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.tensor_parallel.initialise import Init
 from hybrid_runtime.tensor_parallel.linear import RowParallelLinear
-from hybrid_runtime.tensor_parallel.recompute import Recompute, RecomputeKind
+from hybrid_runtime.tensor_parallel.recompute import Recompute
 from hybrid_runtime.tensor_parallel.shard import gather_full, iter_parameters, sum_partial_gradients
 from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 from tests.ranks import run_ranks

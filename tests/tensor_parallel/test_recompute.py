@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_runtime.comm.axis import Axis
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import RunError
 from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.llama import llama_units
@@ -19,7 +20,7 @@ from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.random_state import ParallelDropout, RandomStates
-from hybrid_runtime.tensor_parallel.recompute import Recompute, RecomputeKind, forget
+from hybrid_runtime.tensor_parallel.recompute import Recompute, forget
 from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 from tests.checkpoint.dropping_model import DroppingBlock
 from tests.pipeline.examples import WIDTH, First, Last, Middle
