@@ -41,6 +41,7 @@ from hybrid_runtime.deployment_fields import (
     Percent,
     Positive,
     PositiveNumber,
+    Recomputes,
     SizeText,
     Table,
     given_keys,
@@ -117,6 +118,14 @@ class Pipeline(Table):
         examples=[[96, 160]],
     )
 
+    recompute: Recomputes = Field(
+        "none",
+        description="what units forget after their forward and compute again for their backward: none, selective "
+        "(norms, attention's core and the MLP's product: little time) or full (all but a unit's input: up to a third "
+        "more time); one word, or one for each stage; the first and the last unit forget nothing",
+        examples=["selective", ["full", "none"]],
+    )
+
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if "in_flight_limit" in given and values.get("schedule", "1f1b") != "auto":
@@ -150,6 +159,11 @@ class Optimizer(Table):
     beta2: Fraction01 = Decimal("0.95")
     eps: PositiveNumber = Decimal("0.00000001")
     clip_norm: PositiveNumber | None = Decimal("1.0")
+    master_weights: bool = Field(
+        True,
+        description="of bfloat16 parameters: gradients are summed and AdamW works in float32, on float32 copies of the "
+        "parameters; false keeps everything in bfloat16, which saves 10 bytes per parameter and loses small updates",
+    )
 
 
 class Data(Table):
@@ -257,6 +271,13 @@ class Deployment(Table):
                 "has [export], which writes models of the Llama family, and a model of your own units",
                 "leave [export] out: transformers has no such model",
             )
+        pipeline, workload = values.get("pipeline"), values.get("workload")
+        recomputes = isinstance(pipeline, Pipeline) and pipeline.recompute != "none"
+        if recomputes and isinstance(workload, Workload) and workload.kind == "forward":
+            yield (
+                "has pipeline.recompute and a workload of kind 'forward', which keeps nothing for a backward",
+                "remove recompute",
+            )
 
     @property
     def mesh(self) -> Mesh:
@@ -292,13 +313,21 @@ class Deployment(Table):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs.
 
-        Without [checkpoint] and parallel.shard_optimizer it is what it was before there were such things.
+        Without [checkpoint], and with the defaults of keys that came later, it is what it was before there were such.
         """
         left_out = {"telemetry", "search", "export"} | ({"checkpoint"} if self.checkpoint is None else set())
         values = self.model_dump(mode="json", exclude=left_out)
-        if not self.parallel.shard_optimizer:
-            del values["parallel"]["shard_optimizer"]
+        for table, key, default in _CAME_LATER:
+            if values[table] is not None and values[table][key] == default:
+                del values[table][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+_CAME_LATER = (
+    ("optimizer", "master_weights", True),
+    ("pipeline", "recompute", "none"),
+    ("parallel", "shard_optimizer", False),
+)
 
 
 def load_deployment(path: Path) -> Deployment:

@@ -141,7 +141,7 @@ def assemble(
 
     executor = Executor(
         parse_actions(plan.actions[groups.place.pp]),
-        build_stages(plan, groups.place.pp, built.units),
+        build_stages(plan, groups.place.pp, built.units, built.random),
         plan.stage_to_rank,
         groups,
         loss_scale=1.0 / plan.tokens_per_step,

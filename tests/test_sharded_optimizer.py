@@ -15,7 +15,7 @@ from hybrid_runtime.lone.maker import lone_groups
 from hybrid_runtime.lone.rank import LoneRank, set_stage
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.planner.state_bytes import FLOAT32
+from hybrid_runtime.planner.state_bytes import FLOAT32, MIXED
 from hybrid_runtime.rehearsal import Calls
 from tests.parity import assert_same, deployment, one_process, this_rank
 from tests.ranks import run_ranks
@@ -91,6 +91,15 @@ def test_the_optimizer_s_bytes_are_shared_exactly(dp: int) -> None:
     assert max(found) - moments / dp < FLOAT32.optimizer * 16 * dp
     assert all(part.ledger.memory(watched=False).gradients - 4 * parameters < 4 * 16 * dp for part in parts)
     assert [optimizer_bytes(built_alone(replicated(dp, sharded=False), 0))] == [optimizer_bytes(whole)]
+
+
+def test_master_copies_are_shared_too() -> None:
+    """12 bytes for each of half the parameters: a master copy and two moments, all float32."""
+    part = built_alone(replicated(2, sharded=True, model={"dtype": "bfloat16"}), 1)
+    parameters = sum(p.numel() for unit in part.units.values() for p in unit.parameters())
+    assert optimizer_bytes(part)[0] == MIXED.optimizer * parameters // 2
+    held = part.ledger.memory(watched=False)
+    assert (held.parameters, held.gradients) == (2 * parameters, 4 * parameters)
 
 
 def calls_of_a_step(settings: Deployment) -> dict[str, list[tuple[str, int, int]]]:

@@ -3,6 +3,7 @@
     model.3.mlp.down.weight                    parameters and persistent buffers
     optimizer.exp_avg.3.mlp.down.weight        laid out as the parameter is, or a run of its elements
     optimizer.exp_avg_sq.3.mlp.down.weight
+    optimizer.master.3.mlp.down.weight         its float32 copy, of a bfloat16 parameter
     random.dp0.pp1.tp0.shared0                 the generators of one rank; used again on the same mesh only
 
 Where the data goes on needs no state: the sampler is a function of seed and step (data/sampler.py).

@@ -6,7 +6,8 @@
                                                       "ZeRO", stage 1)
 
 So zeroing, scaling, summing over tied copies and over replicas, and the update are a handful of large operations, and a
-backward can add into a gradient in place.
+backward can add into a gradient in place. Gradients of bfloat16 parameters may be float32, so that neither a microbatch
+nor a replica is lost beside the sum of the others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from hybrid_runtime.comm.axis import Axis
 from hybrid_runtime.comm.collectives import Pending, start_all_reduce, start_gather_slices, start_sum_slices
+from hybrid_runtime.tensor_parallel.gradients import gradient_dtype
 
 BUCKET_BYTES = 25 * 2**20
 SLICE_MULTIPLE = 16  # elements: slices begin where vector instructions and aligned loads of a GPU like to
@@ -36,7 +38,7 @@ class Member(NamedTuple):
 
 
 class Bucket:
-    """Parameters of one dtype and their gradients, whole in two flat buffers.
+    """Parameters of one dtype and their gradients, of one dtype too, whole in two flat buffers.
 
     Args:
         parameters: those that decay first.
@@ -59,7 +61,8 @@ class Bucket:
         self.own = (min(used, rank * length), min(used, (rank + 1) * length))
         first = parameters[0]
         self.values, self.gradients = (
-            torch.zeros(length * shards, dtype=first.dtype, device=first.device) for _ in range(2)
+            torch.zeros(length * shards, dtype=dtype, device=first.device)
+            for dtype in (first.dtype, gradient_dtype(first))
         )
         self.members: list[Member] = []
         start = 0
@@ -119,6 +122,8 @@ class GradientBuckets:
         stage_of: after the last backward of which stage a gradient is whole; None for "not before `finish`".
         alone: parameters whose buckets hold nothing else: copies of one weight on several ranks are then laid out, and
             so summed and rounded, alike.
+        wide: gradients of parameters narrower than float32 are float32.
+        bucket_bytes: of gradients.
     """
 
     def __init__(
@@ -129,6 +134,7 @@ class GradientBuckets:
         sharded: bool = False,
         stage_of: Callable[[nn.Parameter], int | None] = lambda _: None,
         alone: Iterable[nn.Parameter] = (),
+        wide: bool = False,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         self._axis = axis or Axis()
@@ -138,6 +144,9 @@ class GradientBuckets:
             return parameter.dtype, stage_of(parameter), id(parameter) if id(parameter) in lonely else None
 
         unique = list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
+        for parameter in unique:
+            parameter.grad = None  # of another type, perhaps
+            parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32) if wide else parameter.dtype
         self.buckets = [
             Bucket(bucket, stage_of(bucket[0]), self._axis, sharded=sharded)
             for bucket in _buckets(unique, key, bucket_bytes)
@@ -195,10 +204,11 @@ def _buckets(
         bucket: list[nn.Parameter] = []
         filled = 0
         for parameter in sorted(group, key=lambda parameter: not decays(parameter)):
-            if bucket and filled + parameter.nbytes > bucket_bytes:
+            num_bytes = parameter.numel() * gradient_dtype(parameter).itemsize
+            if bucket and filled + num_bytes > bucket_bytes:
                 yield bucket
                 bucket, filled = [], 0
             bucket.append(parameter)
-            filled += parameter.nbytes
+            filled += num_bytes
         if bucket:
             yield bucket

@@ -32,6 +32,7 @@ from hybrid_runtime.lone.overheads import executor_ns, optimizer_costs
 from hybrid_runtime.lone.unit_times import busy_units, unit_times, wanted_of
 from hybrid_runtime.models.build import model_costs
 from hybrid_runtime.planner.asked import asked_of, devices_of
+from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.run_folder import write_whole
 from hybrid_runtime.telemetry.host import cpu_name, find_gpu, settle, versions
 from hybrid_runtime.telemetry.machine import machine
@@ -150,8 +151,9 @@ def _own_sizes(deployment: Deployment) -> list[int]:
 def _gradient_sizes(deployment: Deployment, parameters: int) -> list[int]:
     """Bytes of the largest bucket of gradients that replicas sum, and of half of it."""
     assert deployment.model is not None
-    element = torch.empty((), dtype=getattr(torch, deployment.model.dtype)).element_size()
-    largest = min(BUCKET_BYTES, parameters * element)
+    master_weights = deployment.optimizer.master_weights
+    held = state_bytes(deployment.model.dtype, "train", master_weights=master_weights)
+    largest = min(BUCKET_BYTES, parameters * held.gradient)
     return [largest // 2, largest]
 
 

@@ -27,6 +27,7 @@ from hybrid_runtime.models.build import model_units
 from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.pipeline.build import edges_of, find_tie, lookup_ranks, tied_pairs
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.rehearsal import RehearsedRank
 from hybrid_runtime.tensor_parallel.initialise import any_weights
 
@@ -209,11 +210,10 @@ def least_bytes(stage: Stage, pp_rank: int) -> int:
     """What parameters, gradients and the optimizer's state of a rank take at least."""
     assert stage.deployment.model is not None
     share = sum(stage.plan.prediction.stage_parameters[part.index] for part in stage.plan.stages_of(pp_rank))
-    own = share // stage.plan.tp_degree
+    table = stage.deployment.optimizer
+    state = state_bytes(stage.deployment.model.dtype, stage.plan.workload, master_weights=table.master_weights)
     replicas = stage.plan.dp_degree if stage.deployment.parallel.shard_optimizer else 1
-    held = 2 * own + 2 * own // replicas if stage.plan.workload == "train" else own
-    element = torch.empty((), dtype=getattr(torch, stage.deployment.model.dtype)).element_size()
-    return held * element
+    return state.shared_by(replicas).held(share // stage.plan.tp_degree)
 
 
 def refuse_too_large(stage: Stage, pp_rank: int) -> None:

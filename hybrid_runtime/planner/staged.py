@@ -145,9 +145,14 @@ def _tied_parameters(layout: Layout, setting: Setting, stage_to_rank: Sequence[i
     return setting.shape.vocab_size * setting.shape.hidden_size // layout.mesh.tp_degree if tied else 0
 
 
+def line_of(layout: Layout, model: StepModel) -> Line:
+    """The model's units as the layout runs them."""
+    return model.line(layout.mesh.tp_degree, layout.microbatch_size).recomputing(layout.recompute)
+
+
 def line_and_lookup(layout: Layout, model: StepModel) -> tuple[Line, Work]:
     """The line to be cut, and what a rank with rows of a sharded embedding does beside its stages."""
-    line = model.line(layout.mesh.tp_degree, layout.microbatch_size)
+    line = line_of(layout, model)
     if not layout.sharded:
         return line, NOTHING
     first = line.units[0]
@@ -305,6 +310,7 @@ def kept_bytes(staged: Staged) -> ActionBytes:
             more = staged.line.whole_carry_bytes if work.saved else 0
             work = work._replace(saved=work.saved + more, until_w=work.until_w + more)
         temporary[number, Kind.I] = staged.line.in_i(start, stop)
+        temporary[number, Kind.B] = staged.line.in_b(start, stop)
         kept[number, Kind.F] = work.saved
         kept[number, Kind.I] = max(0, work.until_w - work.saved)
         freed[number, Kind.I] = max(0, work.saved - work.until_w)

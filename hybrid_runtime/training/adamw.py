@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from hybrid_runtime.data_parallel.buckets import Bucket
 from hybrid_runtime.deployment import Optimizer
+from hybrid_runtime.training.master_weights import MASTER, MasterAdamW
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", MASTER)
 _PARTS = 4  # of the buckets, updated one after the other: while one is gathered, the next one is updated
 
 
@@ -26,7 +26,7 @@ class Moment(NamedTuple):
     """What AdamW remembers of a run of a parameter's elements.
 
     Attributes:
-        name: "exp_avg" or "exp_avg_sq".
+        name: one of MOMENTS.
         start: the first element, of the flattened parameter.
         values: flat, a view.
     """
@@ -106,8 +106,10 @@ class FlatAdamW:
     def prepare(self, steps: int = 0) -> None:
         """Gives every run the state that AdamW would give it in its first update, at a count of updates."""
         for part in self._parts:
+            if part.optimizer is not None:
+                part.optimizer.prepare()
             for run in part.runs:
-                _prepare(part.state_of(run), run.values, steps)
+                part.state_of(run)["step"].fill_(steps)
 
     def moments_of(self, parameter: Tensor) -> Iterator[Moment]:
         """What is remembered here of a parameter (or a tensor with its memory); nothing of one that is not trained.
@@ -123,34 +125,26 @@ class FlatAdamW:
         for run in part.runs:
             if run.bucket is bucket and start < stop and run.start <= first < run.stop:
                 state, here = part.state_of(run), first - run.start
-                for name in MOMENTS:
+                for name in MOMENTS if MASTER in state else MOMENTS[:-1]:
                     yield Moment(name, start, state[name][here : here + stop - start])
 
 
 def _run(bucket: Bucket, decay: bool, start: int, stop: int) -> _Run:
     values = nn.Parameter(bucket.values[start:stop])
+    values.grad_dtype = bucket.gradients.dtype
     values.grad = bucket.gradients[start:stop]
     return _Run(bucket, decay, start, stop, values)
 
 
-def _adamw(runs: Sequence[_Run], settings: Optimizer) -> torch.optim.AdamW:
+def _adamw(runs: Sequence[_Run], settings: Optimizer) -> MasterAdamW:
     groups: list[dict[str, object]] = [
         {"params": [run.values for run in runs if run.decays], "weight_decay": float(settings.weight_decay)},
         {"params": [run.values for run in runs if not run.decays], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    return MasterAdamW(
         [group for group in groups if group["params"]],
         lr=float(settings.learning_rate),
         betas=(float(settings.beta1), float(settings.beta2)),
         eps=float(settings.eps),
         fused=True,
     )
-
-
-def _prepare(state: dict[str, Any], values: Tensor, steps: int) -> None:
-    for moment in MOMENTS:
-        if moment not in state:
-            state[moment] = torch.zeros_like(values)
-    if "step" not in state:  # a fused AdamW counts on the device, in float32
-        state["step"] = torch.zeros((), dtype=torch.float32, device=values.device)
-    state["step"].fill_(steps)

@@ -98,6 +98,7 @@ class Update:
             sharded=self._sharded,
             stage_of=self._stage_of(stages),
             alone=[rows.parameter for rows in tied],
+            wide=settings.master_weights,
         )
         for unit in units.values():
             set_accumulate_in_place(unit, True)

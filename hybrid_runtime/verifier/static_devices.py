@@ -14,17 +14,10 @@ from itertools import combinations, pairwise
 
 from hybrid_runtime.exact import decimal_text, parse_bytes
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.verdict import Outcome, StaticCheck
 from hybrid_runtime.verifier.static_rows import Facts, amount, nearest_plans, row, undecided
 
-# Bytes of parameters and gradients, and of Adam's two moments, all in the model's dtype; a forward pass keeps only the
-# parameters.
-_STATE_BYTES = {
-    ("float32", "train"): (8, 8),
-    ("float32", "forward"): (4, 0),
-    ("bfloat16", "train"): (4, 4),
-    ("bfloat16", "forward"): (2, 0),
-}
 _AXIS_WORDS = {
     "tp": "tensor",
     "tensor": "tensor",
@@ -85,12 +78,13 @@ def least_device_bytes(facts: Facts) -> int | None:
     deployment, parameters = facts.deployment, facts.per_rank(facts.stage_parameters)
     if deployment.model is None or not parameters:
         return None
-    whole, optimizer = _STATE_BYTES[deployment.model.dtype, deployment.workload.kind]
+    master_weights = deployment.optimizer.master_weights
+    held = state_bytes(deployment.model.dtype, deployment.workload.kind, master_weights=master_weights)
     mesh = deployment.mesh
     replicas = mesh.dp_degree if deployment.parallel.shard_optimizer else 1
     largest = max(parameters) // mesh.tp_degree
     mean = sum(parameters) * mesh.dp_degree // (deployment.hardware.devices or mesh.world_size)
-    return (whole * replicas + optimizer) * max(largest, mean) // replicas
+    return held.shared_by(replicas).held(max(largest, mean))
 
 
 def link_present(facts: Facts) -> StaticCheck:
