@@ -233,7 +233,7 @@ def balance(model: Published, pp_degree: int, in_flight: int) -> Balance:
     reference, setting = Reference(model, pp_degree), setting_of(model, pp_degree, 10 * pp_degree)
     staged = stage(layout, setting, reference)
     ranks = range(pp_degree)
-    held = [weigh(staged.line, layout, reference, rank, staged.rank_work(rank), 0) for rank in ranks]
+    held = [weigh(staged.line, layout, reference.state, rank, staged.rank_work(rank), 0) for rank in ranks]
     rows: tuple[int, ...] = ()
     if layout.sharded:
         per_row = Fraction(MIXED.total * model.shape.hidden_size)

@@ -42,6 +42,7 @@ from hybrid_runtime.deployment_fields import (
     Percent,
     Positive,
     PositiveNumber,
+    Recomputes,
     SizeText,
     Table,
     given_keys,
@@ -59,7 +60,9 @@ from hybrid_runtime.shapes import OVERRIDABLE, PRESETS, LlamaShape, with_overrid
 _NEWER_KEYS = {
     "data": ("sources", "pack", "validation_fraction", "validation_sources"),
     "workload": ("validate_every", "validation_batches"),
-    "optimizer": ("schedule", "decay_steps"),
+    "optimizer": ("schedule", "decay_steps", "master_weights"),
+    "parallel": ("shard_optimizer",),
+    "pipeline": ("recompute",),
 }
 BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
 BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
@@ -72,6 +75,11 @@ class Parallel(Table):
     pp_degree: Degree = Field(1, description="stages in a row")
     dp_degree: Degree = Field(1, description="replicas of the whole pipeline")
     sequence_parallel: bool = Field(False, description="shard the sequence between tensor-parallel regions over tp")
+    shard_optimizer: bool = Field(
+        False,
+        description="ZeRO-1: every replica updates a part of the parameters and has the optimizer's state of no other "
+        "part; changes nothing where dp_degree is 1",
+    )
 
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -118,6 +126,14 @@ class Pipeline(Table):
         examples=[[96, 160]],
     )
 
+    recompute: Recomputes = Field(
+        "none",
+        description="what units forget after their forward and compute again for their backward: none, selective "
+        "(norms, attention's core and the MLP's product: little time) or full (all but a unit's input: up to a third "
+        "more time); one word, or one for each stage; the first and the last unit forget nothing",
+        examples=["selective", ["full", "none"]],
+    )
+
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if "in_flight_limit" in given and values.get("schedule", "1f1b") != "auto":
@@ -161,6 +177,11 @@ class Optimizer(Table):
     beta2: Fraction01 = Decimal("0.95")
     eps: PositiveNumber = Decimal("0.00000001")
     clip_norm: PositiveNumber | None = Decimal("1.0")
+    master_weights: bool = Field(
+        True,
+        description="of bfloat16 parameters: gradients are summed and AdamW works in float32, on float32 copies of the "
+        "parameters; false keeps everything in bfloat16, which saves 10 bytes per parameter and loses small updates",
+    )
 
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -271,6 +292,13 @@ class Deployment(Table):
                     "has workload.validate_every, but [data] keeps nothing to validate with",
                     "add validation_fraction = 0.01 to [data], or [[data.validation_sources]]",
                 )
+        pipeline = values.get("pipeline")
+        recomputes = isinstance(pipeline, Pipeline) and pipeline.recompute != "none"
+        if recomputes and isinstance(workload, Workload) and workload.kind == "forward":
+            yield (
+                "has pipeline.recompute and a workload of kind 'forward', which keeps nothing for a backward",
+                "remove recompute",
+            )
 
     @property
     def mesh(self) -> Mesh:

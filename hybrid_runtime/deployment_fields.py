@@ -146,6 +146,12 @@ EmbeddingRows = Annotated[
     Discriminator(lambda value: "rows" if isinstance(value, list) else "word"),
 ]
 
+RecomputeKind = Literal["none", "selective", "full"]
+Recomputes = Annotated[
+    Annotated[RecomputeKind, Tag("word")] | Annotated[list[RecomputeKind], Field(min_length=1), Tag("stages")],
+    Discriminator(lambda value: "stages" if isinstance(value, list) else "word"),
+]
+
 
 class Table(BaseModel):
     """Base of every table of the file: unknown keys are errors, nothing is coerced, nothing changes after reading."""

@@ -62,6 +62,17 @@ class Model(Table):
         if sources and "units" not in sources and values.get("options"):
             yield "has options, which only a function named by units takes", "remove options, or name your function"
 
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _no_float16(cls, name: object) -> object:
+        if name in ("float16", "fp16", "half"):
+            raise refuse(
+                "is float16, in which small gradients become zero unless the loss is scaled, and this runtime does not "
+                "scale it",
+                "write 'bfloat16', which is as short and has float32's range",
+            )
+        return name
+
     @field_validator("units")
     @classmethod
     def _module_and_function(cls, text: str | None) -> str | None:

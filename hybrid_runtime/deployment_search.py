@@ -8,7 +8,7 @@ from pydantic import Field
 
 from hybrid_runtime.deployment_fields import LinkRateText, Positive, PositiveNumber, Table
 
-Varied = Literal["tp_degree", "pp_degree", "dp_degree", "microbatch_size", "schedule", "cuts", "embedding"]
+Varied = Literal["tp_degree", "pp_degree", "dp_degree", "microbatch_size", "schedule", "cuts", "embedding", "recompute"]
 
 
 class Search(Table):
@@ -21,8 +21,9 @@ class Search(Table):
         None, description="devices that share fast links; default: all, at most 8", examples=[8]
     )
     vary: list[Varied] = Field(
-        ["tp_degree", "pp_degree", "dp_degree", "microbatch_size", "schedule", "cuts", "embedding"],
-        description="what may differ from the file; cuts: also inside units; embedding: rows on every pipeline rank",
+        ["tp_degree", "pp_degree", "dp_degree", "microbatch_size", "schedule", "cuts", "embedding", "recompute"],
+        description="what may differ from the file; cuts: also inside units; embedding: rows on every pipeline rank; "
+        "recompute: as little as fits the memory",
     )
     schedules: list[str] | None = Field(
         None, description="to choose from, where the schedule varies; default: all", examples=[["1f1b", "zb_v", "auto"]]

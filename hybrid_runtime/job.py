@@ -189,7 +189,6 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     loss_sum = parts.executor.run_step(microbatches, order.step, loss_scale=1.0 / num_targets)
     if update is not None:
         with recorder.span(REDUCE_GRAD):
-            update.learn_of(loss_sum)
             update.sum_gradients()
         with recorder.span(OPTIMIZER):
             norm = update.gradient_norm()

@@ -158,8 +158,7 @@ def open_checkpoints(
         EnvironmentProblem: the folder is too full, or not the same on all machines.
     """
     table, groups = training.deployment.checkpoint, training.groups
-    optimizer = None if built.update is None else built.update.optimizer
-    state = TrainingState(built.units, training.specs, optimizer, built.random, groups.place)
+    state = TrainingState(built.units, training.specs, built.update, built.random, groups.place)
     trained = 0 if resumed is None else restore_training(training, state, resumed)
     if table is None or not writing:
         return Checkpoints(trained_before=trained, resumed_from=resumed)

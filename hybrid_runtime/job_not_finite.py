@@ -93,6 +93,8 @@ class NotFiniteGuard:
             batches, trained = parts.batches, order.trained
             scale = 1.0 / batches.num_targets(trained)
             parts.executor.run_step(batches.microbatches(trained), order.step, loss_scale=scale, watcher=looks)
+            if update is not None:
+                update.sum_gradients()  # some are under way already
         everyone = cast("list[Blame | None]", groups.gather_objects(min(looks.found, default=None)))
         found = sorted(blame for blame in everyone if blame is not None)
         if not found:
@@ -102,10 +104,8 @@ class NotFiniteGuard:
         return first, f"; the same on rank {', '.join(same)}" if same else ""
 
     def _why_nobody(self, parts: Parts) -> str:
-        if parts.update is not None:
-            parts.update.sum_gradients()
-            if not torch.isfinite(parts.update.gradient_norm()):
-                return "gradients of every rank are finite, but not their sum"
+        if parts.update is not None and not torch.isfinite(parts.update.gradient_norm()):
+            return "gradients of every rank are finite, but not their sum"
         return "repeated, the step came out finite; a device that errs, or a unit that is not deterministic"
 
     def _write_down(self, order: Order, words: str) -> None:

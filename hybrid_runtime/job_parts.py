@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hybrid_runtime.comm.groups import Backend, Groups, join_groups
 from hybrid_runtime.data.mixture import Mixture
@@ -28,6 +28,7 @@ from hybrid_runtime.pipeline.build import (
 )
 from hybrid_runtime.pipeline.executor import Executor
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.records import REDUCE_GRAD
 from hybrid_runtime.schedule.actions import parse_actions
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.telemetry.recorder import NullRecorder
@@ -102,9 +103,24 @@ def build(
     tied = share_tied(find_tie(plan, specs), units, groups)
     update = None
     if plan.workload == "train":
-        update = Update(units, groups, deployment.optimizer, steps=deployment.workload.steps, tied=tied)
+        update = Update(
+            units,
+            groups,
+            deployment.optimizer,
+            steps=deployment.workload.steps,
+            tied=tied,
+            stages=_stages_of_units(plan, place.pp),
+            sharded=deployment.parallel.shard_optimizer,
+        )
     parameters = [parameter for unit in units.values() for parameter in unit.parameters()]
     return Built(units, update, ByteLedger(parameters, update.optimizer if update else None), random)
+
+
+def _stages_of_units(plan: Plan, pp_rank: int) -> dict[str, int]:
+    """By unit of a rank; rows of a sharded embedding belong to its first stage, as their actions say."""
+    stages = plan.stages_of(pp_rank)
+    rows = [piece for piece in plan.embedding_pieces[pp_rank : pp_rank + 1] if piece]
+    return {name: stage.index for stage in stages for name in stage.units} | dict.fromkeys(rows, stages[0].index)
 
 
 def assemble(
@@ -117,15 +133,26 @@ def assemble(
     checkpoints: Checkpoints | None = None,
 ) -> Parts:
     """Executor and batches around what was built; without checkpoints, none are written."""
+    update = built.update
+
+    def stage_done(stage: int, loss_sum: Tensor | None) -> None:
+        assert update is not None, "only training has gradients"
+        if loss_sum is None and groups.dp.group is None:
+            return
+        with recorder.span(REDUCE_GRAD):
+            update.learn_of(loss_sum)
+            update.buckets.start_stage(stage)
+
     executor = Executor(
         parse_actions(plan.actions[groups.place.pp]),
-        build_stages(plan, groups.place.pp, built.units),
+        build_stages(plan, groups.place.pp, built.units, built.random),
         plan.stage_to_rank,
         groups,
         loss_scale=1.0 / plan.tokens_per_step,
         recorder=recorder,
         ledger=built.ledger,
         lookups=build_lookups(plan, built.units, groups, built.ledger),
+        stage_done=None if update is None else stage_done,
     )
     batches = Batches(
         source,
@@ -138,4 +165,4 @@ def assemble(
         pack=deployment.data.pack,
         device=groups.device,
     )
-    return Parts(groups, executor, built.update, batches, recorder, plan, checkpoints or Checkpoints())
+    return Parts(groups, executor, update, batches, recorder, plan, checkpoints or Checkpoints())

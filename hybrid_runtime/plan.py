@@ -9,10 +9,11 @@ import hashlib
 import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.predicted import PredictedStep
@@ -21,7 +22,20 @@ SCHEMA_VERSION = "1.1"
 
 
 class _Frozen(BaseModel):
+    """Fields named in `_later` are not written while they have their defaults: plans from before keep their hash."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        values: dict[str, Any] = write(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in self._later or getattr(self, name) != fields[name].default
+        }
 
 
 class StagePlan(_Frozen):
@@ -29,11 +43,15 @@ class StagePlan(_Frozen):
 
     Attributes:
         units: names of whole units, or of pieces of units (pieces.py) where a cut falls inside one.
+        recompute: what they forget after F and compute again; the model's first and last unit forget nothing.
     """
+
+    _later: ClassVar[tuple[str, ...]] = ("recompute",)
 
     index: int
     pp_rank: int
     units: tuple[str, ...]
+    recompute: RecomputeKind = "none"
 
 
 class UnitCost(_Frozen):
@@ -47,7 +65,11 @@ class UnitCost(_Frozen):
         parts: how many equal parts the unit is a sum over, so that it may be cut between them (pieces.py); 1 if it
             cannot be cut.
         fixed_parameters: of `parameters`, those that do not belong to a part (norms): the first piece holds them.
+        selective_recompute_flops, full_recompute_flops: of `forward_flops`, those of what is forgotten and computed
+            again.
     """
+
+    _later: ClassVar[tuple[str, ...]] = ("selective_recompute_flops", "full_recompute_flops")
 
     name: str
     forward_flops: int
@@ -56,10 +78,17 @@ class UnitCost(_Frozen):
     parameters: int
     parts: int = 1
     fixed_parameters: int = 0
+    selective_recompute_flops: int = 0
+    full_recompute_flops: int = 0
 
     @property
     def flops(self) -> int:
         return self.forward_flops + self.input_grad_flops + self.weight_grad_flops
+
+    def again_flops(self, recompute: RecomputeKind) -> int:
+        """FLOPs of what a backward computes again; they are no part of `flops`, the model's own."""
+        again = {"none": 0, "selective": self.selective_recompute_flops, "full": self.full_recompute_flops}
+        return again[recompute]
 
 
 class Prediction(_Frozen):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hybrid_runtime.comm.collectives import start_gather_slices
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.data.mixture import Mixture, mixture_of
 from hybrid_runtime.data.sampler import Batches
@@ -42,7 +43,8 @@ SHAPE = {
 
 
 class History(NamedTuple):
-    """What a training of STEPS steps left: losses, norms, and the last step's summed, unclipped gradients by name.
+    """What a training of STEPS steps left: losses, norms, and by name the last step's summed, unclipped gradients and
+    the parameters after it.
 
     `validations` are the losses on data that was held out, where there is some.
     """
@@ -50,6 +52,7 @@ class History(NamedTuple):
     losses: list[float]
     norms: list[float]
     gradients: dict[str, Tensor]
+    parameters: dict[str, Tensor]
     validations: list[float]
 
 
@@ -117,7 +120,8 @@ def one_process(settings: Deployment, data: Data | None = None, held_out: Data |
         losses.append(loss.item())
         if held_out is not None and (step + 1 == STEPS or (step + 1) % (settings.workload.validate_every or 1) == 0):
             validations.append(_validation_loss(units, settings, held_out))
-    return History(losses, norms, gradients, validations)
+    parameters = {name: parameter.detach() for name, parameter in named.items()}
+    return History(losses, norms, gradients, parameters, validations)
 
 
 def _validation_loss(units: dict[str, nn.Module], settings: Deployment, held_out: Data) -> float:
@@ -158,6 +162,9 @@ def this_rank(
 
     def keep(norm: Tensor) -> None:
         norms.append(norm.item())
+        if settings.parallel.shard_optimizer and groups.dp.size > 1:  # the others' sums are on other replicas
+            for bucket in update.buckets.buckets:
+                start_gather_slices(bucket.gradients, groups.dp).wait()
         local.update({name: p.grad.clone() for name, p, _ in iter_parameters(units) if p.grad is not None})
 
     apply = update.apply
@@ -168,10 +175,12 @@ def this_rank(
         losses.append(loss)
         found = None if validation is None else validation.after_step(step + 1)
         validations += [] if found is None else [found]
-    return plan, groups, History(losses, norms, _whole_gradients(units, local, groups), validations)
+    parameters = {name: parameter.detach() for name, parameter, _ in iter_parameters(units)}
+    wholes = [_whole(units, tensors, groups) for tensors in (local, parameters)]
+    return plan, groups, History(losses, norms, *wholes, validations)
 
 
-def _whole_gradients(units: dict[str, nn.Module], local: dict[str, Tensor], groups: Groups) -> dict[str, Tensor]:
+def _whole(units: dict[str, nn.Module], local: dict[str, Tensor], groups: Groups) -> dict[str, Tensor]:
     gathered = {name: gather_full(local[name], spec, groups.tp) for name, _, spec in iter_parameters(units)}
     whole: dict[str, Tensor] = {}
     for part in cast("list[dict[str, Tensor]]", groups.gather_objects(gathered)):

@@ -13,6 +13,8 @@ from hybrid_runtime.rehearsal import FILE, read_rehearsal
 from tests.commands import command, write_json
 from tests.gpu import NAME, trained
 
+SHARED = {"dp_degree": 2, "shard_optimizer": True}
+
 
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
@@ -22,7 +24,7 @@ def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 @pytest.mark.gpu(1)
 @pytest.mark.parametrize(
-    "parallel", [{}, {"tp_degree": 2}, {"pp_degree": 2}, {"tp_degree": 2, "pp_degree": 2}], ids=str
+    "parallel", [{}, {"tp_degree": 2}, {"pp_degree": 2}, {"tp_degree": 2, "pp_degree": 2}, SHARED], ids=str
 )
 def test_one_gpu_trains_as_the_cpu_does(tmp_path: Path, on_cpu: list[float], parallel: dict[str, int]) -> None:
     """One NCCL rank, or several gloo ranks that share the GPU."""
@@ -65,7 +67,7 @@ def test_a_sharded_embedding_on_two_gpus(tmp_path: Path, on_cpu: list[float]) ->
 
 
 @pytest.mark.gpu(2)
-@pytest.mark.parametrize("parallel", [{"tp_degree": 2}, {"pp_degree": 2}, {"dp_degree": 2}], ids=str)
+@pytest.mark.parametrize("parallel", [{"tp_degree": 2}, {"pp_degree": 2}, {"dp_degree": 2}, SHARED], ids=str)
 def test_two_gpus_train_as_the_cpu_does(tmp_path: Path, on_cpu: list[float], parallel: dict[str, int]) -> None:
     """NCCL."""
     losses = trained(tmp_path, parallel=parallel)

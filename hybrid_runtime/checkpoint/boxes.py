@@ -66,6 +66,60 @@ class HeldBox(NamedTuple):
         return tensor if self.dim is None else tensor.narrow(self.dim, self.start, self.box.sizes[self.dim])
 
 
+def flat_boxes(held: HeldBox, flat: Tensor, start: int) -> Iterator[tuple[Box, Tensor]]:
+    """The boxes, and views, of a run of a flattened tensor that is laid out as the holder's is.
+
+        elements 3 to 10 of (4, 3)      . . .
+                                        3 4 5      one box of the whole rows,
+                                        6 7 8
+                                        9 . .      one of what is left
+
+    Args:
+        flat: the run's values.
+        start: its first element.
+    """
+    shape = held.tensor.shape
+    for offsets, sizes in rectangles(tuple(shape), start, start + flat.numel()):
+        first = sum(offset * math.prod(shape[dim + 1 :]) for dim, offset in enumerate(offsets)) - start
+        values = flat[first : first + math.prod(sizes)].view(sizes)
+        where = [base + offset for base, offset in zip(held.box.offsets, offsets, strict=True)]
+        if (dim := held.dim) is not None:  # the box is only a part of the tensor
+            low = max(offsets[dim], held.start)
+            high = min(offsets[dim] + sizes[dim], held.start + held.box.sizes[dim])
+            if low >= high:
+                continue
+            where[dim] = held.box.offsets[dim] + low - held.start
+            values = values.narrow(dim, low - offsets[dim], high - low)
+        yield held.box._replace(offsets=tuple(where), sizes=tuple(values.shape)), values
+
+
+def rectangles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Offsets and sizes of the few contiguous rectangles that elements start to stop of a flattened tensor are."""
+    if start >= stop:
+        return
+    if not shape:
+        yield (), ()
+        return
+    row = math.prod(shape[1:])
+    first, last = -(-start // row), stop // row  # whole rows
+    if first > last:
+        yield from _in_row(shape, first - 1, start, stop)
+        return
+    yield from _in_row(shape, first - 1, start, first * row)
+    if first < last:
+        rest = len(shape) - 1
+        yield (first, *(0,) * rest), (last - first, *shape[1:])
+    yield from _in_row(shape, last, last * row, stop)
+
+
+def _in_row(
+    shape: tuple[int, ...], number: int, start: int, stop: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    row = math.prod(shape[1:])
+    for offsets, sizes in rectangles(shape[1:], start - number * row, stop - number * row):
+        yield (number, *offsets), (1, *sizes)
+
+
 def tied_names(specs: Sequence[UnitSpec]) -> dict[str, str]:
     """Name of a tied parameter -> name of the parameter whose weight it shares."""
     return {f"{spec.name}.{own}": ".".join(target) for spec in specs for own, target in spec.tied.items()}

@@ -19,6 +19,9 @@ from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.telemetry.host import versions
 
+_MASTER = "optimizer.master_weights"
+_BEFORE = {_MASTER: "false"}  # how a training was that does not say it
+
 
 class Training(NamedTuple):
     """What is trained, by whom, on how many tokens."""
@@ -57,9 +60,11 @@ def training_facts(deployment: Deployment, num_tokens: int) -> dict[str, str]:
         units = words_of_shape(deployment.shape)
     else:
         units = json.dumps({"units": model.units, "options": model.options}, sort_keys=True)
+    precision = {} if model.dtype == "float32" else {_MASTER: str(deployment.optimizer.master_weights).lower()}
     return {
         "model": units,
         "model.dtype": model.dtype,
+        **precision,
         "workload.seed": str(deployment.workload.seed),
         "batch.global_batch_size": str(batch.global_batch_size),
         "batch.sequence_length": str(batch.sequence_length),
@@ -113,9 +118,10 @@ def refuse_other(resumed: Path, manifest: Manifest, deployment: Deployment, num_
         UsageError: it is of another training, or has nothing left to train.
     """
     for key, value in training_facts(deployment, num_tokens).items():
-        if manifest.training.get(key) != value:
+        was = manifest.training.get(key, _BEFORE.get(key))
+        if was != value:
             raise UsageError(
-                f"{resumed}: was trained with {key} = {manifest.training.get(key)}, and this deployment has {value}; "
+                f"{resumed}: was trained with {key} = {was}, and this deployment has {value}; "
                 "give it the same, or start anew without --resume"
             )
     steps = deployment.workload.steps

@@ -1,8 +1,9 @@
 """What a training is made of, as named boxes: parameters, what AdamW remembers of each, buffers, random states.
 
     model.3.mlp.down.weight                    parameters and persistent buffers
-    optimizer.exp_avg.3.mlp.down.weight        laid out as the parameter is
+    optimizer.exp_avg.3.mlp.down.weight        laid out as the parameter is, or a run of its elements
     optimizer.exp_avg_sq.3.mlp.down.weight
+    optimizer.master.3.mlp.down.weight         its float32 copy, of a bfloat16 parameter
     random.dp0.pp1.tp0.shared0                 the generators of one rank; used again on the same mesh only
 
 Where the data goes on needs no state: the sampler is a function of seed and step (data/sampler.py).
@@ -12,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from hybrid_runtime.checkpoint.boxes import Box, HeldBox, held_boxes, tied_names
+from hybrid_runtime.checkpoint.boxes import Box, HeldBox, flat_boxes, held_boxes, tied_names
 from hybrid_runtime.checkpoint.rank_file import Item
 from hybrid_runtime.mesh import Place
 from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.tensor_parallel.random_state import RandomStates, Snapshot
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from hybrid_runtime.training.update import Update
 
 
 class TrainingState:
@@ -30,7 +29,7 @@ class TrainingState:
     Args:
         units: the rank's units (or pieces of units) by name.
         specs: of all units of the model: they say which weights are tied.
-        optimizer: None on a rank that has nothing to train.
+        update: of the units; None where nothing is trained.
         random: the rank's random states.
 
     Attributes:
@@ -41,37 +40,36 @@ class TrainingState:
         self,
         units: Mapping[str, nn.Module],
         specs: Sequence[UnitSpec],
-        optimizer: torch.optim.AdamW | None,
+        update: Update | None,
         random: RandomStates,
         place: Place,
     ) -> None:
         self._units = units
         self._tied = tied_names(specs)
-        parameters = [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
-        self._trained = {parameter.data_ptr(): parameter for parameter in parameters}
-        self._optimizer = optimizer
+        self._optimizer = None if update is None else update.optimizer
+        self._copies = set() if update is None else {parameter.data_ptr() for parameter in update.copies}
         self._random = random
         self._place = place
         self.skipped = 0
 
     @property
     def boxes(self) -> list[Box]:
-        """The boxes of parameters and buffers that this rank holds."""
-        return list(dict.fromkeys(held.box for held in self._held()))
+        """The boxes that this rank could write. The optimizer's state must exist: `prepare` makes it.
+
+        Of a tied weight's copy only the parameter itself: what is remembered of it, its other holder has too, perhaps
+        in other runs of elements.
+        """
+        return list(self._writable())
 
     @property
     def optimizer_steps(self) -> int | None:
         """Updates that the optimizer has counted (for every parameter alike); None where it has nothing to train."""
-        first = next(iter(self._trained.values()), None)
-        return None if self._optimizer is None or first is None else int(self._optimizer.state[first]["step"])
+        return None if self._optimizer is None else self._optimizer.steps
 
     def to_write(self, written: Collection[Box]) -> list[Item]:
-        """The values as they are, views without a copy: of the given boxes, and this rank's random states.
-
-        The optimizer's state must exist: `prepare` makes it.
-        """
-        once = {held.box: held for held in reversed(self._held()) if held.box in written}
-        return [item for held in once.values() for item in self._items(held)] + list(self._random_items())
+        """The values as they are, views without a copy: of the given boxes, and this rank's random states."""
+        chosen = [item for box, item in self._writable().items() if box in written]
+        return chosen + list(self._random_items())
 
     def to_restore(self, *, random: bool) -> list[Item]:
         """Views to be filled, of everything that this rank holds; `prepare` must have been called.
@@ -79,22 +77,13 @@ class TrainingState:
         Args:
             random: with the random states, in copies which `go_on_random` then takes.
         """
-        return [item for held in self._held() for item in self._items(held)] + (
-            list(self._random_items()) if random else []
-        )
+        items = [item for held in self._held() for item in (self._model_item(held), *self._optimizer_items(held))]
+        return items + (list(self._random_items()) if random else [])
 
     def prepare(self, optimizer_steps: int = 0) -> None:
-        """Gives every trained parameter the state that AdamW would give it in its first update, at a step count."""
-        if self._optimizer is None:
-            return
-        for parameter in self._trained.values():
-            state = self._optimizer.state[parameter]
-            for moment in MOMENTS:
-                if moment not in state:
-                    state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            if "step" not in state:  # a fused AdamW counts on the device, in float32
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["step"].fill_(optimizer_steps)
+        """Gives the optimizer the state that its first update would make, at a count of updates."""
+        if self._optimizer is not None:
+            self._optimizer.prepare(optimizer_steps)
 
     @property
     def random_names(self) -> set[str]:
@@ -117,15 +106,22 @@ class TrainingState:
         """Asked for anew every time: a module may put another tensor in a buffer's place."""
         return held_boxes(self._units, self._tied)
 
-    def _items(self, held: HeldBox) -> Iterator[Item]:
-        box = held.box
-        yield Item(box._replace(name=f"model.{box.name}"), held.view_of(held.tensor))
-        parameter = self._trained.get(held.tensor.data_ptr())
-        if self._optimizer is None or parameter is None:
-            return
-        state = self._optimizer.state[parameter]
-        for moment in MOMENTS:
-            yield Item(box._replace(name=f"optimizer.{moment}.{box.name}"), held.view_of(state[moment]))
+    def _writable(self) -> dict[Box, Item]:
+        """By box, so that what a rank holds twice is written once."""
+        found: dict[Box, Item] = {}
+        for held in self._held():
+            copy = held.tensor.data_ptr() in self._copies
+            for item in (self._model_item(held), *(() if copy else self._optimizer_items(held))):
+                found.setdefault(item.box, item)
+        return found
+
+    def _model_item(self, held: HeldBox) -> Item:
+        return Item(held.box._replace(name=f"model.{held.box.name}"), held.view_of(held.tensor))
+
+    def _optimizer_items(self, held: HeldBox) -> Iterator[Item]:
+        for moment in () if self._optimizer is None else self._optimizer.moments_of(held.tensor):
+            for box, values in flat_boxes(held, moment.values, moment.start):
+                yield Item(box._replace(name=f"optimizer.{moment.name}.{box.name}"), values)
 
     def _random_items(self) -> Iterator[Item]:
         snapshot, place = self._random.snapshot(), self._place

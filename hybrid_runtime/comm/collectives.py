@@ -71,21 +71,25 @@ class Pending:
         return result
 
 
-def start_all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Pending:
-    """Starts reducing the contiguous `x` in place over the axis."""
+def start_all_reduce(
+    x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM, *, name: str = "all_reduce"
+) -> Pending:
+    """Starts reducing the contiguous `x` in place over the axis; `name` is what is waited for."""
     if axis.group is None:
-        return Pending(axis, "all_reduce", x)
+        return Pending(axis, name, x)
     shared = axis.shared
     if shared is not None and op == dist.ReduceOp.SUM and shared.takes(x):
-        with axis.waiting("all_reduce"):
+        with axis.waiting(name):
             shared.start(x)
-        return Pending(axis, "all_reduce", x, shared, finish=shared.add_others)
-    return Pending(axis, "all_reduce", x, dist.all_reduce(x, op=op, group=axis.group, async_op=True))
+        return Pending(axis, name, x, shared, finish=shared.add_others)
+    return Pending(axis, name, x, dist.all_reduce(x, op=op, group=axis.group, async_op=True))
 
 
-def all_reduce(x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """Reduces the contiguous `x` in place over the axis and returns it."""
-    return start_all_reduce(x, axis, op).wait()
+def all_reduce(
+    x: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM, *, name: str = "all_reduce"
+) -> Tensor:
+    """Reduces the contiguous `x` in place over the axis and returns it; `name` is what is waited for."""
+    return start_all_reduce(x, axis, op, name=name).wait()
 
 
 def all_gather_stack(x: Tensor, axis: Axis) -> Tensor:
@@ -134,6 +138,26 @@ def start_reduce_scatter_sequence(x_BSH: Tensor, axis: Axis) -> Pending:
     flat = ranks_first.view(axis.size * batch, part, *rest)
     work = _reduce_scatter(out, flat, group=axis.group, async_op=True)
     return Pending(axis, "reduce_scatter", out, work, inputs=flat)
+
+
+def start_sum_slices(flat: Tensor, axis: Axis, name: str = "reduce_scatter") -> Pending:
+    """Starts summing equal slices of `flat` over the axis, in place: rank r's r-th one holds the sum, others anything.
+
+    The axis' size must divide the length of `flat`.
+    """
+    own = flat.chunk(axis.size)[axis.rank]
+    work = None if axis.group is None else _reduce_scatter(own, flat, group=axis.group, async_op=True)
+    return Pending(axis, name, own, work, inputs=flat)
+
+
+def start_gather_slices(flat: Tensor, axis: Axis, name: str = "all_gather") -> Pending:
+    """Starts filling `flat` with the r-th of its equal slices as rank r has it, in place.
+
+    The axis' size must divide the length of `flat`.
+    """
+    own = flat.chunk(axis.size)[axis.rank]
+    work = None if axis.group is None else _all_gather(flat, own, group=axis.group, async_op=True)
+    return Pending(axis, name, flat, work, inputs=flat)
 
 
 def sum_forward(x: Tensor, axis: Axis) -> Tensor:

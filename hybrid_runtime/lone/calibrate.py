@@ -32,6 +32,7 @@ from hybrid_runtime.lone.overheads import executor_ns, optimizer_costs
 from hybrid_runtime.lone.unit_times import busy_units, unit_times, wanted_of
 from hybrid_runtime.models.build import model_costs
 from hybrid_runtime.planner.asked import asked_of, devices_of
+from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.run_folder import write_whole
 from hybrid_runtime.telemetry.host import cpu_name, find_gpu, settle, versions
 from hybrid_runtime.telemetry.machine import machine
@@ -122,9 +123,11 @@ def _exchanged(
             not_measured |= {"messages": why, "overlap": why} if ranks == 2 else {}
             continue
         tick(f"communication: {ranks} ranks")
-        sizes = _own_sizes(deployment), _gradient_sizes(deployment, parameters)
+        sizes, summed = _own_sizes(deployment), _gradient_sizes(deployment, parameters)
+        if deployment.parallel.shard_optimizer:  # gradients are scattered then, and parameters gathered
+            sizes, summed = sorted({*sizes, *summed}), []
         work = partial(busy_units, deployment) if device.type == "cpu" else None
-        found.append(exchange(ranks, device.type, *sizes, work))
+        found.append(exchange(ranks, device.type, sizes, summed, work))
     return found, not_measured
 
 
@@ -149,8 +152,9 @@ def _own_sizes(deployment: Deployment) -> list[int]:
 def _gradient_sizes(deployment: Deployment, parameters: int) -> list[int]:
     """Bytes of the largest bucket of gradients that replicas sum, and of half of it."""
     assert deployment.model is not None
-    element = torch.empty((), dtype=getattr(torch, deployment.model.dtype)).element_size()
-    largest = min(BUCKET_BYTES, parameters * element)
+    master_weights = deployment.optimizer.master_weights
+    held = state_bytes(deployment.model.dtype, "train", master_weights=master_weights)
+    largest = min(BUCKET_BYTES, parameters * held.gradient)
     return [largest // 2, largest]
 
 

@@ -29,6 +29,7 @@ from hybrid_runtime.models.build import model_units
 from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.pipeline.build import edges_of, find_tie, lookup_ranks, tied_pairs
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.rehearsal import RehearsedRank
 from hybrid_runtime.tensor_parallel.initialise import any_weights
 
@@ -212,9 +213,10 @@ def least_bytes(stage: Stage, pp_rank: int) -> int:
     """What parameters, gradients and the optimizer's state of a rank take at least."""
     assert stage.deployment.model is not None
     share = sum(stage.plan.prediction.stage_parameters[part.index] for part in stage.plan.stages_of(pp_rank))
-    copies = 4 if stage.plan.workload == "train" else 1
-    element = torch.empty((), dtype=getattr(torch, stage.deployment.model.dtype)).element_size()
-    return share // stage.plan.tp_degree * copies * element
+    table = stage.deployment.optimizer
+    state = state_bytes(stage.deployment.model.dtype, stage.plan.workload, master_weights=table.master_weights)
+    replicas = stage.plan.dp_degree if stage.deployment.parallel.shard_optimizer else 1
+    return state.shared_by(replicas).held(share // stage.plan.tp_degree)
 
 
 def refuse_too_large(stage: Stage, pp_rank: int) -> None:

@@ -57,6 +57,7 @@ class Wanted:
     Attributes:
         specs: of all units of the model, in order.
         asked: pairs of tensor-parallel degree and microbatch size, the most important first.
+        master_weights: gradients of bfloat16 parameters are float32.
         vocab_size: bounds random tokens.
     """
 
@@ -65,6 +66,7 @@ class Wanted:
     sequence_length: int
     sequence_parallel: bool
     dtype: str
+    master_weights: bool
     vocab_size: int
     device: torch.device
 
@@ -137,6 +139,7 @@ def wanted_of(deployment: Deployment, device: torch.device) -> Wanted:
         sequence_length=deployment.batch.sequence_length,
         sequence_parallel=deployment.parallel.sequence_parallel,
         dtype=deployment.model.dtype,
+        master_weights=deployment.optimizer.master_weights,
         vocab_size=deployment.shape.vocab_size if deployment.shape else _OWN_VOCABULARY,
         device=device,
     )
@@ -308,7 +311,7 @@ def _unit(wanted: Wanted, name: str, context: BuildContext, traffic: Traffic) ->
     (spec,), piece = specs_of([name], wanted.specs), read_piece(name)
     module = build_units([replace(spec, tied={})], context)[name]
     parameters = list(module.parameters())
-    GradientBuckets(parameters)
+    GradientBuckets(parameters, wide=wanted.master_weights)
     set_accumulate_in_place(module, True)
     ledger = ByteLedger(parameters)
     stage = Stage(0, [(name, module)], training=True)

@@ -33,6 +33,7 @@ from hybrid_runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_en
 from hybrid_runtime.tensor_parallel.embedding import EmbeddingRows, SummedRows, VocabParallelEmbedding
 from hybrid_runtime.tensor_parallel.initialise import Init
 from hybrid_runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
+from hybrid_runtime.tensor_parallel.recompute import KEEP
 from hybrid_runtime.tensor_parallel.shard import ShardSpec
 
 STD = 0.02  # of every weight; projections back onto the carry are scaled by 1/sqrt(2 * layers) (GPT-2)
@@ -140,6 +141,7 @@ class AttentionUnit(nn.Module):
         tp = context.tp.size
         _check_heads(shape, tp)
         self.piece = context.piece
+        self.recompute = KEEP
         copies = max(1, tp // shape.num_kv_heads)
         self.head_dim = shape.head_dim
         self.rope_theta, self.rope_scaling = shape.rope_theta, shape.rope_scaling
@@ -163,7 +165,7 @@ class AttentionUnit(nn.Module):
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
         mix = functools.partial(self._attend, documents=microbatch.documents)
-        return residual_sum(carry, self.norm, self.qkv, mix, self.output, self.piece)
+        return residual_sum(carry, self.norm, self.qkv, mix, self.output, self.piece, self.recompute)
 
     def _attend(self, qkv: Tensor, documents: Documents | None) -> Tensor:
         if self.q_norm is not None and self.k_norm is not None:
@@ -186,6 +188,7 @@ class MlpUnit(nn.Module):
     def __init__(self, shape: LlamaShape, context: BuildContext) -> None:
         super().__init__()
         self.piece = context.piece
+        self.recompute = KEEP
         self.norm = _norm(shape, context) if _holds_norm(context) else None
         self.gate_up = ColumnParallelLinear(
             shape.hidden_size,
@@ -200,7 +203,7 @@ class MlpUnit(nn.Module):
         self.down = _projection(shape.ffn_size, shape, context, "down")
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        return residual_sum(carry, self.norm, self.gate_up, swiglu, self.down, self.piece)
+        return residual_sum(carry, self.norm, self.gate_up, swiglu, self.down, self.piece, self.recompute)
 
 
 class HeadUnit(nn.Module):

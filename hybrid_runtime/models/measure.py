@@ -61,7 +61,13 @@ def measured_costs(
                 fixed = _fixed_parameters(spec, context, cost.parameters)
                 cost = cost.model_copy(update={"parts": spec.parts, "fixed_parameters": fixed})
             costs.append(cost)
-    return tuple(costs)
+    ends = costs[0].name, costs[-1].name
+    return tuple(
+        cost
+        if workload != "train" or cost.name in ends
+        else cost.model_copy(update={"full_recompute_flops": cost.forward_flops})
+        for cost in costs
+    )
 
 
 def _built(spec: UnitSpec, context: BuildContext) -> nn.Module:

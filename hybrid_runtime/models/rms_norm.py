@@ -68,8 +68,10 @@ class _RMSNorm(torch.autograd.Function):
             projection = (product @ wide_weight).div_(x.shape[-1]).unsqueeze(-1)
             dx = (dy * wide_weight).addcmul_(normed, projection, value=-1).mul_(scale).to(x.dtype)
         if need_weight:
-            dw = product.flatten(0, -2).sum(0).to(ctx.weight.dtype)
+            dw = product.flatten(0, -2).sum(0)
             if ctx.layer.accumulate_in_place:
                 gradient_buffer(ctx.weight).add_(dw)
                 dw = None
+            else:
+                dw = dw.to(ctx.weight.dtype)
         return dx, dw, None

@@ -18,6 +18,8 @@ from hybrid_runtime.pipeline.lookups import Lookups
 from hybrid_runtime.pipeline.stage import Stage
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.schedule.actions import parse_actions
+from hybrid_runtime.tensor_parallel.random_state import RandomStates
+from hybrid_runtime.tensor_parallel.recompute import Recompute
 from hybrid_runtime.training.update import TiedRows
 
 
@@ -152,11 +154,19 @@ def lookup_ranks(plan: Plan) -> tuple[int, ...]:
     return home, *(rank for rank, piece in enumerate(plan.embedding_pieces) if piece and rank != home)
 
 
-def build_stages(plan: Plan, pp_rank: int, units: Mapping[str, nn.Module]) -> dict[int, Stage]:
-    """The rank's stages over its built units, by global stage index."""
-    return {
-        stage.index: Stage(
-            stage.index, [(name, units[name]) for name in stage.units], training=plan.workload == "train"
-        )
-        for stage in plan.stages_of(pp_rank)
-    }
+def build_stages(
+    plan: Plan, pp_rank: int, units: Mapping[str, nn.Module], random: RandomStates | None = None
+) -> dict[int, Stage]:
+    """The rank's stages over its built units, by global stage index.
+
+    Args:
+        random: what units draw from that are computed again.
+    """
+    ends = plan.stages[0].units[0], plan.stages[-1].units[-1]
+    stages = {}
+    for stage in plan.stages_of(pp_rank):
+        named = [(name, units[name]) for name in stage.units]
+        stages[stage.index] = Stage(stage.index, named, training=plan.workload == "train")
+        inner = [name for name in stage.units if name not in ends]
+        stages[stage.index].recompute(Recompute(stage.recompute, random), inner)
+    return stages

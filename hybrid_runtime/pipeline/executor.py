@@ -77,6 +77,8 @@ class Executor:
         recorder: measures every compute action.
         ledger: counts the bytes of communication buffers and of what waits for weight gradients; None counts nothing.
         lookups: of a rank that takes part in a sharded embedding, as `build_lookups` makes them; None elsewhere.
+        stage_done: told of every stage once its gradients of the step are there, and of the last one's loss, as
+            `run_step` returns it; None where nobody waits for them.
 
     Attributes:
         weight_queue: what waits between I and W.
@@ -93,6 +95,7 @@ class Executor:
         recorder: SpanRecorder,
         ledger: StepLedger | None = None,
         lookups: Lookups | None = None,
+        stage_done: Callable[[int, Tensor | None], None] | None = None,
     ) -> None:
         self._actions = tuple(action for action in actions if not action.kind.is_data_parallel)
         self._names = tuple(map(str, self._actions))
@@ -127,6 +130,8 @@ class Executor:
             Kind.EB: self._row_gradient,
         }
         self._lookups = lookups
+        self._stage_done = stage_done or (lambda stage, loss_sum: None)
+        self._last_of_stage = _last_of_stages(self._actions)
         self.weight_queue = WeightQueue(
             fills=groups.tp.size > 1,
             keep=None if ledger is None else ledger.keep,
@@ -191,6 +196,8 @@ class Executor:
             except Exception as problem:
                 raise RunError(f"{type(problem).__name__}: {problem}", self._where(action)) from problem
             self._poll()
+            if self._last_of_stage.get(action.stage) == action:
+                self._stage_done(action.stage, self._loss_sum() if action.stage == self._last_stage else None)
         self._recorder.note("last sends")
         with self._groups.clocks.watching("last sends", self._targets):
             for sender in self._senders.values():
@@ -199,6 +206,9 @@ class Executor:
                 self._lookups.finish()
         assert not self._outputs, f"never sent or used: {list(self._outputs)}"
         assert not self.weight_queue, f"{len(self.weight_queue)} weight gradients were never computed"
+        return self._loss_sum()
+
+    def _loss_sum(self) -> Tensor | None:
         return torch.stack([self._losses[i] for i in sorted(self._losses)]).sum() if self._losses else None
 
     def _poll(self) -> None:
@@ -327,6 +337,11 @@ class Executor:
         if len(output) != 1 or output[0].dim() != 0:
             raise RunError(f"the last unit must return the sum of token losses as one scalar, not {spec_of(output)}")
         self._losses[i] = output[0].detach()
+
+
+def _last_of_stages(actions: Sequence[Action]) -> dict[int, Action]:
+    """The last action of every stage that adds to gradients of parameters."""
+    return {action.stage: action for action in actions if action.kind in (Kind.B, Kind.I, Kind.W, Kind.EB)}
 
 
 def _gradient_spec(output: Carry) -> tuple[TensorSpec, ...]:

@@ -5,11 +5,14 @@
                       W   weight_gradient(...)  works off what that I left; nothing where a unit has no such layers
 
 Outputs are not kept: only their autograd edges are, so an activation that has been sent costs nothing more here.
+
+A stage may forget what its units computed and compute it again in B or I (recompute.py). Units that can forget parts of
+themselves are told to (`set_recompute`); others, with "full", are run whole a second time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hybrid_runtime.errors import RunError
 from hybrid_runtime.models.unit import Carry, Microbatch
+from hybrid_runtime.tensor_parallel.recompute import Recompute, forget, set_recompute
 from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue, set_weight_queue
 
 
@@ -42,6 +46,7 @@ class Stage:
         self.training = training
         self._in_flight: dict[int, _InFlight] = {}
         self.current_unit: str | None = None
+        self._again: dict[str, Recompute] = {}
         self._queue: WeightQueue | None = None
 
     def use_queue(self, queue: WeightQueue) -> None:
@@ -49,6 +54,14 @@ class Stage:
         self._queue = queue
         for _, unit in self.units:
             set_weight_queue(unit, queue)
+
+    def recompute(self, recompute: Recompute, units: Collection[str]) -> None:
+        """What the given units of the stage forget between F and their backward."""
+        self._again = {
+            name: recompute
+            for name, unit in self.units
+            if name in units and not set_recompute(unit, recompute) and recompute.kind == "full"
+        }
 
     def forward(self, index: int, carry: Carry, microbatch: Microbatch) -> Carry:
         """F of microbatch `index`; `carry` is the previous stage's output (empty for the first stage).
@@ -64,13 +77,27 @@ class Stage:
             output = inputs
             for name, unit in self.units:
                 self.current_unit = name
-                output = unit(output, microbatch)
+                output = self._run(name, unit, output, microbatch)
                 if not isinstance(output, tuple) or not all(isinstance(tensor, Tensor) for tensor in output):
                     raise RunError(f"unit {name!r} returned {type(output).__name__}; a unit returns a tuple of tensors")
         self.current_unit = None
         if self.training:
             edges = (get_gradient_edge(y) if y.requires_grad else None for y in output if y.is_floating_point())
             self._in_flight[index] = _InFlight(inputs, tuple(edges))
+        return output
+
+    def _run(self, name: str, unit: nn.Module, carry: Carry, microbatch: Microbatch) -> Carry:
+        recompute = self._again.get(name)
+        if recompute is None or not self.training:
+            output: Carry = unit(carry, microbatch)
+            return output
+        buffers = [(buffer, buffer._version) for buffer in unit.buffers()]
+        output, _ = forget(lambda *x: unit(x, microbatch), carry, recompute.random)
+        if any(now is not was or now._version != version for now, (was, version) in zip(unit.buffers(), buffers)):
+            raise RunError(
+                f"unit {name!r} changes a buffer in its forward and would do so twice; set pipeline.recompute of its "
+                "stage to 'none', or 'selective'"
+            )
         return output
 
     def backward(self, index: int, gradients: Sequence[Tensor]) -> Carry:

@@ -6,6 +6,10 @@ vocabulary), all until W, for a linear keeps what it read and what came back:
     attn   input h, normed h, heads q + 2kv, result q      mlp    input h, normed h, gate, up and product 3f
     head   input h, normed h, logits v                     a later piece of a unit keeps the normed input only
 
+Forgotten and computed again (models/residual.py) is of all these with "full" everything but the input (or the normed
+input of a later piece), with "selective" the normed input and the result, heads and product but for one copy each: the
+column's output, h heads q + 2kv or 2f, stays.
+
 With tp_degree T everything but input and normed is divided by T; with sequence parallelism the input is, too. The terms
 are those of Korthikanti et al. 2022 (arXiv 2205.05198, section 4), adapted to grouped heads and gated MLPs.
 """
@@ -13,16 +17,17 @@ are those of Korthikanti et al. 2022 (arXiv 2205.05198, section 4), adapted to g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from typing import Literal, NamedTuple
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
-from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, FORWARD_ONLY, TRAINING, StateBytes
+from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
 from hybrid_runtime.planner.step_model import Collective
-from hybrid_runtime.planner.work import Line, Unit, Work
+from hybrid_runtime.planner.work import Forgets, Forgotten, Line, Unit, Work
 from hybrid_runtime.predicted import Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
 from hybrid_runtime.shapes import LlamaShape
@@ -180,6 +185,43 @@ def llama_kept(shape: LlamaShape, cost: UnitCost, tokens: int, element_bytes: in
     return Kept(0, 0, 8 * tokens, until_w=Fraction(0))
 
 
+def llama_forgets(
+    shape: LlamaShape,
+    cost: UnitCost,
+    tokens: int,
+    element_bytes: int,
+    tp_degree: int,
+    *,
+    divisor: int,
+    gather_ns: int = 0,
+) -> Forgets | None:
+    """What recomputation makes of a unit; `divisor` and tokens as for `llama_kept`.
+
+    Args:
+        gather_ns: of the whole carry over the tensor-parallel ranks, with sequence parallelism.
+    """
+    name, row = kind_of(cost.name), tokens * element_bytes
+    if name not in ("attn", "mlp") or not cost.full_recompute_flops:
+        return None
+    kept = llama_kept(shape, cost, tokens, element_bytes, divisor)
+    columns = row * (shape.q_size + 2 * shape.kv_size if name == "attn" else 2 * shape.ffn_size)
+    again = {"selective": cost.selective_recompute_flops, "full": cost.full_recompute_flops}
+
+    def forgets(kind: RecomputeKind, start: int, stop: int) -> Forgotten:
+        def between(total: int) -> int:
+            return total // tp_degree * stop // cost.parts - total // tp_degree * start // cost.parts
+
+        stays = columns if kind == "selective" else 0
+        first = kept.first - row * shape.hidden_size // divisor if start == 0 else 0
+        return Forgotten(
+            first + between(kept.divided - stays),
+            Fraction(again[kind], cost.forward_flops),
+            gather_ns if kind == "full" and start == 0 else 0,
+        )
+
+    return forgets
+
+
 @dataclass(frozen=True)
 class AnalyticCosts:
     """A `StepModel` of a Llama-family model by formula.
@@ -188,6 +230,7 @@ class AnalyticCosts:
         dtype: "float32" or "bfloat16".
         workload: "train" or "forward".
         granule: as `wanted` of `granule_of`.
+        master_weights: bfloat16 parameters are updated in float32.
     """
 
     shape: LlamaShape
@@ -197,6 +240,7 @@ class AnalyticCosts:
     sequence_parallel: bool
     rates: Rates
     granule: int | None = None
+    master_weights: bool = True
     _lines: dict[tuple[int, int], Line] = field(default_factory=dict, compare=False, repr=False)
 
     action_ns = 0
@@ -225,7 +269,7 @@ class AnalyticCosts:
 
     @property
     def state(self) -> StateBytes:
-        return (FORWARD_ONLY if self.workload == "forward" else TRAINING)[self.dtype]
+        return state_bytes(self.dtype, self.workload, master_weights=self.master_weights)
 
     def line(self, tp_degree: int, microbatch_size: int) -> Line:
         if (tp_degree, microbatch_size) not in self._lines:
@@ -248,7 +292,8 @@ class AnalyticCosts:
             for cost in costs
         ]
         whole_carry = tokens * self.shape.hidden_size * element_bytes
-        return analytic_line(
+        gather_ns = self.gather_ns(tp_degree, whole_carry)
+        line = analytic_line(
             units,
             tp_degree,
             whole_carry // divisor,
@@ -257,6 +302,17 @@ class AnalyticCosts:
             granule=self.granule,
             shards=divisor,
         )
+        forgets = [
+            llama_forgets(self.shape, cost, tokens, element_bytes, tp_degree, divisor=divisor, gather_ns=gather_ns)
+            for cost in costs
+        ]
+        return replace(line, units=tuple(replace(unit, forgets=one) for unit, one in zip(line.units, forgets)))
+
+    def gather_ns(self, tp_degree: int, num_bytes: int) -> int:
+        """The gather of a column's input, which is done again where the column is."""
+        if tp_degree == 1 or not self.sequence_parallel:
+            return 0
+        return self.collective_ns("all_gather", tp_degree, num_bytes, same_host=True)
 
     def tp_time(self, tp_degree: int, num_bytes: int) -> int:
         """One all-reduce, or the reduce-scatter and all-gather that replace it."""

@@ -99,6 +99,7 @@ def _parallel(deployment: Deployment, mesh: Mesh) -> Parallel:
         pp_degree=mesh.pp_degree,
         dp_degree=mesh.dp_degree,
         sequence_parallel=deployment.parallel.sequence_parallel and mesh.tp_degree > 1,
+        shard_optimizer=deployment.parallel.shard_optimizer and mesh.dp_degree > 1,
     )
 
 

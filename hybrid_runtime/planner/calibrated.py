@@ -20,12 +20,12 @@ from typing import Literal
 from hybrid_runtime.calibration import Calibration, CollectiveTime, Spread, UnitTimes
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.plan import UnitCost
-from hybrid_runtime.planner.analytic import Rates, granule_of, kind_of, labels
+from hybrid_runtime.planner.analytic import Rates, granule_of, kind_of, labels, llama_forgets
 from hybrid_runtime.planner.costs import unit_costs
-from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, FORWARD_ONLY, StateBytes
+from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
 from hybrid_runtime.planner.step_model import Collective
 from hybrid_runtime.planner.tp_calls import LOSS_SUMS, CallTime, calls_of, column_part, with_calls
-from hybrid_runtime.planner.work import Line, Unit, Work
+from hybrid_runtime.planner.work import Forgets, Line, Unit, Work
 from hybrid_runtime.predicted import Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
 from hybrid_runtime.shapes import LlamaShape
@@ -73,7 +73,7 @@ class CalibratedCosts:
     @property
     def state(self) -> StateBytes:
         if self.workload == "forward":
-            return FORWARD_ONLY[self.dtype]
+            return state_bytes(self.dtype, self.workload, master_weights=False)
         found = self.calibration
         return StateBytes(
             ELEMENT_BYTES[self.dtype], found.gradient_bytes_per_parameter, found.optimizer_bytes_per_parameter
@@ -107,11 +107,28 @@ class CalibratedCosts:
         in_i = {kind: self._in_i(kind, tp_degree, microbatch_size) for kind in widths}
         return Line(
             tuple(
-                replace(self._unit(cost, widths[kind], tp_degree, microbatch_size, carry), in_i=in_i[kind])
+                replace(
+                    self._unit(cost, widths[kind], tp_degree, microbatch_size, carry),
+                    in_i=in_i[kind],
+                    forgets=self._forgets(cost, tokens, tp_degree, whole_carry),
+                )
                 for cost, kind in zip(costs, kinds)
             ),
             carry,
             tp_degree if self.sequence_parallel else 1,
+        )
+
+    def _forgets(self, cost: UnitCost, tokens: int, tp_degree: int, whole_carry: int) -> Forgets | None:
+        """Bytes by formula, which are exact; time as that part of the measured F which has these FLOPs."""
+        gathers = self.sequence_parallel and tp_degree > 1
+        return llama_forgets(
+            self.shape,
+            cost,
+            tokens,
+            ELEMENT_BYTES[self.dtype],
+            tp_degree,
+            divisor=tp_degree if gathers else 1,
+            gather_ns=self.collective_ns("all_gather", tp_degree, whole_carry, same_host=True) if gathers else 0,
         )
 
     def collective_ns(self, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:

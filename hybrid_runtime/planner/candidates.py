@@ -77,6 +77,8 @@ def layouts(space: Space, setting: Setting) -> Iterator[Layout | Impossible]:
             count = setting.global_batch_size // (mesh.dp_degree * size)
             of_mesh = _of_mesh(space, setting, mesh, size, count)
             given = (_as_given(one, space, costs) if isinstance(one, Layout) else one for one in of_mesh)
+            first = setting.recomputes[0]
+            given = (replace(one, recompute=first) if isinstance(one, Layout) else one for one in given)
             yield from dict.fromkeys(given)  # layouts that differ in their cuts only are one where those are fixed
 
 

@@ -16,15 +16,17 @@ from dataclasses import dataclass, field, replace
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import Impossible, Space, layouts
-from hybrid_runtime.planner.evaluate import Evaluated, as_run, broken_promises, evaluate, gradient_sum_ns
-from hybrid_runtime.planner.layout import Layout, Setting, in_flight
+from hybrid_runtime.planner.evaluate import Evaluated, as_run, broken_promises, evaluate, replicas_ns, update_ns
+from hybrid_runtime.planner.layout import Layout, Setting, forgetting_more, in_flight
 from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_not
 from hybrid_runtime.planner.rows import water_level
 from hybrid_runtime.planner.staged import (
     Staged,
     embedding_parameters,
+    line_of,
     lower_bound_ns,
     stage,
+    state_of,
     step_costs,
     weigh,
 )
@@ -131,7 +133,7 @@ def _possible(
             found.losers.append(Loser(layout.what, layout.why))
             continue
         try:
-            lacking = _least_bytes(layout, setting, model) - (setting.memory_bytes or math.inf)
+            layout, lacking = _forgetting_enough(layout, setting, model)
             bound = _idle_free_ns(layout, setting, model)
         except PlanError as problem:
             found.losers.append(Loser(str(layout), str(problem), layout))
@@ -144,6 +146,13 @@ def _possible(
     return possible
 
 
+def _forgetting_enough(layout: Layout, setting: Setting, model: StepModel) -> tuple[Layout, float]:
+    """The layout that forgets no more than it must to fit, and the bytes that it lacks even so."""
+    lacking = _least_bytes(layout, setting, model) - (setting.memory_bytes or math.inf)
+    more = forgetting_more(layout, setting) if lacking > 0 else None
+    return (layout, lacking) if more is None else _forgetting_enough(more, setting, model)
+
+
 def _is_long(layout: Layout) -> bool:
     """Whether a replay takes seconds: such layouts come last, when more of them are hopeless."""
     return 3 * len(layout.stage_to_rank) * layout.num_microbatches > LONG
@@ -151,11 +160,11 @@ def _is_long(layout: Layout) -> bool:
 
 def _idle_free_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
     """A step in which every rank has an equal part of everything and never waits: none is shorter."""
-    total, ranks = model.line(layout.mesh.tp_degree, layout.microbatch_size).total, layout.mesh.pp_degree
+    total, ranks = line_of(layout, model).total, layout.mesh.pp_degree
     whole, apart = total.fused_load + total.tp_backward, total.split_load + total.tp_input_grad
     busy = total.tp_forward + (whole if layout.is_fused else min(whole, apart))
     mine = total.parameters // ranks
-    after = gradient_sum_ns(mine * model.state.gradient, layout, setting, model) + model.optimizer_ns(mine)
+    after = replicas_ns(mine, layout, setting, model) + update_ns(mine, layout, setting, model)
     return layout.num_microbatches * busy // ranks + (after if setting.workload == "train" else 0) + model.step_ns
 
 
@@ -184,6 +193,7 @@ class _Cuts:
             layout.sharded,
             limited,
             layout.in_flight,
+            layout.recompute,
         )
         if key not in self._known:
             self._known[key] = stage(layout, self._setting, self._model)
@@ -192,10 +202,10 @@ class _Cuts:
 
 def _least_bytes(layout: Layout, setting: Setting, model: StepModel) -> int:
     """What the fullest rank holds at least: the mean of parameters, and of the activations in flight, less 5 %."""
-    total, ranks = model.line(layout.mesh.tp_degree, layout.microbatch_size).total, layout.mesh.pp_degree
-    head = model.line(layout.mesh.tp_degree, layout.microbatch_size).units[-1].whole.saved
+    total, ranks = line_of(layout, model).total, layout.mesh.pp_degree
+    head = line_of(layout, model).units[-1].whole.saved
     held = sum(in_flight(layout, rank) for rank in range(ranks)) / ranks * 19 / 20
-    return (model.state.total * total.parameters + int(max(1, held) * (total.saved - head))) // ranks
+    return (state_of(layout, setting, model).held(total.parameters) + int(max(1, held) * (total.saved - head))) // ranks
 
 
 def _guess_ns(layout: Layout, bound_ns: int) -> int:
@@ -220,8 +230,10 @@ def _replayed(
     best: list[int] = []  # the negated step times of the best `keep`, a heap
     cuts = _Cuts(setting, model)
     waiting: list[tuple[int, Layout]] = []
-    for number, one in enumerate(possible):
-        tell("replaying", number / len(possible))
+    left = list(reversed(possible))
+    while left:
+        one = left.pop()
+        tell("replaying", 1 - len(left) / len(possible))
         reached_ns = -best[0] if len(best) == keep else None
         if _hopeless(one.layout, one.bound_ns, reached_ns, found):
             continue
@@ -235,6 +247,10 @@ def _replayed(
             continue
         lacking = _expected_lack(staged, setting, model)
         if lacking > 0 and not _may_fit_whole(one.layout, staged, setting, model):
+            more = forgetting_more(one.layout, setting)
+            if more is not None:
+                left.append(replace(one, bound_ns=_idle_free_ns(more, setting, model), layout=more))
+                continue
             found.losers.append(too_large(one.layout, lacking, setting, "what the schedule holds with equal stages"))
             continue
         if is_searched(one.layout.schedule):
@@ -258,21 +274,22 @@ def _expected_lack(staged: Staged, setting: Setting, model: StepModel) -> int:
     """Bytes by which a rank will surely exceed its memory: 95 % of what its schedule holds with equal stages."""
     if setting.memory_bytes is None:
         return 0
-    return max(_expected(staged, model)) * 19 // 20 - setting.memory_bytes
+    return max(_expected(staged, setting, model)) * 19 // 20 - setting.memory_bytes
 
 
 def _may_fit_whole(layout: Layout, staged: Staged, setting: Setting, model: StepModel) -> bool:
     """Whether cuts that know the memory may help: 1F1B's ranks hold unequally many microbatches, together with room."""
     if setting.memory_bytes is None or layout.cuts != "fractional" or layout.schedule != "1f1b":
         return False
-    expected = _expected(staged, model)
+    expected = _expected(staged, setting, model)
     return sum(expected) * 19 // 20 <= setting.memory_bytes * len(expected)
 
 
-def _expected(staged: Staged, model: StepModel) -> list[int]:
+def _expected(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
     """What every rank holds by its schedule's figures, before any replay."""
+    state = state_of(staged.layout, setting, model)
     return [
-        weigh(staged.line, staged.layout, model, rank, staged.rank_work(rank), staged.tied_parameters)
+        weigh(staged.line, staged.layout, state, rank, staged.rank_work(rank), staged.tied_parameters)
         for rank in range(staged.layout.mesh.pp_degree)
     ]
 
@@ -306,7 +323,9 @@ def _within_memory(
     staged: Staged | None,
     found: Found,
 ) -> Evaluated | None:
-    """A layout replayed, if it fits; where fractional cuts do not, cuts between units that know the memory may."""
+    """A layout replayed, if it fits; where fractional cuts do not, cuts between units that know the memory may, and
+    where nothing is forgotten, forgetting may.
+    """
     try:
         done = evaluate(layout, setting, model, rows, staged)
     except PlanError as problem:
@@ -316,6 +335,9 @@ def _within_memory(
     lacking = done.peak_bytes - (setting.memory_bytes or math.inf)
     if lacking > 0 and _may_fit_whole(layout, done.staged, setting, model):
         return _within_memory(replace(layout, cuts="whole"), setting, model, rows, None, found)
+    more = forgetting_more(layout, setting) if lacking > 0 else None
+    if more is not None:
+        return _within_memory(more, setting, model, rows, None, found)
     return _keep_if_it_fits(done, setting, found)
 
 
@@ -346,12 +368,18 @@ def _anneal(
         def done(part: float, begun: float = begun) -> None:
             tell("searching schedules", begun + part / len(waiting))
 
-        try:
-            rows = searched(layout, setting, model, most_replayed // len(waiting), done)
-        except PlanError as problem:
-            found.losers.append(Loser(str(layout), str(problem), layout))
-            continue
-        _within_memory(layout, setting, model, rows, None, found)
+        tried: Layout | None = layout
+        while tried is not None:
+            try:
+                rows = searched(tried, setting, model, most_replayed // len(waiting), done)
+            except PlanError as problem:
+                more = forgetting_more(tried, setting)
+                if more is None:
+                    found.losers.append(Loser(str(tried), str(problem), tried))
+                tried = more
+                continue
+            _within_memory(tried, setting, model, rows, None, found)
+            break
 
 
 def searched(
@@ -389,12 +417,12 @@ def limits(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
     """Bytes that the actions of every rank may hold: so many microbatches of its share, the head's logits once, and
     no more than its memory leaves.
     """
-    layout, state = staged.layout, model.state.total
+    layout, state = staged.layout, state_of(staged.layout, setting, model)
     ranks = range(layout.mesh.pp_degree)
-    states = [state * staged.rank_parameters(rank) for rank in ranks]
-    held = [weigh(staged.line, layout, model, rank, staged.rank_work(rank), staged.tied_parameters) for rank in ranks]
+    states = [state.held(staged.rank_parameters(rank)) for rank in ranks]
+    held = [weigh(staged.line, layout, state, rank, staged.rank_work(rank), staged.tied_parameters) for rank in ranks]
     most = setting.memory_bytes or max(held)
     if layout.level:
-        rows = state * embedding_parameters(layout, setting) if layout.sharded else 0
+        rows = state.held(embedding_parameters(layout, setting)) if layout.sharded else 0
         most = min(most, int(water_level(held, rows)))
     return [min(here, most) - below for here, below in zip(held, states)]

@@ -16,6 +16,9 @@ core works on all query heads. Not counted, because they are no matrix products:
 activations, residuals, biases, the loss and the optimizer. The linear terms are those of Narayanan et al. 2021
 (arXiv 2104.04473, appendix), adapted to the gated MLP.
 
+Computed again where a unit forgets it (models/residual.py): with "full" all of F but the last product (q*H, or H*f of
+the MLP), with "selective" the core.
+
 Parameters count everything that is trained: norm weights and Qwen2's q, k, v biases too. The vocabulary is not padded.
 """
 
@@ -64,6 +67,8 @@ def piece_cost(cost: UnitCost, piece: Piece) -> UnitCost:
             "forward_flops": between(cost.forward_flops),
             "input_grad_flops": between(cost.input_grad_flops),
             "weight_grad_flops": between(cost.weight_grad_flops),
+            "selective_recompute_flops": between(cost.selective_recompute_flops),
+            "full_recompute_flops": between(cost.full_recompute_flops),
             "parameters": between(shared) + (cost.fixed_parameters if piece.start == 0 else 0),
             "parts": piece.parts,
             "fixed_parameters": cost.fixed_parameters if piece.start == 0 else 0,
@@ -93,6 +98,8 @@ def _attention(shape: LlamaShape, tokens: int, core_flops: int) -> UnitCost:
         update={
             "forward_flops": linear.forward_flops + core_flops,
             "input_grad_flops": linear.input_grad_flops + 5 * core_flops // 2,
+            "selective_recompute_flops": core_flops,
+            "full_recompute_flops": 2 * tokens * shape.hidden_size * qkv_size + core_flops,
             "parts": shape.attention_parts,
             "fixed_parameters": norms,
         }
@@ -102,7 +109,13 @@ def _attention(shape: LlamaShape, tokens: int, core_flops: int) -> UnitCost:
 def _mlp(shape: LlamaShape, tokens: int) -> UnitCost:
     weights = 3 * shape.hidden_size * shape.ffn_size
     mlp = _linear_unit(2 * tokens * weights, parameters=shape.hidden_size + weights)
-    return mlp.model_copy(update={"parts": shape.ffn_size, "fixed_parameters": shape.hidden_size})
+    return mlp.model_copy(
+        update={
+            "parts": shape.ffn_size,
+            "fixed_parameters": shape.hidden_size,
+            "full_recompute_flops": 2 * tokens * weights * 2 // 3,
+        }
+    )
 
 
 def _head(shape: LlamaShape, tokens: int) -> UnitCost:
@@ -120,5 +133,8 @@ def _linear_unit(flops: int, *, parameters: int) -> UnitCost:
 
 
 def _for_workload(cost: UnitCost, name: str, workload: str) -> UnitCost:
-    backward = {} if workload == "train" else {"input_grad_flops": 0, "weight_grad_flops": 0}
+    nothing = dict.fromkeys(
+        ("input_grad_flops", "weight_grad_flops", "selective_recompute_flops", "full_recompute_flops"), 0
+    )
+    backward = {} if workload == "train" else nothing
     return cost.model_copy(update={"name": name, **backward})

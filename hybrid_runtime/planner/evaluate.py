@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
@@ -12,8 +13,16 @@ from hybrid_runtime.planner.embedding_rows import pieces_of
 from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting, dp_crosses_nodes
 from hybrid_runtime.planner.make import place_lookups
 from hybrid_runtime.planner.rows import fill_rows, rows_multiple
-from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, overheads_ns, stage, step_costs
-from hybrid_runtime.planner.step_model import StepModel
+from hybrid_runtime.planner.staged import (
+    Staged,
+    as_planned,
+    lower_bound_ns,
+    overheads_ns,
+    stage,
+    state_of,
+    step_costs,
+)
+from hybrid_runtime.planner.step_model import Collective, StepModel
 from hybrid_runtime.predicted import RankMemory
 from hybrid_runtime.schedule.actions import ActionList, parse_actions
 from hybrid_runtime.schedule.held_bytes import Held, held_peaks
@@ -203,10 +212,8 @@ def _evaluate(
     parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
     train = setting.workload == "train"
     norm_ns = norm_sum_ns(layout, setting, model) if train else 0
-    summed = tuple(
-        gradient_sum_ns(count * model.state.gradient, layout, setting, model) + norm_ns for count in parameters
-    )
-    update = tuple(model.optimizer_ns(count) if train else 0 for count in parameters)
+    summed = tuple((replicas_ns(count, layout, setting, model) + norm_ns) if train else 0 for count in parameters)
+    update = tuple(update_ns(count, layout, setting, model) if train else 0 for count in parameters)
     after = max(one + other for one, other in zip(summed, update))
     return Evaluated(
         staged,
@@ -236,12 +243,12 @@ def _memory(
     Args:
         most: beside parameters and what belongs to them.
     """
-    layout, state = staged.layout, model.state
+    layout, state = staged.layout, state_of(staged.layout, setting, model)
     ranks = range(layout.mesh.pp_degree)
     beside = setting.beside_bytes or (0,) * len(ranks)
     activations = [held.activations + more for held, more in zip(most, beside)]
     buffers = [held.buffers for held in most]
-    held = [state.total * staged.rank_parameters(rank) + activations[rank] + buffers[rank] for rank in ranks]
+    held = [state.held(staged.rank_parameters(rank)) + activations[rank] + buffers[rank] for rank in ranks]
     if layout.sharded and not rows:
         rows = embedding_rows(held, staged.lookers, layout, setting, state.total, some_each=some_each)
     hidden, tp = setting.shape.hidden_size, layout.mesh.tp_degree
@@ -253,7 +260,7 @@ def _memory(
             RankMemory(
                 parameters=state.parameter * parameters,
                 gradients=state.gradient * parameters,
-                optimizer=state.optimizer * parameters,
+                optimizer=ceil(state.optimizer * parameters),
                 activations=activations[rank],
                 buffers=buffers[rank],
             )
@@ -266,7 +273,7 @@ def embedding_rows(
     lookers: Collection[int],
     layout: Layout,
     setting: Setting,
-    state_bytes: int,
+    state_bytes: int | Fraction,
     *,
     some_each: bool = False,
 ) -> tuple[int, ...]:
@@ -279,7 +286,7 @@ def embedding_rows(
     tp, vocab = layout.mesh.tp_degree, setting.shape.vocab_size
     num_rows = -(-vocab // tp) * tp
     multiple = rows_multiple(vocab, tp, len(held_bytes))
-    per_row = Fraction(state_bytes * setting.shape.hidden_size, tp)
+    per_row = Fraction(state_bytes) * setting.shape.hidden_size / tp
     chosen = sorted(lookers)
     least = min(multiple, num_rows // len(chosen) // tp * tp) if some_each else 0
     held = [held_bytes[rank] + int(least * per_row) for rank in chosen]
@@ -312,19 +319,41 @@ def _buffer_bytes(staged: Staged, rank: int) -> int:
 
 
 def norm_sum_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
-    """The gradient's norm, one number summed over all ranks of a replica."""
-    ranks = layout.mesh.tp_degree * layout.mesh.pp_degree
-    if ranks == 1:
-        return 0
-    return model.collective_ns("all_reduce", ranks, 8, same_host=ranks <= setting.devices_per_node)
+    """The gradient's norm, one number summed over all ranks of a replica; over replicas too, if each knows a part."""
+    ranks, replicas = layout.mesh.tp_degree * layout.mesh.pp_degree, layout.mesh.dp_degree
+    inside = 0
+    if ranks > 1:
+        inside = model.collective_ns("all_reduce", ranks, 8, same_host=ranks <= setting.devices_per_node)
+    if replicas == 1 or not setting.shard_optimizer:
+        return inside
+    return inside + model.collective_ns("all_reduce", replicas, 8, same_host=not dp_crosses_nodes(layout, setting))
 
 
-def gradient_sum_ns(num_bytes: int, layout: Layout, setting: Setting, model: StepModel) -> int:
-    """Gradients summed over replicas, bucket by bucket; nothing hides it."""
+def replicas_ns(parameters: int, layout: Layout, setting: Setting, model: StepModel) -> int:
+    """A rank's gradients summed over replicas, bucket by bucket; nothing hides it.
+
+    Where replicas share the optimizer's state, each gets the sums of its part, and after the update all parameters.
+    """
+    state = model.state
+    if not setting.shard_optimizer:
+        return _buckets_ns("all_reduce", parameters * state.gradient, layout, setting, model)
+    scattered = _buckets_ns("reduce_scatter", parameters * state.gradient, layout, setting, model)
+    return scattered + _buckets_ns("all_gather", parameters * state.parameter, layout, setting, model)
+
+
+def _buckets_ns(kind: Collective, num_bytes: int, layout: Layout, setting: Setting, model: StepModel) -> int:
     replicas = layout.mesh.dp_degree
     if replicas == 1 or num_bytes == 0:
         return 0
     full, rest = divmod(num_bytes, BUCKET_BYTES)
     same_host = not dp_crosses_nodes(layout, setting)
-    whole = model.collective_ns("all_reduce", replicas, BUCKET_BYTES, same_host=same_host) if full else 0
-    return full * whole + (model.collective_ns("all_reduce", replicas, rest, same_host=same_host) if rest else 0)
+    whole = model.collective_ns(kind, replicas, BUCKET_BYTES, same_host=same_host) if full else 0
+    return full * whole + (model.collective_ns(kind, replicas, rest, same_host=same_host) if rest else 0)
+
+
+def update_ns(parameters: int, layout: Layout, setting: Setting, model: StepModel) -> int:
+    """Clearing, norm, clipping and update of a rank's parameters, or of its part of them.
+
+    Gradients are cleared whole, but a source of costs says one figure for all four: of a part, that is a tenth too low.
+    """
+    return model.optimizer_ns(ceil(Fraction(parameters, layout.mesh.dp_degree if setting.shard_optimizer else 1)))

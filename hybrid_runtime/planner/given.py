@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hybrid_runtime.deployment import Batch, Deployment, Parallel, Pipeline
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost, read_plan
@@ -61,12 +62,14 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
                 pp_degree=plan.pp_degree,
                 dp_degree=plan.dp_degree,
                 sequence_parallel=plan.sequence_parallel,
+                shard_optimizer=deployment.parallel.shard_optimizer,
             ),
             "pipeline": Pipeline(
                 schedule=plan.schedule,
                 virtual_stages=None if rest else per_rank,
                 in_flight_limit=deployment.pipeline.in_flight_limit if is_searched(plan.schedule) else None,
                 cuts=[_range(stage) for stage in plan.stages],
+                recompute=_recompute(plan),
                 **_rows(plan),
             ),
             "batch": Batch(
@@ -169,6 +172,12 @@ def _rows(plan: Plan) -> dict[str, list[int]]:
     """Rows of the embedding on every pipeline rank, where the plan shards it."""
     pieces = [read_piece(name) for name in plan.embedding_pieces]
     return {"embedding_rows": [piece.parts if piece else 0 for piece in pieces]} if pieces else {}
+
+
+def _recompute(plan: Plan) -> RecomputeKind | list[RecomputeKind]:
+    """One word where all stages forget the same."""
+    kinds = [stage.recompute for stage in plan.stages]
+    return kinds if len(set(kinds)) > 1 else kinds[0]
 
 
 def _range(stage: StagePlan) -> str:

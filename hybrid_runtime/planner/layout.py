@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.planner.cuts import Stages
 from hybrid_runtime.schedule.choose import place
@@ -28,6 +29,8 @@ class Setting:
         devices_per_node: neighbours by rank that share fast links.
         compute_share_limit, memory_share_limit: promised gaps between devices' shares, of 1; None for no promise.
         beside_bytes: per pipeline rank, what it is known to hold beyond what is calculated; empty for nothing.
+        shard_optimizer: replicas share the optimizer's state.
+        recomputes: what stages may forget, the least first; a layout gets the first that fits.
         seed: of the schedule search.
     """
 
@@ -44,6 +47,8 @@ class Setting:
     compute_share_limit: Fraction | None = None
     memory_share_limit: Fraction | None = None
     beside_bytes: tuple[int, ...] = ()
+    shard_optimizer: bool = False
+    recomputes: tuple[RecomputeKind, ...] = ("none",)
     seed: int = 0
 
 
@@ -62,6 +67,7 @@ class Layout:
             costs memory.
         level: of schedule auto, ranks that would hold more than the others with all rows are held down to their level.
         in_flight: of schedule auto, most microbatches of a rank's whole share whose activations it may hold.
+        recompute: what all stages forget after F and compute again.
     """
 
     mesh: Mesh
@@ -76,6 +82,7 @@ class Layout:
     share: Fraction = Fraction(1, 2)
     level: bool = False
     in_flight: int | None = None
+    recompute: RecomputeKind = "none"
 
     @cached_property
     def stage_to_rank(self) -> tuple[int, ...]:
@@ -99,7 +106,14 @@ class Layout:
         return (
             f"{self.mesh}, {self.schedule}{virtual}{limit}, {self.num_microbatches} microbatches of "
             f"{self.microbatch_size}, {self.cuts} cuts, {rows}"
+            + ("" if self.recompute == "none" else f", recompute {self.recompute}")
         )
+
+
+def forgetting_more(layout: Layout, setting: Setting) -> Layout | None:
+    """The layout that forgets the next more, for one that does not fit; None if there is none."""
+    more = setting.recomputes[setting.recomputes.index(layout.recompute) + 1 :]
+    return replace(layout, recompute=more[0]) if more else None
 
 
 def in_flight(layout: Layout, rank: int) -> Fraction:

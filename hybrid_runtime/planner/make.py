@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hybrid_runtime.deployment import Batch, Deployment
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost
@@ -35,8 +36,9 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
         mesh: planned for instead of the deployment's own.
 
     Raises:
-        PlanError: no batch, a batch that does not divide, cuts or embedding rows that do not hold the model, or a
-            schedule that is unknown, wrong, or does not accept these degrees and microbatches.
+        PlanError: no batch, a batch that does not divide, cuts or embedding rows that do not hold the model, as many
+            words for recompute as there are not stages, or a schedule that is unknown, wrong, or does not accept these
+            degrees and microbatches.
     """
     mesh = mesh or deployment.mesh
     batch = batch_of(deployment)
@@ -46,7 +48,8 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
     stage_to_rank = place(schedule, mesh.pp_degree, virtual_stages)
     stages = checked_stages(deployment.pipeline.cuts, costs, len(stage_to_rank), mesh)
     pieces = embedding_pieces(deployment.pipeline.embedding_rows, costs, mesh)
-    durations = durations_in_flops(stages, costs)
+    recompute = _recompute_of(deployment.pipeline.recompute, len(stages))
+    durations = durations_in_flops(stages, costs, recompute)
     if is_searched(schedule):
         accept(schedule, mesh.pp_degree, num_microbatches, workload, virtual_stages)
         limit = deployment.pipeline.in_flight_limit
@@ -68,12 +71,12 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
         num_microbatches=num_microbatches,
         sequence_length=batch.sequence_length,
         stages=tuple(
-            StagePlan(index=index, pp_rank=rank, units=units)
-            for index, (rank, units) in enumerate(zip(stage_to_rank, stages))
+            StagePlan(index=index, pp_rank=rank, units=units, recompute=kind)
+            for index, (rank, units, kind) in enumerate(zip(stage_to_rank, stages, recompute))
         ),
         units=tuple(costs),
         actions=tuple(map(texts, lists)),
-        prediction=predict(lists, stage_to_rank, stages, costs, checked, pieces),
+        prediction=predict(lists, stage_to_rank, stages, costs, checked, pieces, recompute),
         embedding_pieces=pieces,
     )
 
@@ -97,6 +100,17 @@ def place_lookups(
             f"the schedule looks rows up on pipeline ranks {sorted(given)}, but {wanted}; correct either of them"
         )
     return with_lookups(lists, stage_to_rank, sorted(ranks), durations) if ranks and not given else tuple(lists)
+
+
+def _recompute_of(given: RecomputeKind | Sequence[RecomputeKind], num_stages: int) -> Sequence[RecomputeKind]:
+    """What every stage forgets."""
+    if isinstance(given, str):
+        return [given] * num_stages
+    if len(given) != num_stages:
+        raise PlanError(
+            f"pipeline.recompute has {len(given)} words for {num_stages} stages; give one for each, or one for all"
+        )
+    return given
 
 
 def batch_of(deployment: Deployment) -> Batch:

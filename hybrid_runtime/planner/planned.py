@@ -74,7 +74,7 @@ def plan_deployment(
         for one in found.best[1 : 1 + SHOWN_ALTERNATIVES]
     ]
     plan = write_plan(chosen, setting, model, baselines(chosen, setting, model), others)
-    sentences = (*residuals(chosen), *model.notes, *_left_out())
+    sentences = (*residuals(chosen), *model.notes)
     return Planned(tuple(found.best), setting, model, plan, sentences, tuple(grouped(found.losers)))
 
 
@@ -98,7 +98,3 @@ def _kind(loser: Loser) -> str:
     words = loser.why.split()
     reason = " ".join(word for word in words[:4] if not any(letter.isdigit() for letter in word))
     return f"{loser.layout.mesh} {reason}"
-
-
-def _left_out() -> tuple[str, ...]:
-    return ("activation recomputation is not searched: the runtime cannot recompute yet",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.plan import Prediction, UnitCost
 from hybrid_runtime.planner.costs import costs_of_names
 from hybrid_runtime.planner.cuts import Stages
@@ -22,10 +23,11 @@ def predict(
     costs: Sequence[UnitCost],
     checked: CheckResult,
     embedding_pieces: Sequence[str] = (),
+    recompute: Sequence[RecomputeKind] = (),
 ) -> Prediction:
     """The prediction for checked lists whose stages hold these units."""
     costs_of = [costs_of_names(stage, costs) for stage in stages]
-    step = replay(lists, stage_to_rank, durations_in_flops(stages, costs))
+    step = replay(lists, stage_to_rank, durations_in_flops(stages, costs, recompute))
     return Prediction(
         stage_flops=tuple(sum(cost.flops for cost in stage) for stage in costs_of),
         stage_parameters=stage_parameters(stages, stage_to_rank, costs, embedding_pieces),
@@ -35,8 +37,14 @@ def predict(
     )
 
 
-def durations_in_flops(stages: Sequence[Sequence[str]], costs: Sequence[UnitCost]) -> Mapping[StageKind, Time]:
-    """FLOPs as durations; where nothing was counted, equal stages whose I and W cost as much as F."""
+def durations_in_flops(
+    stages: Sequence[Sequence[str]], costs: Sequence[UnitCost], recompute: Sequence[RecomputeKind] = ()
+) -> Mapping[StageKind, Time]:
+    """FLOPs as durations; where nothing was counted, equal stages whose I and W cost as much as F.
+
+    Args:
+        recompute: per stage, what I and B compute again; empty for nothing.
+    """
     costs_of = [costs_of_names(stage, costs) for stage in stages]
     durations: dict[StageKind, Time] = {}
     counted = any(cost.forward_flops for stage in costs_of for cost in stage)
@@ -44,6 +52,7 @@ def durations_in_flops(stages: Sequence[Sequence[str]], costs: Sequence[UnitCost
         forward = sum(cost.forward_flops for cost in stage) if counted else 1
         input_grad = sum(cost.input_grad_flops for cost in stage) if counted else 1
         weight_grad = sum(cost.weight_grad_flops for cost in stage) if counted else 1
+        input_grad += sum(cost.again_flops(recompute[index]) for cost in stage) if recompute else 0
         for kind, duration in zip("FIWB", (forward, input_grad, weight_grad, input_grad + weight_grad)):
             durations[index, Kind(kind)] = duration
     return durations

@@ -18,6 +18,7 @@ from functools import cache
 
 import numpy as np
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.plan import Plan
@@ -98,7 +99,7 @@ class RecordedCosts:
                 f"the run had tp_degree {self.plan.tp_degree} and microbatches of {self.plan.microbatch_size}; nothing "
                 f"was measured of {tp_degree} and {microbatch_size}"
             )
-        line = self.base.line(tp_degree, microbatch_size)
+        line = self.base.line(tp_degree, microbatch_size).recomputing(recompute_of(self.plan))
         times = {kind: unit_times(self.plan, line, self.measured, kind) for kind in _FIELD}
         forward, backward = (
             _per_collective(self.plan, self.measured, kinds) for kinds in ((Kind.F,), (Kind.I, Kind.B))
@@ -121,6 +122,21 @@ class RecordedCosts:
 
     def interval(self, p50_ns: int) -> TimeInterval:
         return self.base.interval(p50_ns)
+
+
+def recompute_of(plan: Plan) -> RecomputeKind:
+    """What all stages of a plan forget.
+
+    Raises:
+        PlanError: they do not forget the same.
+    """
+    kinds = {stage.recompute for stage in plan.stages}
+    if len(kinds) > 1:
+        raise PlanError(
+            "stages that recompute differently cannot be cut anew from their times, for nobody would know what their "
+            "units forget elsewhere; give pipeline.recompute one word"
+        )
+    return kinds.pop()
 
 
 def unit_times(plan: Plan, line: Line, measured: StepCosts, kind: Kind) -> dict[str, float]:
@@ -216,4 +232,4 @@ def _timed(unit: Unit, times: Mapping[Kind, Mapping[str, float]], tp_forward: in
             tp_input_grad=tp_backward if by_formula.tp_input_grad else 0,
         )
 
-    return replace(unit, piece=piece)
+    return replace(unit, piece=piece, forgets=None)  # what was measured holds what was computed again

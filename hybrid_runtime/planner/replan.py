@@ -27,7 +27,7 @@ from hybrid_runtime.planner.evaluate import (
 )
 from hybrid_runtime.planner.layout import CutKind, Layout, Setting
 from hybrid_runtime.planner.network import Network
-from hybrid_runtime.planner.recorded import A_RUN, Evidence, RecordedCosts
+from hybrid_runtime.planner.recorded import A_RUN, Evidence, RecordedCosts, recompute_of
 from hybrid_runtime.planner.rehearsed import busy_ns, rehearsed_costs, update_ns_per_million
 from hybrid_runtime.planner.request import rates_of, setting_of
 from hybrid_runtime.planner.write_plan import write_plan
@@ -70,6 +70,7 @@ def replan(
         plan.sequence_parallel,
         rates_of(deployment),
         deployment.search.granule,
+        deployment.optimizer.master_weights,
     )
     model = RecordedCosts(base, plan, measured, evidence)
     layout = layout_of(plan, pieces=pieces)
@@ -132,6 +133,7 @@ def layout_of(plan: Plan, *, pieces: bool = True) -> Layout:
         sharded=any(plan.embedding_pieces),
         share=_first_share(plan),
         in_flight=limit,
+        recompute=recompute_of(plan),
     )
 
 

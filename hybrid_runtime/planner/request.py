@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from hybrid_runtime.calibration import Calibration
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.exact import parse_bytes, parse_gb_per_s
 from hybrid_runtime.planner.analytic import AnalyticCosts, Rates
@@ -56,7 +57,7 @@ def setting_of(deployment: Deployment) -> Setting:
     """What is planned for.
 
     Raises:
-        PlanError: there is no model of the Llama family, or no batch.
+        PlanError: there is no model of the Llama family, or no batch; or stages that recompute differently.
     """
     batch, shape = batch_of(deployment), _shape(deployment)
     hardware, search, targets = deployment.hardware, deployment.search, deployment.targets
@@ -75,6 +76,8 @@ def setting_of(deployment: Deployment) -> Setting:
         limit_text=f"{hardware.memory_per_device} less {int(100 * MEMORY_SAFETY)} %" if memory else "",
         compute_share_limit=_share(targets.compute_balance_pp),
         memory_share_limit=_share(targets.memory_balance_pp),
+        shard_optimizer=deployment.parallel.shard_optimizer,
+        recomputes=_recomputes(deployment),
         seed=deployment.workload.seed,
     )
 
@@ -90,7 +93,8 @@ def model_of(deployment: Deployment, calibration: Calibration | None) -> StepMod
     length, workload = batch_of(deployment).sequence_length, deployment.workload.kind
     sharded, granule = deployment.parallel.sequence_parallel, deployment.search.granule
     if calibration is None:
-        return AnalyticCosts(shape, length, dtype, workload, sharded, rates_of(deployment), granule)
+        master_weights = deployment.optimizer.master_weights
+        return AnalyticCosts(shape, length, dtype, workload, sharded, rates_of(deployment), granule, master_weights)
     return CalibratedCosts(calibration, shape, length, dtype, workload, sharded, rates_of(deployment), granule)
 
 
@@ -116,6 +120,20 @@ def _schedules(wanted: Sequence[str] | None, workload: str) -> Sequence[str]:
 
 def _share(percent: object) -> Fraction | None:
     return None if percent is None else Fraction(str(percent)) / 100
+
+
+def _recomputes(deployment: Deployment) -> tuple[RecomputeKind, ...]:
+    if deployment.workload.kind == "forward":
+        return ("none",)
+    if "recompute" in deployment.search.vary:
+        return ("none", "selective", "full")
+    given = deployment.pipeline.recompute
+    if isinstance(given, str):
+        return (given,)
+    raise PlanError(
+        f"pipeline.recompute = {given!r}: stages that recompute differently are not planned with; write one word, or "
+        "let recompute vary in search.vary"
+    )
 
 
 def _shape(deployment: Deployment) -> LlamaShape:

@@ -53,7 +53,8 @@ def simulate_plan(plan: Plan, source: str, flops_per_s: Fraction | None = None) 
 
 
 def _durations(plan: Plan, source: str, flops_per_s: Fraction | None) -> tuple[dict[StageKind, Time], str]:
-    durations = durations_in_flops([stage.units for stage in plan.stages], plan.units)
+    recompute = [stage.recompute for stage in plan.stages]
+    durations = durations_in_flops([stage.units for stage in plan.stages], plan.units, recompute)
     if not any(cost.forward_flops for cost in plan.units):
         if flops_per_s is not None:
             raise PlanError(

@@ -13,6 +13,7 @@ from hybrid_runtime.planner.cut_linear import at_units, fractional_cut, whole_cu
 from hybrid_runtime.planner.cut_v import fractional_v_cut, whole_units_v
 from hybrid_runtime.planner.cuts import even_sizes
 from hybrid_runtime.planner.layout import Layout, Setting, crosses_nodes, in_flight
+from hybrid_runtime.planner.state_bytes import StateBytes
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.planner.work import (
     NOTHING,
@@ -147,9 +148,14 @@ def _tied_parameters(layout: Layout, setting: Setting, stage_to_rank: Sequence[i
     return setting.shape.vocab_size * setting.shape.hidden_size // layout.mesh.tp_degree if tied else 0
 
 
+def line_of(layout: Layout, model: StepModel) -> Line:
+    """The model's units as the layout runs them."""
+    return model.line(layout.mesh.tp_degree, layout.microbatch_size).recomputing(layout.recompute)
+
+
 def line_and_lookup(layout: Layout, model: StepModel) -> tuple[Line, Work]:
     """The line to be cut, and what a rank with rows of a sharded embedding does beside its stages."""
-    line = model.line(layout.mesh.tp_degree, layout.microbatch_size)
+    line = line_of(layout, model)
     if not layout.sharded:
         return line, NOTHING
     first = line.units[0]
@@ -166,12 +172,17 @@ def embedding_parameters(layout: Layout, setting: Setting) -> int:
     return rows * setting.shape.hidden_size
 
 
-def weigh(staged_line: Line, layout: Layout, model: StepModel, rank: int, work: Work, tied_parameters: int) -> int:
+def state_of(layout: Layout, setting: Setting, model: StepModel) -> StateBytes:
+    """What a rank keeps for every one of its parameters."""
+    return model.state.shared_by(layout.mesh.dp_degree if setting.shard_optimizer else 1)
+
+
+def weigh(staged_line: Line, layout: Layout, state: StateBytes, rank: int, work: Work, tied_parameters: int) -> int:
     """Bytes that a rank is expected to hold, before any replay; the head's logits of one microbatch only."""
     held = in_flight(layout, rank)
     head = staged_line.units[-1].whole.saved if rank == layout.stage_to_rank[-1] else 0
     tied = tied_parameters if rank == layout.stage_to_rank[-1] else 0
-    return model.state.total * (work.parameters + tied) + int(held * (work.saved - head)) + head
+    return state.held(work.parameters + tied) + int(held * (work.saved - head)) + head
 
 
 def _cut(
@@ -183,12 +194,13 @@ def _cut(
     lookers: frozenset[int],
     tied_parameters: int,
 ) -> Boundaries | None:
+    state = state_of(layout, setting, model)
     load, ranks, num_stages = load_of(layout), layout.mesh.pp_degree, len(layout.stage_to_rank)
     per_rank = num_stages // ranks
 
     def room(rank: int, work: Work) -> bool:
         assert setting.memory_bytes is not None
-        return weigh(line, layout, model, rank, work, tied_parameters) <= setting.memory_bytes
+        return weigh(line, layout, state, rank, work, tied_parameters) <= setting.memory_bytes
 
     if layout.stages is not None:
         return _boundaries(layout.stages, line)
@@ -204,12 +216,12 @@ def _cut(
         return whole_cut(line, num_stages, load, limited if per_rank == 1 else None)
     if not layout.is_v:
         return fractional_cut(line, num_stages, load, [extra[rank] // per_rank for rank in layout.stage_to_rank])
-    poured = model.state.total * embedding_parameters(layout, setting) if layout.sharded else 0
+    poured = state.held(embedding_parameters(layout, setting)) if layout.sharded else 0
     return fractional_v_cut(
         line,
         ranks,
         load,
-        lambda rank, work: weigh(line, layout, model, rank, work, tied_parameters),
+        lambda rank, work: weigh(line, layout, state, rank, work, tied_parameters),
         poured,
         extra=extra,
         share=layout.share,
@@ -341,6 +353,7 @@ def kept_bytes(staged: Staged) -> ActionBytes:
             more = staged.line.whole_carry_bytes if work.saved else 0
             work = work._replace(saved=work.saved + more, until_w=work.until_w + more)
         temporary[number, Kind.I] = staged.line.in_i(start, stop)
+        temporary[number, Kind.B] = staged.line.in_b(start, stop)
         kept[number, Kind.F] = work.saved
         kept[number, Kind.I] = max(0, work.until_w - work.saved)
         freed[number, Kind.I] = max(0, work.saved - work.until_w)

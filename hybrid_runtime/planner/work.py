@@ -11,12 +11,14 @@ this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.pieces import Piece
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.schedule.actions import Kind
@@ -82,6 +84,24 @@ class Position(NamedTuple):
     part: int = 0
 
 
+class Forgotten(NamedTuple):
+    """What a unit, or a piece of one, forgets after F and computes again at the beginning of its backward.
+
+    Attributes:
+        num_bytes: of `saved`, less from F on; they come back for the unit's own I or B.
+        share: of the time of F, done again.
+        collectives: time of those that are done again and that nothing hides.
+    """
+
+    num_bytes: int = 0
+    share: Fraction = Fraction(0)
+    collectives: int = 0
+
+
+NOTHING_FORGOTTEN = Forgotten()
+Forgets = Callable[[RecomputeKind, int, int], Forgotten]  # of parts start .. stop
+
+
 @dataclass(frozen=True)
 class Unit:
     """One unit of the line.
@@ -93,6 +113,8 @@ class Unit:
         piece: (start, stop) -> what parts start .. stop cost; the whole unit for (0, cost.parts).
         in_i: bytes that the unit, or a first piece of it, holds for a moment in its I beyond what it keeps before or
             after.
+        forgets: what recomputation would make of it; None where nothing is left to choose.
+        comes_back: (start, stop) -> bytes that were forgotten and come back for the backward.
     """
 
     cost: UnitCost
@@ -100,10 +122,40 @@ class Unit:
     fine: bool
     piece: Callable[[int, int], Work]
     in_i: int = 0
+    forgets: Forgets | None = None
+    comes_back: Callable[[int, int], int] = lambda start, stop: 0
 
     @cached_property
     def whole(self) -> Work:
         return self.piece(0, self.cost.parts)
+
+    def recomputing(self, kind: RecomputeKind) -> Unit:
+        """The unit when it forgets and computes again."""
+        forgets = self.forgets
+        if forgets is None or kind == "none":
+            return self
+
+        @cache
+        def piece(start: int, stop: int) -> Work:
+            return _forgetting(self.piece(start, stop), forgets(kind, start, stop))
+
+        def comes_back(start: int, stop: int) -> int:
+            return self.piece(start, stop).saved - piece(start, stop).saved
+
+        return replace(self, piece=piece, forgets=None, comes_back=comes_back)
+
+
+def _forgetting(work: Work, forgotten: Forgotten) -> Work:
+    again, host_again = (int(forgotten.share * time) for time in (work.forward, work.host_forward))
+    return work._replace(
+        backward=work.backward + again,
+        input_grad=work.input_grad + again,
+        host_backward=work.host_backward + host_again,
+        host_input_grad=work.host_input_grad + host_again,
+        tp_backward=work.tp_backward + forgotten.collectives,
+        tp_input_grad=work.tp_input_grad + forgotten.collectives,
+        saved=max(0, work.saved - forgotten.num_bytes),
+    )
 
 
 @dataclass(frozen=True)
@@ -119,6 +171,14 @@ class Line:
     units: tuple[Unit, ...]
     carry_bytes: int
     shards: int = 1
+    _recomputing: dict[RecomputeKind, Line] = field(default_factory=dict, compare=False, repr=False)
+
+    def recomputing(self, kind: RecomputeKind) -> Line:
+        """The line when its units forget and compute again."""
+        if kind not in self._recomputing:
+            units = tuple(unit.recomputing(kind) for unit in self.units)
+            self._recomputing[kind] = Line(units, self.carry_bytes, self.shards)
+        return self._recomputing[kind]
 
     @cached_property
     def upto(self) -> tuple[Work, ...]:
@@ -170,16 +230,30 @@ class Line:
     def in_i(self, start: Position, stop: Position) -> int:
         """Bytes that the I of a stage holds for a moment beyond what it keeps before or after: units come in turn."""
         held = most = 0
+        for unit, begin, end in self._backwards(start, stop):
+            work = unit.piece(begin, end)
+            grown = work.until_w - work.saved
+            at_once = 0 if begin else unit.in_i  # of an input that I lets go of late: a later piece keeps none
+            most = max(most, held + max(0, grown, unit.comes_back(begin, end)) + at_once)
+            held += grown
+        return most - max(0, held)
+
+    def in_b(self, start: Position, stop: Position) -> int:
+        """Bytes that the B of a stage holds for a moment beyond what it keeps before: what one unit computes again,
+        less what the units behind it have let go."""
+        held = most = 0
+        for unit, begin, end in self._backwards(start, stop):
+            most = max(most, held + unit.comes_back(begin, end))
+            held -= unit.piece(begin, end).saved
+        return most
+
+    def _backwards(self, start: Position, stop: Position) -> Iterator[tuple[Unit, int, int]]:
+        """Units between two positions, last first, and which of their parts."""
         last = stop.unit + bool(stop.part)
         for index in reversed(range(start.unit, last)):
             unit = self.units[index]
             begin = start.part if index == start.unit else 0
-            work = unit.piece(begin, stop.part if index == stop.unit else unit.cost.parts)
-            grown = work.until_w - work.saved
-            at_once = 0 if begin else unit.in_i  # of an input that I lets go of late: a later piece keeps none
-            most = max(most, held + max(0, grown) + at_once)
-            held += grown
-        return most - max(0, held)
+            yield unit, begin, stop.part if index == stop.unit else unit.cost.parts
 
     def parts_inside(self, index: int) -> range:
         """Where a unit may be cut inside."""

@@ -51,12 +51,14 @@ def write_plan(
         num_microbatches=layout.num_microbatches,
         sequence_length=setting.sequence_length,
         stages=tuple(
-            StagePlan(index=index, pp_rank=rank, units=names)
+            StagePlan(index=index, pp_rank=rank, units=names, recompute=layout.recompute)
             for index, (rank, names) in enumerate(zip(staged.stage_to_rank, staged.names))
         ),
         units=costs,
         actions=tuple(map(texts, lists)),
-        prediction=predict(lists, staged.stage_to_rank, staged.names, costs, checked, pieces),
+        prediction=predict(
+            lists, staged.stage_to_rank, staged.names, costs, checked, pieces, [layout.recompute] * len(staged.names)
+        ),
         embedding_pieces=pieces,
         predicted=prediction.model_copy(update={"baselines": tuple(baselines), "alternatives": tuple(alternatives)}),
     )

@@ -15,11 +15,10 @@ Not seen: temporaries inside an operation, tensors that a Function keeps as attr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -32,6 +31,14 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes behind tensors; views, tied parameters and slices of one bucket count once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+class HasState(Protocol):
+    """An optimizer, of torch or of ours."""
+
+    @property
+    def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
+        """By parameter, whatever is remembered of it."""
 
 
 class Peaks(NamedTuple):
@@ -74,7 +81,7 @@ class ByteLedger:
         optimizer: whose state is counted; None for forward-only runs.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(self, parameters: Iterable[Tensor], optimizer: HasState | None = None) -> None:
         self._parameters = tuple(parameters)
         self._optimizer = optimizer
         self._storages: dict[int, _Storage] = {}

@@ -180,7 +180,7 @@ class _Embedding(torch.autograd.Function):
         in_place = layer.accumulate_in_place
         dw = gradient_buffer(ctx.weight) if in_place else torch.zeros_like(ctx.weight)
         rows = dw.narrow(0, layer.offset, layer.num_rows)
-        rows.index_add_(0, rows_BS.flatten(), dy.reshape(-1, dy.shape[-1]))
+        rows.index_add_(0, rows_BS.flatten(), dy.reshape(-1, dy.shape[-1]).to(rows.dtype))
         return None, None if in_place else dw, None
 
 

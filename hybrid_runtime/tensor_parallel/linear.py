@@ -20,6 +20,8 @@ over the ranks. Between them go u, the sum so far, and n, the input of every par
     middle   y, n = column.with_input(n)        u = row(h, partial=u)      no collective
     last     y = column(n)                      y = row(h, partial=u)      sums u over the ranks in its forward
 
+A linear whose input is forgotten after F (recompute.py) gets an `Again` with it and keeps nothing: its backward asks.
+
 Method: Megatron-LM (Shoeybi et al. 2019; Korthikanti et al. 2022 for sequence parallelism).
 Shapes: B microbatch, S sequence, T tp_degree, I inputs, O outputs, N = B*S tokens.
 """
@@ -43,6 +45,7 @@ from hybrid_runtime.comm.collectives import (
 from hybrid_runtime.pieces import Slice
 from hybrid_runtime.tensor_parallel.gradients import bias_gradient, weight_gradient
 from hybrid_runtime.tensor_parallel.initialise import Init, draw_normal_, init_from_default_generator
+from hybrid_runtime.tensor_parallel.recompute import Again
 from hybrid_runtime.tensor_parallel.shard import ShardSpec, split_evenly
 from hybrid_runtime.tensor_parallel.weight_product import WeightProduct
 from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
@@ -102,17 +105,21 @@ class ColumnParallelLinear(nn.Module):
             self.shards["bias"] = spec
             self.bias = nn.Parameter(torch.zeros(spec.local_shape, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, S, I), or (B, S/T, I) with sequence parallelism -> (B, S, O/T)."""
-        y: Tensor = _Column.apply(x, self.weight, self.bias, self, False)  # type: ignore[no-untyped-call]
+    def forward(self, x: Tensor, *, again: Again | None = None) -> Tensor:
+        """(B, S, I), or (B, S/T, I) with sequence parallelism -> (B, S, O/T).
+
+        Args:
+            again: x is its first result and is not kept.
+        """
+        y: Tensor = _Column.apply(x, self.weight, self.bias, self, False, again)  # type: ignore[no-untyped-call]
         return y
 
-    def with_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def with_input(self, x: Tensor, *, again: Again | None = None) -> tuple[Tensor, Tensor]:
         """As `forward`, and the whole (B, S, I) that it was computed from, for the next piece of the unit.
 
         The gradient of that comes back as each rank's own part of a sum over the ranks, like dX itself.
         """
-        y, whole = _Column.apply(x, self.weight, self.bias, self, True)  # type: ignore[no-untyped-call]
+        y, whole = _Column.apply(x, self.weight, self.bias, self, True, again)  # type: ignore[no-untyped-call]
         return y, whole
 
     def extra_repr(self) -> str:
@@ -165,17 +172,25 @@ class RowParallelLinear(nn.Module):
             self.shards["bias"] = ShardSpec(global_shape=(out_features,), partial=sequence_parallel)
             self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, *, partial: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        partial: Tensor | None = None,
+        residual: Tensor | None = None,
+        again: Again | None = None,
+    ) -> Tensor:
         """(B, S, I/T) -> (B, S, O), or (B, S/T, O) with sequence parallelism; of all pieces but the last (B, S, O).
 
         Args:
             partial: (B, S, O), the sum so far of the pieces before this one, as this rank has it.
             residual: added once to the sum over ranks and pieces, in the first of several pieces. (B, S, O) and equal
                 on all ranks, or the rank's own (B, S/T, O) with sequence parallelism.
+            again: x is its first result and is not kept.
         """
         assert residual is None or (partial is None and not self.sums_output), "a residual is for the first piece"
         addend = partial if residual is None else residual
-        y: Tensor = _Row.apply(x, self.weight, self.bias, self, addend, residual is not None)  # type: ignore[no-untyped-call]
+        y: Tensor = _Row.apply(x, self.weight, self.bias, self, addend, residual is not None, again)  # type: ignore[no-untyped-call]
         return y
 
     def extra_repr(self) -> str:
@@ -186,9 +201,15 @@ class RowParallelLinear(nn.Module):
 class _Column(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: ColumnParallelLinear, with_input: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layer: ColumnParallelLinear,
+        with_input: bool,
+        again: Again | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x)
+        _keep(ctx, x, again)
         ctx.weight, ctx.bias, ctx.layer = weight, bias, layer  # not saved tensors: backward needs their .grad
         if layer.sequence_parallel:
             x = start_gather_sequence(x, layer.axis).wait()
@@ -198,7 +219,7 @@ class _Column(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dx_of_others: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
+        x = _kept(ctx)
         layer: ColumnParallelLinear = ctx.layer
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
         sharded, queue = layer.sequence_parallel, layer.weight_queue
@@ -223,7 +244,7 @@ class _Column(torch.autograd.Function):
             db = bias_gradient(ctx.bias, dy_NO, in_place=layer.accumulate_in_place)
         if reducing is not None:
             dx = reducing.wait() if queue is None else queue.wait(reducing, layer)
-        return dx, dw, db, None, None
+        return dx, dw, db, None, None, None
 
 
 class _Row(torch.autograd.Function):
@@ -236,8 +257,9 @@ class _Row(torch.autograd.Function):
         layer: RowParallelLinear,
         addend: Tensor | None,
         is_residual: bool,
+        again: Again | None,
     ) -> Tensor:
-        ctx.save_for_backward(x)
+        _keep(ctx, x, again)
         ctx.weight, ctx.bias, ctx.layer = weight, bias, layer  # not saved tensors: backward needs their .grad
         ctx.rows = None
         if is_residual and addend is not None and layer.sequence_parallel:  # each rank adds its own tokens
@@ -254,10 +276,10 @@ class _Row(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
+        x = _kept(ctx)
         layer: RowParallelLinear = ctx.layer
         queue = layer.weight_queue
-        need_x, need_weight, need_bias, _, need_addend, _ = ctx.needs_input_grad
+        need_x, need_weight, need_bias, _, need_addend, *_ = ctx.needs_input_grad
         sharded = layer.sequence_parallel and layer.sums_output
         gathering = start_gather_sequence(dy, layer.axis) if sharded else None
         dx = dw = db = None
@@ -278,7 +300,18 @@ class _Row(torch.autograd.Function):
             dw = weight_gradient(ctx.weight, x_NI, dy_NO, in_place=layer.accumulate_in_place)
         # A residual was added on one rank only, but it is every rank's: its gradient is dY on all of them.
         d_addend = (dy if ctx.rows is None else dy[:, ctx.rows]) if need_addend else None
-        return dx, dw, db, None, d_addend, None
+        return dx, dw, db, None, d_addend, None, None
+
+
+def _keep(ctx: Any, x: Tensor, again: Again | None) -> None:
+    ctx.again = again
+    if again is None:
+        ctx.save_for_backward(x)
+
+
+def _kept(ctx: Any) -> Tensor:
+    x: Tensor = ctx.saved_tensors[0] if ctx.again is None else ctx.again.result()
+    return x
 
 
 def _product(a_NK: Tensor, b_KM: Tensor, addend: Tensor | None) -> Tensor:

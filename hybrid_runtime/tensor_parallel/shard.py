@@ -24,8 +24,9 @@ for an MLP of 8 neurons over 2 ranks, cut after 4 of them:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -206,27 +207,33 @@ def sum_partial_gradients(modules: nn.Module | Mapping[str, nn.Module], axis: Ax
             gradient.copy_(summed)
 
 
-def counted_square_sum(parameters: Iterable[tuple[nn.Parameter, ShardSpec]], axis: Axis) -> Tensor:
-    """This rank's part of the squared gradient norm (a float32 scalar, float64 for float64 gradients).
+def counted_ranges(spec: ShardSpec, axis: Axis) -> list[tuple[int, int]]:
+    """Which elements of a rank's parameter, flattened, count in sums over the whole model: first and last + 1 of runs.
 
-    Summed over the axis, every element of the whole model counts once: whole parameters on rank 0, replicated segments
-    on their first holder.
+    Over the axis, every element of the whole model counts once: whole parameters on rank 0, replicated segments on
+    their first holder. Padding may be counted: its gradient is zero.
     """
-    counted: list[Tensor] = []
-    for parameter, spec in parameters:
-        if parameter.grad is None:
-            continue
-        if spec.dim is None:
-            counted += [parameter.grad] if axis.rank == 0 else []
-        elif all(segment.counted for segment in spec.segments):
-            counted.append(parameter.grad)  # whole, padding included: its gradient is zero
-        else:
-            parts = parameter.grad.split_with_sizes([segment.length for segment in spec.segments], spec.dim)
-            counted += [part for part, segment in zip(parts, spec.segments) if segment.counted]
-    if not counted:
+    shape = spec.local_shape
+    if spec.dim is None or all(segment.counted for segment in spec.segments):
+        return [(0, prod(shape))] if spec.dim is not None or axis.rank == 0 else []
+    inner = prod(shape[spec.dim + 1 :])
+    ranges = []
+    for row in range(prod(shape[: spec.dim])):
+        start = row * shape[spec.dim] * inner
+        for segment in spec.segments:
+            stop = start + segment.length * inner
+            if segment.counted:
+                ranges.append((start, stop))
+            start = stop
+    return ranges
+
+
+def square_sum(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of squares of all elements: a float32 scalar, float64 for float64 tensors."""
+    if not parts:
         return torch.zeros(())
-    wide = torch.promote_types(counted[0].dtype, torch.float32)
-    return torch.stack([torch.linalg.vector_norm(part, dtype=wide) for part in counted]).square().sum()
+    wide = torch.promote_types(parts[0].dtype, torch.float32)
+    return torch.stack([torch.linalg.vector_norm(part, dtype=wide) for part in parts]).square().sum()
 
 
 def _pairs(local: Tensor, full: Tensor, spec: ShardSpec, *, counted_only: bool = False) -> Iterator[tuple[Tensor, ...]]:

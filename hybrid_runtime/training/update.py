@@ -2,13 +2,14 @@
 
 tp       a parameter whose ranks hold only a part of its gradient (norms under sequence parallelism, shared kv heads)
 tied     a tied weight's rows and their copies on other stages
-dp       all gradients, in buckets
-norm     over the whole replica, every element of the model counted once
+dp       all gradients, in buckets; of a stage whose last backward is done while the pipeline still runs
+norm     over the whole replica (all replicas where the optimizer is sharded), every element of the model counted once
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -16,11 +17,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hybrid_runtime.comm.axis import Axis
+from hybrid_runtime.comm.collectives import all_reduce
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.data_parallel.buckets import GradientBuckets
 from hybrid_runtime.deployment import Optimizer
 from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
-from hybrid_runtime.tensor_parallel.shard import counted_square_sum, iter_parameters, sum_partial_gradients
+from hybrid_runtime.tensor_parallel.shard import (
+    ShardSpec,
+    counted_ranges,
+    iter_parameters,
+    square_sum,
+    sum_partial_gradients,
+)
+from hybrid_runtime.training.adamw import FlatAdamW
 from hybrid_runtime.training.learning_rate import rate_at
 
 
@@ -54,8 +63,14 @@ class Update:
 
     Args:
         units: the rank's units by name.
-        tied: what the rank holds together with other ranks.
         steps: length of the learning-rate schedule, if the settings give it none.
+        tied: what the rank holds together with other ranks.
+        stages: by unit, the stage after whose last backward its gradients are there; units that are not named wait for
+            `sum_gradients`.
+        sharded: every replica updates a part of each parameter and has the optimizer's state of no other (ZeRO-1).
+
+    Attributes:
+        copies: parameters of this rank that count on another one, in the norm and in checkpoints.
     """
 
     def __init__(
@@ -66,34 +81,69 @@ class Update:
         *,
         steps: int,
         tied: Sequence[TiedRows] = (),
+        stages: Mapping[str, int] = MappingProxyType({}),
+        sharded: bool = False,
     ) -> None:
         self._groups = groups
         self._settings = settings
         self._steps = steps
         self._units = dict(units)
         self._tied = tuple(tied)
-        twice = {id(rows.parameter) for rows in tied if not rows.counted}
+        self._sharded = sharded and groups.dp.size > 1
+        self.copies = tuple(rows.parameter for rows in tied if not rows.counted)
         named = list(iter_parameters(self._units))
-        self._counted = [(parameter, spec) for _, parameter, spec in named if id(parameter) not in twice]
-        parameters = [parameter for _, parameter, _ in named]
-        self.buckets = GradientBuckets(parameters)
+        self.buckets = GradientBuckets(
+            [parameter for _, parameter, _ in named],
+            groups.dp,
+            sharded=self._sharded,
+            stage_of=self._stage_of(stages),
+            alone=[rows.parameter for rows in tied],
+            wide=settings.master_weights,
+        )
         for unit in units.values():
             set_accumulate_in_place(unit, True)
-        self.optimizer = _adamw(parameters, settings)
+        self.optimizer = FlatAdamW(self.buckets.buckets, settings)
+        self._counted = list(self._counted_gradients({id(parameter): spec for _, parameter, spec in named}))
+
+    def _stage_of(self, stages: Mapping[str, int]) -> Callable[[nn.Parameter], int | None]:
+        """The one stage that adds to a parameter's gradient; None where there are several, or other ranks add to it."""
+        found: dict[int, set[int | None]] = {id(rows.parameter): {None} for rows in self._tied}
+        for name, unit in self._units.items():
+            for _, parameter, spec in iter_parameters(unit):
+                partial = spec.partial and self._groups.tp.group is not None
+                found.setdefault(id(parameter), set()).add(None if partial else stages.get(name))
+        only = {key: next(iter(adding)) for key, adding in found.items() if len(adding) == 1}
+        return lambda parameter: only.get(id(parameter))
+
+    def _counted_gradients(self, specs: Mapping[int, ShardSpec]) -> Iterator[Tensor]:
+        """Views of what this rank adds to the norm: of its own slices, every element of the model counted once."""
+        copies = {id(parameter) for parameter in self.copies}
+        for bucket in self.buckets.buckets:
+            for member in bucket.members:
+                start, stop = bucket.own_part(member)
+                if id(member.parameter) not in copies:
+                    for first, last in counted_ranges(specs[id(member.parameter)], self._groups.tp):
+                        first, last = max(first, start), min(last, stop)
+                        if first < last:
+                            yield bucket.gradients[member.start + first : member.start + last]
 
     def sum_gradients(self) -> None:
-        """Sums what is partial, over tp, tied copies and replicas; afterwards every gradient is the global batch's."""
+        """Sums what is partial, over tp, tied copies and replicas.
+
+        Afterwards every gradient is the global batch's; where the optimizer is sharded, the rank's own slices are.
+        """
         sum_partial_gradients(self._units, self._groups.tp)
         self._sum_tied()
-        self.buckets.sum_over(self._groups.dp)
+        self.buckets.finish()
 
     def learn_of(self, loss_sum: Tensor | None) -> None:
         """A loss that is not finite makes a gradient so: every rank hears of it by the norm, and all decide alike.
 
-        A finite one adds 0 to it. There is no synchronisation.
+        A finite one adds 0 to it. There is no synchronisation. To be called before the gradients of the loss' own stage
+        are summed.
         """
-        if loss_sum is not None and self.buckets.buffers:
-            self.buckets.buffers[0][:1].add_((loss_sum * 0).to(self.buckets.buffers[0].dtype))
+        if loss_sum is not None:
+            self.buckets.add_to_one(loss_sum * 0)
 
     def _sum_tied(self) -> None:
         """All are started before the first is waited for: they are different rows."""
@@ -107,44 +157,14 @@ class Update:
 
     def gradient_norm(self) -> Tensor:
         """Euclidean norm over the whole model (a scalar on the device), every element counted once."""
-        square = counted_square_sum(self._counted, self._groups.tp).to(self._groups.device)
-        replica = self._groups.replica
-        if replica.group is not None:
-            with replica.waiting("all_reduce_norm"):
-                dist.all_reduce(square, group=replica.group)
+        square = square_sum(self._counted).to(self._groups.device)
+        for axis in (self._groups.dp, self._groups.replica) if self._sharded else (self._groups.replica,):
+            all_reduce(square, axis, name="all_reduce_norm")
         return square.sqrt()
 
     def apply(self, step: int, norm: Tensor) -> None:
-        """Clips by the global norm and updates the parameters; no synchronisation with the host."""
+        """Clips by the global norm and updates the parameters; no synchronisation with the host on a GPU."""
         settings = self._settings
         if settings.clip_norm is not None:
             self.buckets.scale((float(settings.clip_norm) / (norm + 1e-6)).clamp(max=1.0).to(torch.float32))
-        rate = rate_at(step, settings, self._steps)
-        if self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-
-
-def _adamw(parameters: Sequence[nn.Parameter], settings: Optimizer) -> torch.optim.AdamW | None:
-    """None on a rank whose units have nothing to train."""
-    groups = _decayed(parameters, float(settings.weight_decay))
-    if not groups:
-        return None
-    return torch.optim.AdamW(
-        groups,
-        lr=float(settings.learning_rate),
-        betas=(float(settings.beta1), float(settings.beta2)),
-        eps=float(settings.eps),
-        fused=True,
-    )
-
-
-def _decayed(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay, vectors (norms, biases) do not."""
-    unique = list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in unique if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in unique if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+        self.optimizer.step(rate_at(step, settings, self._steps))

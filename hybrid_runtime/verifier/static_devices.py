@@ -14,16 +14,10 @@ from itertools import combinations, pairwise
 
 from hybrid_runtime.exact import decimal_text, parse_bytes
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.verdict import Outcome, StaticCheck
 from hybrid_runtime.verifier.static_rows import Facts, amount, nearest_plans, row, undecided
 
-# Bytes of parameters, gradients and Adam's two moments, all in the model's dtype; a forward pass keeps parameters only.
-_STATE_BYTES = {
-    ("float32", "train"): 16,
-    ("float32", "forward"): 4,
-    ("bfloat16", "train"): 8,
-    ("bfloat16", "forward"): 2,
-}
 _AXIS_WORDS = {
     "tp": "tensor",
     "tensor": "tensor",
@@ -73,7 +67,9 @@ def device_memory(facts: Facts, memory: str) -> StaticCheck:
         )
         return undecided("device_memory_bytes", requirement, "not_given", f"no model size is given: {missing}")
     text = f"parameters, gradients and optimizer state alone need {decimal_text(Fraction(needed, 10**9), 3)} GB (10^9)"
-    problems = [f"{text} on one device; raise tp_degree or pp_degree"] if needed > parse_bytes(memory) else []
+    parallel = facts.deployment.parallel
+    instead = " or set parallel.shard_optimizer" if parallel.dp_degree > 1 and not parallel.shard_optimizer else ""
+    problems = [f"{text} on one device; raise tp_degree or pp_degree{instead}"] if needed > parse_bytes(memory) else []
     return row("device_memory_bytes", requirement, problems, f"{text}; a lower bound: activations come on top")
 
 
@@ -82,11 +78,13 @@ def least_device_bytes(facts: Facts) -> int | None:
     deployment, parameters = facts.deployment, facts.per_rank(facts.stage_parameters)
     if deployment.model is None or not parameters:
         return None
-    per_parameter = _STATE_BYTES[deployment.model.dtype, deployment.workload.kind]
+    master_weights = deployment.optimizer.master_weights
+    held = state_bytes(deployment.model.dtype, deployment.workload.kind, master_weights=master_weights)
     mesh = deployment.mesh
+    replicas = mesh.dp_degree if deployment.parallel.shard_optimizer else 1
     largest = max(parameters) // mesh.tp_degree
     mean = sum(parameters) * mesh.dp_degree // (deployment.hardware.devices or mesh.world_size)
-    return per_parameter * max(largest, mean)
+    return held.shared_by(replicas).held(max(largest, mean))
 
 
 def link_present(facts: Facts) -> StaticCheck:

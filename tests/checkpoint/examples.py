@@ -30,12 +30,15 @@ STEPS = 20
 CPU = torch.device("cpu")
 
 
-def settings(folder: Path, mesh: tuple[int, int, int] = (1, 1, 1), **changes: Any) -> Deployment:
+def settings(
+    folder: Path, mesh: tuple[int, int, int] = (1, 1, 1), *, shard_optimizer: bool = False, **changes: Any
+) -> Deployment:
     """The deployment of the parity tests, with 20 steps and checkpoints."""
     tp, pp, dp = mesh
+    degrees = {"tp_degree": tp, "pp_degree": pp, "dp_degree": dp}
     table = {"folder": str(folder), "every": 4, **changes.pop("checkpoint", {})}
     return parity.deployment(
-        parallel={"tp_degree": tp, "pp_degree": pp, "dp_degree": dp},
+        parallel=degrees | {"shard_optimizer": shard_optimizer},
         workload={"steps": STEPS, "seed": 7},
         checkpoint=table,
         **changes,

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
-from hybrid_runtime.checkpoint.boxes import Box, held_boxes, shared_out
+from hybrid_runtime.checkpoint.boxes import Box, HeldBox, flat_boxes, held_boxes, rectangles, shared_out
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.tensor_parallel.shard import Segment, ShardSpec
 
@@ -72,3 +74,33 @@ def test_what_lies_inside_another_box_is_not_written() -> None:
 def test_a_tensor_that_is_not_held_whole_is_refused(held: list[list[Box]], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         shared_out(held)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (4, 3), (2, 3, 4), (3, 1, 2)])
+def test_a_run_of_a_flattened_tensor_is_a_few_rectangles(shape: tuple[int, ...]) -> None:
+    elements = torch.arange(torch.Size(shape).numel())
+    for start, stop in itertools.combinations_with_replacement(range(len(elements) + 1), 2):
+        found = list(rectangles(shape, start, stop))
+        held = torch.zeros(shape, dtype=torch.int64)
+        for offsets, sizes in found:
+            held[tuple(slice(first, first + size) for first, size in zip(offsets, sizes, strict=True))] += 1
+        assert held.view(-1).tolist() == [int(start <= element < stop) for element in elements]
+        assert len(found) <= max(1, 2 * len(shape) - 1)
+
+
+@pytest.mark.parametrize(("dim", "first", "size"), [(None, 0, 0), (0, 1, 2), (1, 2, 1)])
+def test_runs_of_what_adam_remembers_are_boxes_of_the_whole_tensor(dim: int | None, first: int, size: int) -> None:
+    """A rank's (4, 3) of a (9, 8), of which a box may be a part: rows or columns, elsewhere in the whole tensor."""
+    own = torch.arange(12.0).view(4, 3)
+    sizes = (4, 3) if dim is None else tuple(size if here == dim else length for here, length in enumerate((4, 3)))
+    held = HeldBox(Box("a", (9, 8), (5, 2), sizes), own, dim, first)
+    for start, stop in itertools.combinations(range(13), 2):
+        whole = torch.full((9, 8), -1.0)
+        for box, values in flat_boxes(held, own.view(-1)[start:stop], start):
+            assert held.box.holds(box)
+            assert values.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
+            whole[box.offsets[0] : box.offsets[0] + box.sizes[0], box.offsets[1] : box.offsets[1] + box.sizes[1]] = (
+                values
+            )
+        expected = torch.where((own >= start) & (own < stop), own, -1.0)
+        assert torch.equal(whole[5 : 5 + sizes[0], 2 : 2 + sizes[1]], held.view_of(expected))

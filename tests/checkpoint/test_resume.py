@@ -28,15 +28,16 @@ LLAMA = {"tie_embeddings": True, "num_kv_heads": 1, "vocab_size": 51}
 
 
 def straight_and_resumed(rank: int, folder: str) -> None:
-    """dp 2 and pp 2 with dropout and a buffer, then tp 2 and pp 2."""
+    """dp 2 and pp 2 with dropout, a buffer and the optimizer sharded over dp, then tp 2 and pp 2."""
     dropping = {"units": "tests.checkpoint.dropping_model:units"}
     for name, mesh, model in (("dropping", (1, 2, 2), dropping), ("llama", (2, 2, 1), dict(LLAMA))):
         pipeline = {"schedule": "gpipe" if name == "dropping" else "zb_h1"}
         straight, halves = Path(folder, f"{name}-straight"), Path(folder, f"{name}-halves")
-        whole = train(settings(straight, mesh, model=dict(model), pipeline=pipeline))
-        first = train(settings(halves, mesh, model=dict(model), pipeline=pipeline), until=10)
+        changes: dict[str, Any] = {"model": dict(model), "pipeline": pipeline, "shard_optimizer": name == "dropping"}
+        whole = train(settings(straight, mesh, **changes))
+        first = train(settings(halves, mesh, **changes), until=10)
         torch.rand(3 + rank)  # what the process drew meanwhile is of no account
-        second = train(settings(halves, mesh, model=dict(model), pipeline=pipeline), resume="latest")
+        second = train(settings(halves, mesh, **changes), resume="latest")
         assert first + second == whole, name
 
 
@@ -75,7 +76,8 @@ def some_steps(
     pipeline: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     slow = {"learning_rate": "0.001", "warmup_steps": 2, "clip_norm": "0.5", "eps": "0.0001"}
-    deployment = settings(Path(folder), mesh, model=dict(LLAMA), pipeline=dict(pipeline), optimizer=slow)
+    changes: dict[str, Any] = {"model": dict(LLAMA), "pipeline": dict(pipeline), "optimizer": slow}
+    deployment = settings(Path(folder), mesh, shard_optimizer=True, **changes)
     losses = train(deployment, until=until, resume=resume)
     if rank == 0:
         Path(folder, f"losses-{until}.json").write_text(json.dumps(losses))
@@ -92,6 +94,7 @@ def last_steps_and_straight(rank: int, folder: str) -> None:
 
 
 def test_over_three_meshes_cuts_and_schedules(tmp_path: Path) -> None:
+    """The optimizer's state lies whole on every rank, then in halves on two replicas, then in one process."""
     moving = str(tmp_path / "moving")
     run_ranks(6, some_steps, moving, (2, 3, 1), 7, None, PIECES)
     assert_converted(Path(moving), tmp_path)

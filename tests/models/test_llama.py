@@ -18,7 +18,8 @@ from hybrid_runtime.models.llama import llama_units
 from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch
 from hybrid_runtime.shapes import LlamaShape, RopeScaling
 from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
-from hybrid_runtime.tensor_parallel.shard import counted_square_sum, gather_full, iter_parameters, sum_partial_gradients
+from hybrid_runtime.tensor_parallel.shard import gather_full, iter_parameters, square_sum, sum_partial_gradients
+from tests.gradients import counted_gradients
 from tests.ranks import run_ranks
 
 LLAMA = LlamaShape(vocab_size=50, hidden_size=32, num_layers=2, num_heads=8, num_kv_heads=8, ffn_size=48, head_dim=4)
@@ -93,7 +94,7 @@ def _one_parity(shape: LlamaShape, axis: Axis, dtype: torch.dtype, tolerance: fl
             assert whole.grad is not None
             error = (gather_full(parameter.grad, spec, axis) - whole.grad).norm() / whole.grad.norm()
             assert error < tolerance, f"{name}: {error} ({shape}, sequence parallel {sequence_parallel})"
-        mine = counted_square_sum([(parameter, spec) for _, parameter, spec in named], axis)
+        mine = square_sum(counted_gradients(named, axis))
         assert float(all_reduce(mine, axis)) == pytest.approx(square, rel=10 * tolerance)
         _logits_equal(units, reference, axis, shape.vocab_size, tolerance)
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hybrid_runtime.comm.axis import Axis, WaitClock, axis_of
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.models.build import build_units
 from hybrid_runtime.models.flops import flops
@@ -21,6 +22,7 @@ from hybrid_runtime.pipeline.stage import Stage
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.tensor_parallel.initialise import Init
 from hybrid_runtime.tensor_parallel.linear import RowParallelLinear
+from hybrid_runtime.tensor_parallel.recompute import Recompute
 from hybrid_runtime.tensor_parallel.shard import gather_full, iter_parameters, sum_partial_gradients
 from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 from tests.ranks import run_ranks
@@ -36,6 +38,7 @@ CUTS = (
 )
 ONE_HEAD_EACH = tuple(f"0.attn[{head}:{head + 1}]" for head in range(8))
 B, S = 2, 8
+KINDS: tuple[RecomputeKind, ...] = ("none", "selective", "full")
 TOKENS = Microbatch(torch.zeros(B, S, dtype=torch.int64))
 
 
@@ -78,7 +81,12 @@ def mine(x: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
 
 
 def through(
-    units: dict[str, nn.Module], axis: Axis, *, sequence_parallel: bool, split: bool
+    units: dict[str, nn.Module],
+    axis: Axis,
+    *,
+    sequence_parallel: bool,
+    split: bool,
+    recompute: RecomputeKind = "none",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], list[str]]:
     """Each unit as a stage of its own: output, input gradient, whole gradients by the unit's names, collectives."""
     axis.clocks.current = waits = Waits()
@@ -87,6 +95,7 @@ def through(
     carry: Carry = (mine(random(1), axis, sequence_parallel),)
     for stage in stages:
         stage.use_queue(queue)
+        stage.recompute(Recompute(recompute), units)
         carry = stage.forward(0, carry, TOKENS)
     gradients: Carry = (mine(random(2), axis, sequence_parallel),)
     for stage in reversed(stages):
@@ -129,12 +138,39 @@ def compare(axis: Axis, cuts: Sequence[Sequence[str]]) -> None:
                 assert found[3] == expected[3], "pieces have the collectives of the whole unit, no more and no fewer"
 
 
+def compare_recomputed(axis: Axis) -> None:
+    """Bit for bit; with sequence parallelism every first piece's column gathers its input once more in the backward."""
+    for sequence_parallel in (False, True):
+        for split in (False, True):
+            for names in (*((name,) for name in WHOLES), *CUTS):
+                kept, *others = (
+                    through(
+                        build(names, axis, sequence_parallel=sequence_parallel), axis,
+                        sequence_parallel=sequence_parallel, split=split, recompute=kind,
+                    )
+                    for kind in KINDS
+                )  # fmt: skip
+                for kind, found in zip(KINDS[1:], others):
+                    assert torch.equal(found[0], kept[0])
+                    assert torch.equal(found[1], kept[1])
+                    assert all(torch.equal(found[2][name], value) for name, value in kept[2].items()), (kind, names)
+                    gathers = int(kind == "full" and sequence_parallel and axis.size > 1)
+                    assert found[3] == sorted(kept[3] + ["all_gather"] * gathers), (kind, names)
+
+
 def _ranks(rank: int) -> None:
-    compare(axis_of(dist.group.WORLD), CUTS)
+    axis = axis_of(dist.group.WORLD)
+    compare(axis, CUTS)
+    if axis.size == 2:
+        compare_recomputed(axis)
 
 
 def test_pieces_equal_the_whole_unit() -> None:
     compare(Axis(), (*CUTS, ONE_HEAD_EACH))
+
+
+def test_recomputed_they_are_the_same_bit_for_bit() -> None:
+    compare_recomputed(Axis())
 
 
 @pytest.mark.ranks

@@ -81,6 +81,15 @@ def one_rank(rank: int) -> None:
     loss = executor("0UNSHARD", "0F0", "0I0", "0W0", "0REDUCE_GRAD", modules=units(3)).run_step(microbatches(1))
     assert loss is not None
     assert loss.item() == pytest.approx(oracle(3, 1)[0], rel=1e-6)
+    done: list[int] = []
+    two = {n: Stage(n, [("unit", module)], training=True) for n, module in enumerate(units(2))}
+    lists = parse_actions(["0F0", "0F1", "1F0", "1F1", "1I0", "0I0", "1W0", "1B1", "0W0", "0B1"])
+    together = Executor(
+        lists, two, (0, 0), groups, loss_scale=1.0, recorder=recorder, stage_done=lambda stage: done.append(stage)
+    )
+    for times in (1, 2):
+        together.run_step(microbatches(2))
+        assert done == [1, 0] * times, "each stage once, after its last gradient"
     untrained = [Microbatch(m.tokens) for m in microbatches(1)]
     assert executor("0F0", modules=units(3)).run_step(untrained) is None
 

@@ -106,11 +106,11 @@ def test_degrees_and_memory() -> None:
 
 def test_an_infeasible_request_says_what_would_fit() -> None:
     with pytest.raises(PlanError) as refused:
-        planned(small(memory_per_device="12 GB"), measured=False)
+        planned(small(memory_per_device="16 GB"), measured=False)
     words = str(refused.value)
-    assert "no layout fits 12 GB less 5 %" in words
+    assert "no layout fits 16 GB less 5 %" in words
     lacking, fitting, devices = re.search(r"lacks ([\d.]+) GB.*fit ([\d.]+) GB, or some (\d+) devices", words).groups()  # type: ignore[union-attr]
-    assert 0 < float(lacking) < 12 < float(fitting)
+    assert 0 < float(lacking) < 16 < float(fitting)
     assert int(devices) > 8
     planned(small(memory_per_device=f"{float(fitting) * 1.1:.3f} GB"), measured=False)
 

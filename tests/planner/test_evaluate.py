@@ -104,3 +104,25 @@ def test_a_message_to_oneself_costs_nothing() -> None:
     found = evaluated(post_ns=7, pipeline={"schedule": "zb_v"})
     assert found.overheads_ns[2, Kind.F] == found.overheads_ns[0, Kind.F]
     assert found.overheads_ns[1, Kind.F] - found.overheads_ns[2, Kind.F] >= 7
+
+
+def test_replicas_that_share_the_optimizer_hold_less_and_gather() -> None:
+    layout = {"schedule": "1f1b", "cuts": ["embedding..6.mlp", "7.attn..head"], "embedding_rows": [192, 192]}
+    whole, shared = (
+        evaluated(parallel={"pp_degree": 2, "tp_degree": 2, "dp_degree": 2, "shard_optimizer": on}, pipeline=layout)
+        for on in (False, True)
+    )
+    for one, other in zip(whole.memory, shared.memory):
+        assert other.optimizer == one.optimizer // 2
+        assert other == one.model_copy(update={"optimizer": other.optimizer})
+    assert all(other < one for one, other in zip(whole.optimizer_ns, shared.optimizer_ns))
+    file = deployment(parallel={"pp_degree": 2, "tp_degree": 2, "dp_degree": 2, "shard_optimizer": True})
+    model = model_of(file, calibration(file))
+    norm_ns = model.collective_ns("all_reduce", 4, 8, same_host=True) + model.collective_ns(
+        "all_reduce", 2, 8, same_host=True
+    )
+    for memory, summed_ns in zip(shared.memory, shared.data_parallel_ns):
+        scattered, gathered = (
+            model.collective_ns(kind, 2, memory.parameters, same_host=True) for kind in ("reduce_scatter", "all_gather")
+        )
+        assert summed_ns == scattered + gathered + norm_ns

@@ -25,13 +25,14 @@ from hybrid_runtime.tensor_parallel.linear import ColumnParallelLinear, RowParal
 from hybrid_runtime.tensor_parallel.random_state import ParallelDropout, RandomStates
 from hybrid_runtime.tensor_parallel.shard import (
     ShardSpec,
-    counted_square_sum,
     gather_full,
     iter_parameters,
     local_of,
     split_evenly,
+    square_sum,
     sum_partial_gradients,
 )
+from tests.gradients import counted_gradients
 from tests.ranks import run_ranks
 
 B, S, H = 3, 8, 12
@@ -182,7 +183,7 @@ def _compare_gradients(layer: torch.nn.Module, axis: Axis, expected: dict[str, T
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, local_of(expected[name], spec))
         torch.testing.assert_close(gather_full(parameter.grad, spec, axis), expected[name])
-    square = all_reduce(counted_square_sum([(p, spec) for _, p, spec in named], axis), axis)
+    square = all_reduce(square_sum(counted_gradients(named, axis)), axis)
     torch.testing.assert_close(square, sum((g.square().sum() for g in expected.values()), torch.zeros(())))
 
 

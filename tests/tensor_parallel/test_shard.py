@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,11 +13,12 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.tensor_parallel.shard import (
     Segment,
     ShardSpec,
-    counted_square_sum,
+    counted_ranges,
     gather_full,
     iter_parameters,
     local_of,
     split_evenly,
+    square_sum,
     sum_partial_gradients,
 )
 
@@ -78,12 +81,20 @@ def test_parameters_are_walked_once_with_their_layouts() -> None:
     assert [name for name, _, _ in iter_parameters(one)] == ["0.weight", "1.weight", "1.bias"]
 
 
-def test_square_sum_counts_whole_parameters_on_rank_0_and_copies_on_their_holder() -> None:
-    parameter = nn.Parameter(torch.zeros(4))
-    parameter.grad = torch.tensor([1.0, 2.0, 3.0, 4.0])
+def test_whole_parameters_count_on_rank_0_and_copies_on_their_holder() -> None:
     whole = ShardSpec(global_shape=(4,))
-    copies = ShardSpec(global_shape=(6,), dim=0, segments=(Segment(0, 2), Segment(4, 2, 2, counted=False)))
-    for rank, spec, expected in ((0, whole, 30), (1, whole, 0), (1, copies, 5)):
-        assert counted_square_sum([(parameter, spec)], Axis(2, rank)).item() == pytest.approx(expected)
-    assert counted_square_sum([(nn.Parameter(torch.zeros(1)), whole)], Axis()).item() == 0, "no gradient, no share"
+    copies = ShardSpec(global_shape=(6, 3), dim=0, segments=(Segment(0, 2), Segment(4, 2, 2, counted=False)))
+    columns = replace(copies, global_shape=(3, 6), dim=1)
+    assert [counted_ranges(whole, Axis(2, rank)) for rank in (0, 1)] == [[(0, 4)], []]
+    assert counted_ranges(copies, Axis(2, 1)) == [(0, 6)]
+    assert counted_ranges(columns, Axis(2, 1)) == [(0, 2), (4, 6), (8, 10)]
+    counted = replace(columns, segments=(Segment(0, 2), Segment(4, 2, 2)))
+    assert counted_ranges(counted, Axis(2, 1)) == [(0, 12)]
+
+
+def test_squares_are_added_in_a_wide_type() -> None:
+    parts = [torch.full((4096,), 3.0, dtype=torch.bfloat16), torch.ones(1, dtype=torch.bfloat16)]
+    assert square_sum(parts).dtype == torch.float32
+    assert square_sum(parts).item() == 9 * 4096 + 1
+    assert square_sum([]).item() == 0
     sum_partial_gradients(nn.Linear(2, 2), Axis())  # nothing to do on one rank
