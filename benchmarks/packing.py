@@ -3,8 +3,8 @@
     scripts/bench packing [--quick] [--save] [--device cpu|cuda] [--only MEAN]
 
 Documents of geometric lengths fill a sequence of 2,048 tokens (hidden 256, 4 layers); both kinds take turns, and a row
-is the median of the pairs. Packed attention does less arithmetic (its blocks alone) in more calls: one per document on a
-CPU, and on CUDA in float32.
+is the median of the pairs. Packed attention does less arithmetic (its blocks alone) in more calls: one per document on
+a CPU, and on CUDA in float32.
 """
 
 from __future__ import annotations
