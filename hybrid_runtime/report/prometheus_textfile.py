@@ -78,8 +78,8 @@ class PrometheusTextfile:
     def show(self, line: ProgressLine, roster: Roster) -> None:
         """Takes in a step; `flush` writes."""
         self._changed = True
-        before, _ = self._lines.get(line.side, (None, 0.0))
-        self._lines[line.side] = line.known_since(before), self._clock()
+        last, _ = self._lines.get(line.side, (None, 0.0))
+        self._lines[line.side] = line.known_since(last), self._clock()
         for load in line.ranks:
             member = roster.member(load.rank)
             if member is None or member.host != self._host:
