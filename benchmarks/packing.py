@@ -2,9 +2,9 @@
 
     scripts/bench packing [--quick] [--save] [--device cpu|cuda] [--only MEAN]
 
-Documents of geometric lengths fill sequences of 2,048 tokens; both kinds take turns, and a row is the median of the
-pairs. Packed attention does less arithmetic (its blocks alone) in more calls: on a CPU, and on CUDA in float32, one per
-document.
+Documents of geometric lengths fill a sequence of 2,048 tokens (hidden 256, 4 layers); both kinds take turns, and a row
+is the median of the pairs. Packed attention does less arithmetic (its blocks alone) in more calls: one per document on
+a CPU, and on CUDA in float32.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from hybrid_runtime.models.unit import NO_TARGET, BuildContext, Documents, Micro
 from hybrid_runtime.shapes import LlamaShape
 
 MEANS = (2048, 512, 128, 32)  # tokens of a document
-BATCH, LENGTH = 2, 2048
+BATCH, LENGTH = 1, 2048
 SHAPE = LlamaShape(
-    vocab_size=4096, hidden_size=512, num_layers=4, num_heads=8, num_kv_heads=8, ffn_size=1408, head_dim=64
+    vocab_size=4096, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=4, ffn_size=704, head_dim=64
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the cases, prints the table, and with --save keeps the result."""
-    options = parser_of("packing", __doc__, blocks=6).parse_args(arguments)
+    options = parser_of("packing", __doc__, blocks=4).parse_args(arguments)
     length = 64 if options.quick else LENGTH
     device, dtype = torch.device(options.device), torch.bfloat16 if options.device == "cuda" else torch.float32
     torch.set_num_threads(1)

@@ -80,6 +80,19 @@ def test_a_file_without_checkpoints_keeps_its_fingerprint(tmp_path: Path) -> Non
     assert kept.fingerprint != plain.fingerprint
 
 
+def test_a_file_without_newer_keys_keeps_its_fingerprint(tmp_path: Path) -> None:
+    """The text is what was hashed before [data] and [workload] had them."""
+    plain = load_deployment(write(tmp_path, 'name = "a"'))
+    old = json.loads(plain.canonical_json())
+    for name in ("telemetry", "search", "export", "checkpoint"):
+        del old[name]
+    old["data"] = {name: old["data"][name] for name in ("source", "path", "glob", "tokenizer", "token_dtype")}
+    old["workload"] = {name: old["workload"][name] for name in ("kind", "steps", "seed")}
+    assert plain.fingerprint == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+    for table in ("[data]\npack = true", "[workload]\nvalidation_batches = 9"):
+        assert load_deployment(write(tmp_path, f'name = "a"\n{table}')).fingerprint != plain.fingerprint
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_configs_survive_the_canonical_form(path: Path, tmp_path: Path) -> None:
     deployment = load_deployment(path)

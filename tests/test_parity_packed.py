@@ -42,9 +42,9 @@ def compare(rank: int, folder: str) -> None:
     for mesh in MESHES.values():
         _, _, run = this_rank(deployment(**validated, **mesh), data, sources[2])
         assert_same(run._replace(gradients=joined_rows(run.gradients)), oracle)
-        _, _, without = this_rank(deployment(**plain, **mesh), data)
-        assert (run.losses, run.norms) == (without.losses, without.norms)
-        assert all(torch.equal(run.gradients[name], without.gradients[name]) for name in without.gradients)
+    _, _, without = this_rank(deployment(**plain, **mesh), data)
+    assert (run.losses, run.norms) == (without.losses, without.norms)
+    assert all(torch.equal(run.gradients[name], without.gradients[name]) for name in without.gradients)
 
 
 @pytest.mark.ranks
