@@ -26,6 +26,7 @@ from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, writ
 from hybrid_runtime.cli_plan import plan
 from hybrid_runtime.cli_report import report
 from hybrid_runtime.cli_schedule import schedule_app, simulate
+from hybrid_runtime.cli_tokenize import corpus, tokenize
 from hybrid_runtime.errors import ExitCode, HybridRuntimeError, RunError, UsageError
 from hybrid_runtime.run_folder import RunFolder, new_run_folder
 
@@ -300,6 +301,8 @@ app.command()(report)
 app.command()(calibrate)
 app.command()(rehearse)
 app.command()(convert)
+app.command()(tokenize)
+app.command()(corpus)
 
 
 def _refuse_impossible(deployment: Deployment, json_file: str | None) -> None:

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from hybrid_runtime.deployment_checkpoint import Checkpoint
+from hybrid_runtime.deployment_data import Data
 from hybrid_runtime.deployment_declared import Declared
 from hybrid_runtime.deployment_errors import CUSTOM, explain
 from hybrid_runtime.deployment_export import Export
@@ -37,7 +38,6 @@ from hybrid_runtime.deployment_fields import (
     Fraction01,
     LinkRateText,
     NonNegativeNumber,
-    PathText,
     Percent,
     Positive,
     PositiveNumber,
@@ -55,6 +55,10 @@ from hybrid_runtime.hugging_face_config import shape_from_hugging_face
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.shapes import OVERRIDABLE, PRESETS, LlamaShape, with_overrides
 
+_NEWER_KEYS = {
+    "data": ("sources", "pack", "validation_fraction", "validation_sources"),
+    "workload": ("validate_every", "validation_batches"),
+}
 BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
 BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
 
@@ -132,6 +136,10 @@ class Workload(Table):
     kind: Literal["train", "forward"] = "train"
     steps: Positive = Field(100, description="steps of a plain run, warm-up included")
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    validate_every: Positive | None = Field(
+        None, description="steps of a training between two validations; the last step ends with one", examples=[100]
+    )
+    validation_batches: Positive = Field(8, description="global batches of one validation, the same ones every time")
 
 
 class Optimizer(Table):
@@ -145,26 +153,6 @@ class Optimizer(Table):
     beta2: Fraction01 = Decimal("0.95")
     eps: PositiveNumber = Decimal("0.00000001")
     clip_norm: PositiveNumber | None = Decimal("1.0")
-
-
-class Data(Table):
-    """Where tokens come from. The default is real text that every machine has: Python's own standard library."""
-
-    source: Literal["python-stdlib", "text", "tokens"] = "python-stdlib"
-    path: PathText | None = Field(
-        None, description="text: a file or folder; tokens: a file of raw token ids", examples=["data/books"]
-    )
-    glob: str = Field("**/*", description="text folders: which files")
-    tokenizer: PathText = Field("bytes", description="bytes, or the path of a `tokenizers` JSON file")
-    token_dtype: Literal["uint16", "uint32"] = "uint16"
-
-    @classmethod
-    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        source = values.get("source", "python-stdlib")
-        if source in ("text", "tokens") and "path" not in given:
-            yield f"has the source {source!r} but no path", 'add path, for example path = "data/books"'
-        if source == "python-stdlib" and "path" in given:
-            yield "has a path, which the source 'python-stdlib' does not read", "set source to 'text' or 'tokens'"
 
 
 class Hardware(Table):
@@ -252,6 +240,15 @@ class Deployment(Table):
                 "has [export], which writes models of the Llama family, and a model of your own units",
                 "leave [export] out: transformers has no such model",
             )
+        workload, data = values.get("workload"), values.get("data")
+        if isinstance(workload, Workload) and workload.validate_every is not None:
+            if workload.kind != "train":
+                yield "has workload.validate_every, and a workload that trains nothing", "remove validate_every"
+            elif isinstance(data, Data) and not data.validates:
+                yield (
+                    "has workload.validate_every, but [data] keeps nothing to validate with",
+                    "add validation_fraction = 0.01 to [data], or [[data.validation_sources]]",
+                )
 
     @property
     def mesh(self) -> Mesh:
@@ -287,10 +284,14 @@ class Deployment(Table):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs.
 
-        Without [checkpoint] it is what it was before there was such a table.
+        Without [checkpoint], and without the newer keys of a table, it is what it was before there were such.
         """
         left_out = {"telemetry", "search", "export"} | ({"checkpoint"} if self.checkpoint is None else set())
         values = self.model_dump(mode="json", exclude=left_out)
+        for table, names in _NEWER_KEYS.items():
+            for name in names:
+                if getattr(getattr(self, table), name) == type(getattr(self, table)).model_fields[name].default:
+                    del values[table][name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

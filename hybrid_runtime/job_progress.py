@@ -115,11 +115,18 @@ class RankProgress:
     ) -> None:
         self._stack.__exit__(kind, value, trace)
 
-    def show(self, step: int, phase: str, loss: float | None, numbers: Sequence[RankNumbers]) -> None:
+    def show(
+        self,
+        step: int,
+        phase: str,
+        loss: float | None,
+        numbers: Sequence[RankNumbers],
+        validation_loss: float | None = None,
+    ) -> None:
         """One finished step, by its number from 0; `numbers` are those of every rank."""
         if self._file is None and not self._exports:
             return
-        line = self._line(step, phase, loss, numbers)
+        line = self._line(step, phase, loss, numbers).model_copy(update={"validation_loss": validation_loss})
         if self._file is not None:
             self._file.write(line.to_line())
             self._file.flush()

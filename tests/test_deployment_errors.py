@@ -69,9 +69,9 @@ from tests.deployment_files import problem, problems, refused
         (
             "data.source",
             "python_stdlib",
-            "must be one of 'python-stdlib', 'text', 'tokens'; did you mean 'python-stdlib'?",
+            "must be one of 'python-stdlib', 'text', 'tokens', 'corpus'; did you mean 'python-stdlib'?",
         ),
-        ("data.source", 3, "must be one of 'python-stdlib', 'text', 'tokens', not a whole number"),
+        ("data.source", 3, "must be one of 'python-stdlib', 'text', 'tokens', 'corpus', not a whole number"),
         ("pipeline.cuts", "evn", "must be one of 'even', 'balanced' or a list; did you mean 'even'?"),
         (
             "pipeline.cuts",

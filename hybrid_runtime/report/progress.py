@@ -75,6 +75,7 @@ class ProgressLine(BaseModel):
         side: "candidate", "baseline", or the name of another one that runs beside them.
         steps: how many it will be; an estimate that may grow.
         loss: mean loss of the step; None where it is not known (forward only, or another host holds the head).
+        validation_loss: mean loss over the batches of a validation; None where this step did not end with one.
         grad_norm: global gradient norm before clipping; None for forward only.
         busiest, idlest: (rank, compute-busy percent of the step); None where busy shares were not exchanged.
         ranks: the ranks that `loads_to_tell` chose; none where the last line that named some is only moments old.
@@ -90,6 +91,7 @@ class ProgressLine(BaseModel):
     side: SideName = "candidate"
     phase: str
     loss: float | None = None
+    validation_loss: float | None = None
     grad_norm: float | None = None
     tokens_per_s: float
     step_time_s: float
@@ -97,6 +99,12 @@ class ProgressLine(BaseModel):
     idlest: tuple[int, float] | None = None
     ranks: tuple[RankLoad, ...] = ()
     left_out: int = 0
+
+    def known_since(self, before: ProgressLine | None) -> ProgressLine:
+        """This step's figures, and the newest validation loss where this step did not end with one."""
+        if before is None or self.validation_loss is not None:
+            return self
+        return self.model_copy(update={"validation_loss": before.validation_loss})
 
     def to_line(self) -> str:
         """One line of JSON, newline included."""
@@ -113,6 +121,7 @@ class ProgressLine(BaseModel):
     def overall(self) -> str:
         """ "loss 2.513  5 343 tokens/s  383 ms/step": the figures that belong to no rank."""
         parts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
+        parts += [] if self.validation_loss is None else [f"validation loss {self.validation_loss:.3f}"]
         parts += [f"{rate_text(self.tokens_per_s)} tokens/s"] if self.tokens_per_s else []
         parts.append(f"{duration_text(self.step_time_s)}/step")
         return "  ".join(parts)

@@ -78,7 +78,8 @@ class PrometheusTextfile:
     def show(self, line: ProgressLine, roster: Roster) -> None:
         """Takes in a step; `flush` writes."""
         self._changed = True
-        self._lines[line.side] = line, self._clock()
+        before, _ = self._lines.get(line.side, (None, 0.0))
+        self._lines[line.side] = line.known_since(before), self._clock()
         for load in line.ranks:
             member = roster.member(load.rank)
             if member is None or member.host != self._host:
@@ -171,10 +172,12 @@ class PrometheusTextfile:
         steps = [(labels, float(line.step)) for labels, line, _ in sides]
         newest = [(labels, when_s) for labels, _, when_s in sides]
         losses = [(labels, line.loss) for labels, line, _ in sides if line.loss is not None]
+        held_out = [(labels, line.validation_loss) for labels, line, _ in sides if line.validation_loss is not None]
         norms = [(labels, line.grad_norm) for labels, line, _ in sides if line.grad_norm is not None]
         yield Family("steps_total", "counter", "Finished steps, warm-up included.", steps)
         yield Family("last_step_timestamp_seconds", "gauge", "When the newest step was heard of.", newest)
         yield Family("loss", "gauge", "Mean loss of the newest step.", losses)
+        yield Family("validation_loss", "gauge", "Mean loss of the newest validation.", held_out)
         yield Family("grad_norm", "gauge", "Global gradient norm before clipping, of the newest step.", norms)
 
     def _of_claims(self) -> Iterator[Family]:

@@ -1,4 +1,4 @@
-"""TensorBoard event files: per side loss, gradient norm, tokens/s and step time; per rank busy, wait and memory.
+"""TensorBoard event files: per side losses, gradient norm, tokens/s and step time; per rank busy, wait and memory.
 
     FOLDER/candidate/events.out.tfevents.*    tags `run/loss`, `busy_share/rank3`, `memory_bytes/rank3`
     FOLDER/baseline/events.out.tfevents.*     the same tags, so that TensorBoard draws both sides into one chart
@@ -100,6 +100,8 @@ def scalars(line: ProgressLine) -> Iterator[tuple[str, float]]:
     yield "run/step_time_s", line.step_time_s
     if line.loss is not None:
         yield "run/loss", line.loss
+    if line.validation_loss is not None:
+        yield "run/validation_loss", line.validation_loss
     if line.grad_norm is not None:
         yield "run/grad_norm", line.grad_norm
     for load in line.ranks:

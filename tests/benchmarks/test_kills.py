@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
 from benchmarks import kills
+from benchmarks.started_jobs import Torchrun, kill
+from tests.commands import is_alive
 
 
 @pytest.mark.ranks
-def test_two_kills(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kills, "MOST_STEPS_S", 0.5)
-    assert kills.main(["--kills", "2", "--seed", "1"]) == 0
+    assert kills.main(["--kills", "2", "--seed", "1", "--save", "--results", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "2 kills" in said
     assert "0 problems" in said
+    (file,) = tmp_path.glob("kills-*.json")
+    rounds = json.loads(file.read_text())["rounds"]
+    assert [row["resumed"] for row in rounds] == [0, rounds[0]["newest"]]
+    assert rounds[1]["saving"]
+
+
+def test_what_torchrun_starts_dies_with_it(tmp_path: Path) -> None:
+    """Only that: the rounds are the same."""
+    job = Torchrun(["nothing.json"], 1, tmp_path / "log.txt")
+    pids = job.pids()
+    kill(pids)
+    job.wait()
+    assert not job.runs()
+    assert not any(is_alive(pid) for pid in pids)
 
 
 def test_other_losses_and_another_beginning_are_seen() -> None:

@@ -120,6 +120,13 @@ def test_bare_steps_keep_the_figures_of_the_last_measured_one(six: Roster) -> No
     assert terminal.drawn()[3].split()[4:8] == ["50.0", "20.0", "1.0", "KiB"]
 
 
+def test_the_newest_validation_stays_in_the_picture(six: Roster) -> None:
+    terminal = Terminal(80, 24)
+    for step, validation_loss in enumerate((None, 2.75, None, None), 3):
+        terminal.picture.show(line(step, validation_loss=validation_loss, **loads(6)), six)
+    assert "validation loss 2.750" in terminal.drawn()[1]
+
+
 def test_a_line_that_names_no_rank_leaves_the_rows_as_they_were(six: Roster) -> None:
     terminal = Terminal(80, 24)
     terminal.picture.show(line(3, **loads(6)), six)

@@ -30,6 +30,13 @@ def test_plain_lines_come_first_then_every_two_seconds_then_last_and_are_not_wra
     assert shown(lines) == [f"candidate step {step}/40 {WORDS}" for step in (1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 40)]
 
 
+def test_a_validation_is_always_told() -> None:
+    lines = [(step * 0.1, line(step, validation_loss=2.75 if step == 7 else None)) for step in range(1, 11)]
+    told = shown(lines)
+    assert [text.split()[2] for text in told] == ["1/40", "7/40", "10/40"]
+    assert "loss 2.513  validation loss 2.750  5 343 tokens/s" in told[1]
+
+
 def test_a_run_that_ends_early_still_shows_its_last_step_once() -> None:
     assert shown([(0.0, line(1)), (0.1, line(2)), (0.2, line(3))])[-1].startswith("candidate step 3/40")
     assert len(shown([(0.0, line(1))])) == 1
