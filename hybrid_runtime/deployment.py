@@ -58,6 +58,7 @@ from hybrid_runtime.shapes import OVERRIDABLE, PRESETS, LlamaShape, with_overrid
 _NEWER_KEYS = {
     "data": ("sources", "pack", "validation_fraction", "validation_sources"),
     "workload": ("validate_every", "validation_batches"),
+    "optimizer": ("schedule", "decay_steps"),
 }
 BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
 BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
@@ -143,16 +144,32 @@ class Workload(Table):
 
 
 class Optimizer(Table):
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW, and how its learning rate goes."""
 
-    learning_rate: PositiveNumber = Decimal("0.001")
-    final_learning_rate: NonNegativeNumber = Decimal(0)
-    warmup_steps: Count = 0
+    learning_rate: PositiveNumber = Field(Decimal("0.001"), description="the highest, after the warm-up")
+    final_learning_rate: NonNegativeNumber = Field(Decimal(0), description="where cosine and linear end")
+    warmup_steps: Count = Field(0, description="steps of a linear rise at the beginning")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after the warm-up")
+    decay_steps: Positive | None = Field(
+        None,
+        description="steps, warm-up included, after which final_learning_rate is reached; default: workload.steps",
+        examples=[1000],
+    )
     weight_decay: NonNegativeNumber = Decimal("0.1")
     beta1: Fraction01 = Decimal("0.9")
     beta2: Fraction01 = Decimal("0.95")
     eps: PositiveNumber = Decimal("0.00000001")
     clip_norm: PositiveNumber | None = Decimal("1.0")
+
+    @classmethod
+    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if values.get("schedule") == "constant":
+            for name in ("final_learning_rate", "decay_steps"):
+                if values.get(name):
+                    yield (
+                        f"has {name}, where a constant schedule never gets",
+                        f"remove {name}, or choose another schedule",
+                    )
 
 
 class Hardware(Table):
@@ -206,6 +223,9 @@ class Targets(Table):
     throughput_gain_percent: NonNegativeNumber | None = Field(
         None, description="tokens per second, against the baseline", examples=[50]
     )
+
+
+# Keys that came after the first records, by table, with the values that leave a fingerprint as it was without them.
 
 
 class Deployment(Table):
@@ -326,14 +346,22 @@ def parse_deployment(values: object, *, source: str) -> Deployment:
         raise DeploymentError(source, problems) from None
 
 
+_RULED: dict[str, type[Table]] = {
+    "model": Model,
+    "parallel": Parallel,
+    "pipeline": Pipeline,
+    "optimizer": Optimizer,
+    "data": Data,
+}
+
+
 def _is_rule(error: Mapping[str, Any]) -> bool:
     """Rules between keys are left to `_rule_problems`: pydantic tries them only in tables without other errors."""
-    return error["type"] == CUSTOM and error["loc"] in {("model",), ("parallel",), ("pipeline",), ("data",)}
+    return error["type"] == CUSTOM and error["loc"] in {(name,) for name in _RULED}
 
 
 def _rule_problems(values: object) -> Iterator[Problem]:
-    tables: dict[str, type[Table]] = {"model": Model, "parallel": Parallel, "pipeline": Pipeline, "data": Data}
-    for name, table in tables.items():
+    for name, table in _RULED.items():
         found = values.get(name) if isinstance(values, dict) else None
         if isinstance(found, dict):
             yield from (Problem(name, "", message, fix) for message, fix in table.rules(given_keys(found), found))

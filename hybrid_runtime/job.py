@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -31,16 +32,17 @@ from hybrid_runtime.comm.start import (
 )
 from hybrid_runtime.data.opening import Opened, open_data
 from hybrid_runtime.deployment import Deployment, load_deployment
-from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
+from hybrid_runtime.errors import EnvironmentProblem, ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
 from hybrid_runtime.job_export import export, prepare_export
-from hybrid_runtime.job_header import describe_rank, start_sampler
+from hybrid_runtime.job_header import describe_rank, peak_of_all, start_sampler
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_loss import mean_loss
 from hybrid_runtime.job_orders import Order, expected_steps, orders
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_planted import run_planted_step
-from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers
+from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers, step_terms
+from hybrid_runtime.job_shared_folder import first_blind_rank
 from hybrid_runtime.job_validation import open_validation
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.models.unit import UnitSpec, refuse_unpackable
@@ -88,6 +90,7 @@ def run_rank(
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
     _demand_one_plan(plan, groups)
     _demand_one_data(data, groups)
+    _demand_one_folder(folder, launch, groups)
     if launch.rank == 0:
         write_whole(folder.plan, plan.to_json())
         write_whole(folder.deployment, deployment.canonical_json())
@@ -96,6 +99,7 @@ def run_rank(
         training = Training(deployment, plan, specs, groups, len(data.training))
         checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
         header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)
+        progress.begin(step_terms(deployment, plan, peak_of_all(header, groups)))
         stack.enter_context(start_sampler(folder.records, header, launch, groups))
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
@@ -103,11 +107,10 @@ def run_rank(
         validation = open_validation(deployment, parts, built, data.validation) if turns is None else None
         work = None  # the self-test's matrices must not be in memory while the model's is measured
         for order in orders(deployment, turns, groups, checkpoints.trained_before):
-            planted = order.purpose == PLANTED
-            work = (work or KnownWork(device)) if planted else None
+            work = (work or KnownWork(device)) if order.purpose == PLANTED else None
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
             validation_loss = None if validation is None else validation.after_step(order.trained + 1, numbers)
-            progress.show(order.step, PLANTED if planted else order.phase, loss, numbers, validation_loss)
+            progress.show(order, loss, numbers, validation_loss)
             checkpoints.after_step(order.trained + 1, numbers)
         checkpoints.finish()
         recorder.finish()
@@ -134,6 +137,19 @@ def _demand_one_data(data: Opened, groups: Groups) -> None:
     if other is not None:
         raise UsageError(
             f"rank {other} has other tokens than rank 0 under the names in [data]; give all machines the same files"
+        )
+
+
+def _demand_one_folder(folder: RunFolder, launch: Launch, groups: Groups) -> None:
+    """All ranks write their records into one folder, or nobody could ever judge them."""
+    if launch.world_size == launch.local_world_size:
+        return
+    hosts = groups.gather_objects(socket.gethostname())
+    blind = first_blind_rank(folder.path, groups)
+    if blind is not None:
+        raise EnvironmentProblem(
+            f"{folder.path}: rank {blind} on {hosts[blind]} does not see what rank 0 on {hosts[0]} writes there; name "
+            "a --run-folder on a disk that all machines share"
         )
 
 
@@ -279,7 +295,7 @@ def _exports(deployment: Deployment, launch: Launch, folder: RunFolder) -> Expor
     """Under plain torchrun every machine's first rank tells of its machine, and rank 0 of the whole run."""
     if launch.local_rank != 0:
         return Exports()
-    return open_exports(deployment.telemetry, deployment.name, folder, first=launch.rank == 0)
+    return open_exports(deployment, folder, first=launch.rank == 0)
 
 
 def _run_folder(options: argparse.Namespace, deployment: Deployment, launch: Launch) -> RunFolder:

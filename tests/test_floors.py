@@ -19,12 +19,12 @@ FLOORS = [
     "deployment_checkpoint deployment_data deployment_export deployment_measurement deployment_search "
     "deployment_telemetry deployment_model deployment_text hugging_face_config pieces predicted calibration company "
     "rehearsal would fingerprint plan planted records nvml_records verdict verdict_modelled verdict_prediction "
-    "prediction_history schemas run_folder turns launches git_state plan_contradictions",
+    "prediction_history schemas run_folder turns launches git_state plan_contradictions peak_rates",
     "schedule",
     "planner verifier report weights comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint",
     "job job_checkpoints job_export job_header job_last_words job_loss job_orders job_parts job_planted job_progress "
-    "job_validation lone",
+    "job_validation lone job_shared_folder",
     "launcher sides sampling measure rebalance tried cli cli_convert cli_lone cli_output cli_plan cli_report "
     "cli_schedule cli_tokenize __main__",
 ]

@@ -70,10 +70,8 @@ def training_facts(deployment: Deployment, num_tokens: int) -> dict[str, str]:
 
 def _words_of(data: Data) -> str:
     """Which samples are drawn, without the paths, which may be others on the way."""
-    if not data.sources:
-        words = data.source
-    else:
-        words = " + ".join(f"{source.weight} x {source.source}" for source in data.sources)
+    mixed = " + ".join(f"{source.weight} x {source.source}" for source in data.sources)
+    words = mixed or str(data.source)
     held_out = "" if data.validation_fraction is None else f" without {data.validation_fraction} of its documents"
     return words + held_out + (", packed" if data.pack else "")
 

@@ -59,7 +59,7 @@ def test_both_sides_at_80_by_24(six: Roster, one: Roster) -> None:
     lines = terminal.drawn()
     assert lines[0].startswith("candidate ━")
     assert "3/40 measure" in lines[0]
-    assert lines[1].rstrip() == "loss 2.513  5 343 tokens/s  383 ms/step"
+    assert lines[1].rstrip() == "loss 2.513  5 343 tokens/s  383 ms/step  MFU n/a"
     assert lines[2].rstrip() == "rank dp/pp/tp stage device   busy % wait %     memory tokens/s now"
     assert [row.split()[0] for row in lines[3:9]] == list("012345")
     assert lines[8].rstrip() == "5    0/2/1    2     vm:rank5   55.0   20.0    3.4 MiB      890 2F5"

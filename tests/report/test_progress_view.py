@@ -14,7 +14,7 @@ from hybrid_runtime.report.roster import Roster
 from hybrid_runtime.run_folder import RunFolder
 from tests.report.running import line
 
-WORDS = "(measure)  loss 2.513  5 343 tokens/s  383 ms/step  busiest rank 3 91 %  idlest rank 0 72 %"
+WORDS = "(measure)  loss 2.513  5 343 tokens/s  383 ms/step  MFU n/a  busiest rank 3 91 %  idlest rank 0 72 %"
 
 
 def shown(lines: list[tuple[float, ProgressLine]], *, quiet: bool = False) -> list[str]:
@@ -44,7 +44,7 @@ def test_a_run_that_ends_early_still_shows_its_last_step_once() -> None:
 
 def test_each_side_has_its_own_lines() -> None:
     lines = [(0.0, line(1)), (0.1, line(1, side="baseline", loss=None, busiest=None, idlest=None))]
-    assert shown(lines)[1] == "baseline step 1/40 (measure)  5 343 tokens/s  383 ms/step"
+    assert shown(lines)[1] == "baseline step 1/40 (measure)  5 343 tokens/s  383 ms/step  MFU n/a"
 
 
 def test_quiet_says_only_how_it_ended() -> None:
