@@ -21,7 +21,7 @@ from typing import Any, Literal
 from benchmarks.results import RESULTS, arguments_given, environment, markdown_table, save
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import UnitCost
-from hybrid_runtime.planner.analytic import Kept, UnitModel, analytic_line, labels
+from hybrid_runtime.planner.analytic import Kept, UnitModel, analytic_line
 from hybrid_runtime.planner.candidates import SMALLER_FIRST_STAGE
 from hybrid_runtime.planner.choose_plan import searched
 from hybrid_runtime.planner.evaluate import Evaluated, evaluate
@@ -32,7 +32,7 @@ from hybrid_runtime.planner.staged import Staged, stage, weigh
 from hybrid_runtime.planner.state_bytes import MIXED, StateBytes
 from hybrid_runtime.planner.step_model import Collective
 from hybrid_runtime.planner.work import Line
-from hybrid_runtime.predicted import Label, TimeInterval
+from hybrid_runtime.predicted import LABELS, Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
 from hybrid_runtime.shapes import LlamaShape
 
@@ -156,7 +156,7 @@ class Reference:
 
     @property
     def labels(self) -> Mapping[str, Label]:
-        return labels("modelled", "modelled", "modelled")
+        return LABELS["analytic"]
 
     @property
     def state(self) -> StateBytes:

@@ -79,8 +79,10 @@ def calibrate(
     """
     refuse_unwritable("--out", out)
     from hybrid_runtime.deployment import load_deployment
+    from hybrid_runtime.verifier.static import refuse_unfit
 
-    load_deployment(file)  # problems of the file are said before torch is loaded
+    deployment = load_deployment(file)  # problems of the file are said before torch is loaded and anything is measured
+    refuse_unfit(deployment, deployment.search.vary)
     given = [str(file), "--out", str(out), *(["--alone"] if alone else [])]
     _torch("hybrid_runtime.lone.calibrate", given, quiet=quiet)
     from hybrid_runtime.report.calibration_tables import calibration_tables
@@ -93,9 +95,11 @@ def calibrate(
 
 def _rehearsed(file: Path, plan: Path | None, run_folder: Path | None, *, alone: bool, quiet: bool) -> RunFolder:
     from hybrid_runtime.deployment import load_deployment
+    from hybrid_runtime.verifier.static import refuse_unfit
 
-    name = load_deployment(file).name  # problems of the file are said before torch is loaded
-    folder = new_run_folder(f"{name}-rehearsal") if run_folder is None else RunFolder(run_folder)
+    deployment = load_deployment(file)  # problems of the file are said before torch is loaded
+    refuse_unfit(deployment, () if plan is None else ("tp_degree", "dp_degree", "microbatch_size"))
+    folder = new_run_folder(f"{deployment.name}-rehearsal") if run_folder is None else RunFolder(run_folder)
     if (folder.path / FILE).exists() or folder.records.exists():
         raise UsageError(f"{folder.path}: already holds a run or a rehearsal; name another with --run-folder")
     given = [*([] if plan is None else ["--plan", str(plan)]), *(["--alone"] if alone else [])]

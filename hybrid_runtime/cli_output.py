@@ -64,17 +64,32 @@ def write_text(option: str, path: Path, text: str) -> None:
 
 
 def refuse_unwritable(option: str, target: str | Path | None) -> None:
-    """Said before a long run, not after it; "-" is standard output.
+    """Said before a long run, not after it; "-" is standard output. Every option that names a file to write asks here.
 
     Raises:
         UsageError: the file that the option names cannot be written.
     """
     if target is None or target == "-":
         return
-    path = Path(target)
-    why = "is a folder" if path.is_dir() else "" if path.parent.is_dir() else f"there is no folder {path.parent}"
-    if not why and not os.access(path if path.exists() else path.parent, os.W_OK):
-        why = "permission denied"
+    why = _unwritable(Path(target))
     if why:
         other = "name another file" + (", or - for standard output" if option == "--json" else "")
         raise UsageError(f"{option} {target}: cannot be written ({why}); {other}")
+
+
+def _unwritable(path: Path) -> str:
+    """Why a file cannot be written; "" if it can be, which is tried: permissions alone do not tell on every disk."""
+    try:
+        if path.is_dir():
+            return "is a folder"
+        if not path.parent.is_dir():
+            return f"there is no folder {path.parent}"
+        if path.exists():
+            path.open("ab").close()
+        else:
+            path.touch(exist_ok=False)
+            path.unlink()
+        replaced = path.is_file() or not path.exists()  # by a file that was written beside it, then renamed
+        return "" if not replaced or os.access(path.parent, os.W_OK) else f"{path.parent} cannot be written"
+    except OSError as problem:
+        return str(problem.strerror)

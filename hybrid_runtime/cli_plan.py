@@ -62,8 +62,12 @@ def plan(
     refuse_unwritable("--json", json_file)
     from hybrid_runtime.calibration import read_calibration
     from hybrid_runtime.deployment import load_deployment
+    from hybrid_runtime.verifier.static import refuse_unfit
 
     deployment = load_deployment(file)
+    refuse_unfit(
+        deployment, deployment.search.vary if rehearsal is None else ("tp_degree", "dp_degree", "microbatch_size")
+    )
     measured = None if calibration is None else read_calibration(calibration)
     if measured is not None and rehearsal is None and not elsewhere:
         _refuse_other_machine(measured)

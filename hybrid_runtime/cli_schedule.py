@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hybrid_runtime.cli_output import Json, console_for, write_json, write_text
+from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json, write_text
 from hybrid_runtime.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def show(
 
     if csv_file is not None:
         _demand_list_file(csv_file, name)
+    for option, target in (("--html", html), ("--svg", svg), ("--csv", csv_file)):
+        refuse_unwritable(option, target)
     case = _case(pp, microbatches, forward, input_grad, weight_grad, hop)
     if is_searched(name):
         step = _searched(case, _limit(limit, pp), seed, budget_s, virtual_stages).step
@@ -106,6 +108,7 @@ def compare(
     from hybrid_runtime.report.schedule_tables import comparison_table, comparison_values
     from hybrid_runtime.report.terminal import print_plainly
 
+    refuse_unwritable("--json", json_file)
     case = _case(pp, microbatches, forward, input_grad, weight_grad, hop)
     rows = compare_all(case)
     rows += [_searched(case, _limit(limit, pp), seed, budget_s)] if auto else []
@@ -151,6 +154,7 @@ def simulate(
     from hybrid_runtime.report.schedule_tables import simulation_table, simulation_values
     from hybrid_runtime.report.terminal import print_plainly
 
+    refuse_unwritable("--json", json_file)
     rate = None if flops_per_s is None else _time("--flops-per-s", flops_per_s)
     if rate == 0:
         raise UsageError("--flops-per-s 0: no work is ever done at this rate; give for example 1e12")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from hybrid_runtime.deployment_fields import MAX_RANKS
 from hybrid_runtime.pieces import Piece, read_piece
 from hybrid_runtime.plan import Plan
-from hybrid_runtime.predicted import PredictedStep
+from hybrid_runtime.predicted import LABELS, PredictedStep
 
 _MOST = dict.fromkeys(("tp_degree", "pp_degree", "dp_degree"), MAX_RANKS) | dict.fromkeys(
     ("global_batch_size", "microbatch_size", "num_microbatches", "sequence_length"), 10**9
@@ -66,6 +66,13 @@ def _of_prediction(predicted: PredictedStep, pp_degree: int) -> Iterator[str]:
     """A prediction is judged rank by rank, and a part of a step cannot take less than no time."""
     if [rank.pp_rank for rank in predicted.ranks] != list(range(pp_degree)):
         yield f"predicted.ranks are not the {pp_degree} pipeline ranks"
+    right = LABELS[predicted.source]
+    for name in sorted({*right, *predicted.labels}):
+        if predicted.labels.get(name) != right.get(name):
+            said, made = predicted.labels.get(name, "nothing"), right.get(name, "no such figure")
+            yield f"predicted.labels: {name} is said to be {said}, but from {predicted.source!r} it is {made}"
+    if predicted.source in ("calibration", "rehearsal") and not predicted.fingerprint:
+        yield f"predicted.fingerprint: costs of source {predicted.source!r} hold on one machine, and none is named"
     time = predicted.step_time
     if not 0 <= time.p10_ns <= time.p50_ns <= time.p90_ns:
         yield "predicted.step_time: p10, p50 and p90 are not in order"

@@ -15,6 +15,29 @@ Label = Literal["measured", "rehearsed", "modelled", "declared"]
 Source = Literal["analytic", "calibration", "rehearsal", "records"]
 
 
+def _labels(compute: Label, communication: Label, update: Label) -> dict[str, Label]:
+    """Of every component of a prediction; whatever follows from a replay is modelled."""
+    return {
+        "compute": compute,
+        "memory": compute,
+        "tensor_parallel": communication,
+        "messages": communication,
+        "data_parallel": communication,
+        "optimizer": update,
+        "overhead": update,
+        "step_time": "modelled",
+        "utilisation": "modelled",
+    }
+
+
+LABELS: dict[Source, dict[str, Label]] = {  # what a source makes of each figure; no plan can say otherwise
+    "analytic": _labels("modelled", "modelled", "modelled"),
+    "calibration": _labels("rehearsed", "modelled", "modelled"),
+    "rehearsal": _labels("rehearsed", "modelled", "rehearsed"),
+    "records": _labels("measured", "measured", "modelled"),
+}
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -130,8 +153,7 @@ class PredictedStep(_Frozen):
         pipeline_ns: from the first action's start to the last one's end: the replay's makespan.
         ranks: by pp rank.
         bound_ns: no schedule of these stages can have a shorter pipeline.
-        labels: per figure ("compute", "memory", "tensor_parallel", "messages", "data_parallel", "optimizer",
-            "overhead", "step_time", "utilisation"), how it came about.
+        labels: how every figure came about: LABELS of its source.
         source: "analytic" (FLOPs and declared rates), "calibration", "rehearsal" or "records" (of an earlier run).
         fingerprint: the machine and the versions that the costs were measured on; empty for "analytic".
         baselines, alternatives: what it was compared with.

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hybrid_runtime.company import Company
-from hybrid_runtime.errors import RecordsError
+from hybrid_runtime.errors import RecordsError, UsageError
 from hybrid_runtime.records import Memory
 
 SCHEMA_VERSION = "1.0"
@@ -116,10 +116,13 @@ def read_rehearsal(path: Path) -> Rehearsal:
     """Reads rehearsal.json.
 
     Raises:
-        RecordsError: the file is missing, damaged, or of another version.
+        UsageError: there is no such file.
+        RecordsError: it is damaged, or of another version.
     """
     try:
         found = Rehearsal.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UsageError(f"{path.parent}: holds no {path.name}; name a folder that rehearse wrote") from None
     except OSError as problem:
         raise RecordsError(f"{path}: cannot be read ({problem.strerror}); name a folder that rehearse wrote") from None
     except ValidationError as problem:

@@ -266,7 +266,10 @@ def read_failures(folder: RunFolder) -> list[Failure]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees all of it or the old one."""
+    """Writes a file so that a reader sees all of it or the old one; a device or pipe is written to, not replaced."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -125,3 +125,21 @@ def test_unwritable_targets_are_said_first(tmp_path: Path) -> None:
     assert "--out" in command("calibrate", file, "--out", tmp_path / "no/c.json").err
     assert "--json" in command("rehearse", file, "--json", tmp_path / "no/r.json").err
     assert command("rehearse", file, "--calibration", tmp_path / "none.json").code == 2
+    said = command("calibrate", file, "--out", "/proc/calibration.json")  # where permissions say that it can be
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "--out /proc/calibration.json: cannot be written" in said.err
+
+
+@pytest.mark.parametrize("name", ["rehearse", "calibrate"])
+def test_sizes_that_do_not_fit_are_said_before_anything_is_measured(name: str, tmp_path: Path) -> None:
+    file = deployment_file(tmp_path, model={"hidden_size": 36, "num_heads": 12})
+    said = command(name, file)  # in this very process: torch is not even started
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "check model_shape fails: " in said.err
+    assert "head_dim 3 is odd, but rotary positions turn pairs; set an even head_dim" in said.err
+
+
+def test_a_folder_that_nobody_rehearsed_into(tmp_path: Path) -> None:
+    said = command("rehearse", tmp_path)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "holds no rehearsal.json; name a folder that rehearse wrote" in said.err

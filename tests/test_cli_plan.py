@@ -68,6 +68,22 @@ def test_what_is_refused(tmp_path: Path, options: list[str], words: str) -> None
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("num_layers = 13", "hidden_size = 36, num_heads = 12, num_kv_heads = 12", "head_dim 3 is odd"),
+        ("tp_degree = 2", "tp_degree = 3", "does not divide by tp 3"),
+        ("global_batch_size = 6", "global_batch_size = 7, dp_degree = 2", "dp_degree"),
+        ('"schedule"], schedules = ["1f1b", "zb_v"] }', '] }\npipeline = { schedule = "zzz" }', "zzz"),
+        ("global_batch_size = 6", "global_batch_size = 600000000", "actions a step are more than the 1000000"),
+    ],
+)
+def test_odd_files_are_one_sentence_at_once(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in FILE
+    done = command("plan", write(tmp_path, FILE.replace(old, new)), "--analytic", "--out", tmp_path / "plan.json", "-q")
+    assert (done.code, "Traceback" in done.err, words in done.err) == (2, False, True), done
+
+
 def test_an_impossible_request_is_one_sentence(tmp_path: Path) -> None:
     content = FILE + 'hardware = { memory_per_device = "1 MB" }\n'
     done = command("plan", write(tmp_path, content), "--analytic", "--out", tmp_path / "plan.json")
@@ -99,7 +115,7 @@ def test_a_rehearsal_is_one_source_of_costs(tmp_path: Path) -> None:
         refused = command("plan", file, "--rehearsal", tmp_path, *more, "--out", tmp_path / "plan.json")
         assert (refused.code, "goes with neither --analytic nor --try" in refused.err) == (2, True)
     missing = command("plan", file, "--rehearsal", tmp_path / "none", "--out", tmp_path / "plan.json")
-    assert (missing.code, "name a folder that rehearse wrote" in missing.err) == (4, True)
+    assert (missing.code, "name a folder that rehearse wrote" in missing.err) == (2, True)
     other = deployed(parallel={"pp_degree": 2})
     made = plan_of(other)
     folder = write_rehearsal(tmp_path / "lone", other, made, rehearsal(made, (1000, 1500), (10**8, 10**8))).path

@@ -14,7 +14,7 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.plan import read_plan
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.predicted import PredictedRank, PredictedStep, RankMemory, RankTime, TimeInterval
+from hybrid_runtime.predicted import LABELS, PredictedRank, PredictedStep, RankMemory, RankTime, TimeInterval
 from tests.commands import small
 
 
@@ -39,7 +39,7 @@ def values() -> dict[str, Any]:
         pipeline_ns=1,
         bound_ns=1,
         ranks=tuple(PredictedRank(pp_rank=pp, time=RankTime(), memory=memory, flops=1) for pp in range(2)),
-        labels={},
+        labels=LABELS["analytic"],
         source="analytic",
     )
     plan = make_plan(deployment, costs).model_copy(update={"predicted": predicted})
@@ -72,7 +72,13 @@ EDITS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda plan: plan["predicted"]["ranks"].pop(), "predicted.ranks are not the 2 pipeline ranks"),
     (lambda plan: plan["predicted"]["step_time"].update(p10_ns=3, p50_ns=2), "not in order"),
     (lambda plan: plan["predicted"]["ranks"][1]["memory"].update(buffers=-1), "buffers of pipeline rank 1 is below 0"),
-]
+    (lambda plan: plan["predicted"]["labels"].update(memory="measured"),
+     "memory is said to be measured, but from 'analytic' it is modelled"),
+    (lambda plan: plan["predicted"]["labels"].pop("compute"), "compute is said to be nothing"),
+    (lambda plan: plan["predicted"]["labels"].update(luck="declared"), "luck is said to be declared.*no such figure"),
+    (lambda plan: plan["predicted"].update(source="calibration", labels=LABELS["calibration"]),
+     "'calibration' hold on one machine, and none is named"),
+]  # fmt: skip
 
 
 def test_a_plan_as_it_was_written_is_read(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from hybrid_runtime.lone.ending import ended
 from hybrid_runtime.lone.exchange import Exchanged, exchange, lone_cpu_ns
 from hybrid_runtime.lone.overheads import executor_ns, optimizer_costs
 from hybrid_runtime.lone.unit_times import busy_units, unit_times, wanted_of
+from hybrid_runtime.mesh import divisors
 from hybrid_runtime.models.build import model_costs
 from hybrid_runtime.planner.asked import asked_of, devices_of
 from hybrid_runtime.planner.state_bytes import state_bytes
@@ -116,7 +117,7 @@ def _exchanged(
     places, what = (cores, "cores") if device.type == "cpu" else (torch.cuda.device_count(), "GPUs")
     not_measured = {"between hosts": "calibrate measures on one host"}
     found = []
-    for ranks in sorted({2, *_divisors(deployment.mesh.world_size)} - {1}):
+    for ranks in sorted({2, *divisors(deployment.mesh.world_size)} - {1}):
         if ranks > places:
             why = f"{ranks} ranks, but this machine has {places} {what if places != 1 else what[:-1]}"
             not_measured |= {f"{kind} of {ranks} ranks": why for kind in _KINDS}
@@ -156,10 +157,6 @@ def _gradient_sizes(deployment: Deployment, parameters: int) -> list[int]:
     held = state_bytes(deployment.model.dtype, "train", master_weights=master_weights)
     largest = min(BUCKET_BYTES, parameters * held.gradient)
     return [largest // 2, largest]
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _allocator(device: torch.device) -> dict[str, str]:

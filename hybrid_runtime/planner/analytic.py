@@ -28,7 +28,7 @@ from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
 from hybrid_runtime.planner.step_model import Collective
 from hybrid_runtime.planner.work import Forgets, Forgotten, Line, Unit, Work
-from hybrid_runtime.predicted import Label, TimeInterval
+from hybrid_runtime.predicted import LABELS, Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
 from hybrid_runtime.shapes import LlamaShape
 
@@ -256,7 +256,7 @@ class AnalyticCosts:
 
     @property
     def labels(self) -> Mapping[str, Label]:
-        return labels("modelled", "modelled", "modelled")
+        return LABELS["analytic"]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -335,18 +335,3 @@ class AnalyticCosts:
 
     def interval(self, p50_ns: int) -> TimeInterval:
         return TimeInterval(p10_ns=int(p50_ns * LOW), p50_ns=p50_ns, p90_ns=int(p50_ns * HIGH))
-
-
-def labels(compute: Label, communication: Label, overhead: Label) -> dict[str, Label]:
-    """Of every component of a prediction; whatever follows from a replay is modelled."""
-    return {
-        "compute": compute,
-        "memory": compute,
-        "tensor_parallel": communication,
-        "messages": communication,
-        "data_parallel": communication,
-        "optimizer": overhead,
-        "overhead": overhead,
-        "step_time": "modelled",
-        "utilisation": "modelled",
-    }

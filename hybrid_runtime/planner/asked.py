@@ -12,7 +12,7 @@ from itertools import chain
 
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError
-from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.mesh import Mesh, divisors
 from hybrid_runtime.planner.candidates import Space, layouts, meshes
 from hybrid_runtime.planner.layout import Layout, Setting
 from hybrid_runtime.planner.request import setting_of, space_of
@@ -59,4 +59,4 @@ def _searched(space: Space, setting: Setting) -> set[Asked]:
 
 def _divisors_of_share(global_batch_size: int, replicas: int) -> list[int]:
     share, rest = divmod(global_batch_size, replicas)
-    return [] if rest else [size for size in range(1, share + 1) if share % size == 0]
+    return [] if rest or not share else divisors(share)

@@ -20,13 +20,13 @@ from typing import Literal
 from hybrid_runtime.calibration import Calibration, CollectiveTime, Spread, UnitTimes
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.plan import UnitCost
-from hybrid_runtime.planner.analytic import Rates, granule_of, kind_of, labels, llama_forgets
+from hybrid_runtime.planner.analytic import Rates, granule_of, kind_of, llama_forgets
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
 from hybrid_runtime.planner.step_model import Collective
 from hybrid_runtime.planner.tp_calls import LOSS_SUMS, CallTime, calls_of, column_part, with_calls
 from hybrid_runtime.planner.work import Forgets, Line, Unit, Work
-from hybrid_runtime.predicted import Label, TimeInterval
+from hybrid_runtime.predicted import LABELS, Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
 from hybrid_runtime.shapes import LlamaShape
 
@@ -64,7 +64,7 @@ class CalibratedCosts:
 
     @property
     def labels(self) -> Mapping[str, Label]:
-        return labels("rehearsed", "modelled", "modelled")
+        return LABELS["calibration"]
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from hybrid_runtime.errors import PlanError
-from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.mesh import Mesh, divisors
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.cover import checked_stages
@@ -16,6 +16,7 @@ from hybrid_runtime.planner.layout import CutKind, Layout, Setting
 from hybrid_runtime.schedule.choose import accept, is_searched, place
 from hybrid_runtime.schedule.registry import SCHEDULES
 
+MOST_ACTIONS = 1_000_000  # of a step; a replay of more takes minutes
 # Of a rank's work in V placement: fills the pipeline sooner, at the price of memory on some ranks.
 SMALLER_FIRST_STAGE = Fraction(21, 50)
 
@@ -84,14 +85,14 @@ def layouts(space: Space, setting: Setting) -> Iterator[Layout | Impossible]:
 
 def meshes(space: Space, setting: Setting) -> Iterator[Mesh | Impossible]:
     """All meshes of exactly the devices."""
-    for tp in _divisors(setting.num_devices):
+    for tp in divisors(setting.num_devices):
         if space.tp_degrees is not None and tp not in space.tp_degrees:
             continue
         why = tp_problem(tp, setting)
         if why is not None:
             yield Impossible(f"tp {tp}", why)
             continue
-        for pp in _divisors(setting.num_devices // tp):
+        for pp in divisors(setting.num_devices // tp):
             dp = setting.num_devices // (tp * pp)
             fixed = (space.pp_degrees, pp), (space.dp_degrees, dp)
             if all(allowed is None or degree in allowed for allowed, degree in fixed):
@@ -144,6 +145,10 @@ def _of_mesh(space: Space, setting: Setting, mesh: Mesh, size: int, count: int) 
                     f"{schedule}, pp {mesh.pp_degree}", f"{stages} stages, but the model has {units} units"
                 )
                 continue
+            if 3 * stages * count > MOST_ACTIONS:
+                why = f"{3 * stages * count} actions a step are more than the {MOST_ACTIONS} that are planned for"
+                yield Impossible(f"{schedule}, {mesh}", why)
+                continue
             try:
                 accept(schedule, mesh.pp_degree, count, setting.workload, virtual)
             except PlanError as problem:
@@ -174,10 +179,6 @@ def _as_given(layout: Layout, space: Space, costs: Sequence[UnitCost]) -> Layout
     except PlanError as problem:
         return Impossible(f"{layout.schedule}, {mesh}", str(problem))
     return layout
-
-
-def _divisors(number: int) -> list[int]:
-    return [one for one in range(1, number + 1) if number % one == 0]
 
 
 def _powers(number: int) -> list[int]:

@@ -12,7 +12,8 @@ from fractions import Fraction
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.exact import decimal_text
-from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.mesh import Mesh, divisors
+from hybrid_runtime.planner.candidates import MOST_ACTIONS
 from hybrid_runtime.planner.choose_plan import known_rows
 from hybrid_runtime.planner.evaluate import Evaluated, evaluate
 from hybrid_runtime.planner.layout import Layout, Setting
@@ -47,7 +48,7 @@ def _best_dp_only(chosen: Evaluated, setting: Setting, model: StepModel) -> Pred
     if rest or not share:
         why = f"a batch of {setting.global_batch_size} sequences does not divide into {setting.num_devices} replicas"
         return _baseline("dp_only", why, chosen, setting, model)
-    counts = [count for count in range(1, share + 1) if share % count == 0]
+    counts = [count for count in divisors(share) if 3 * count <= MOST_ACTIONS]
     tried = [
         _baseline("dp_only", _of_microbatches("1f1b", mesh, count, setting), chosen, setting, model) for count in counts
     ]

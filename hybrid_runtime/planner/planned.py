@@ -10,6 +10,7 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.choose_plan import choose
 from hybrid_runtime.planner.compared import baselines
+from hybrid_runtime.planner.doubts import doubts
 from hybrid_runtime.planner.evaluate import Evaluated
 from hybrid_runtime.planner.layout import Setting
 from hybrid_runtime.planner.losers import Loser, why_not
@@ -29,7 +30,7 @@ class Planned:
     Attributes:
         best: the chosen layout and the next best.
         plan: of the first of them.
-        sentences: where figures come from, what balance is left undone.
+        sentences: what speaks against it, what balance is left undone, where figures come from.
         why_not: one line per group of losers.
     """
 
@@ -74,7 +75,8 @@ def plan_deployment(
         for one in found.best[1 : 1 + SHOWN_ALTERNATIVES]
     ]
     plan = write_plan(chosen, setting, model, baselines(chosen, setting, model), others)
-    sentences = (*residuals(chosen), *model.notes)
+    assert plan.predicted is not None, "a plan that was searched has a prediction"
+    sentences = (*doubts(plan.predicted), *residuals(chosen), *model.notes)
     return Planned(tuple(found.best), setting, model, plan, sentences, tuple(grouped(found.losers)))
 
 

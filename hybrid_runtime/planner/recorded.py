@@ -22,11 +22,11 @@ from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.plan import Plan
-from hybrid_runtime.planner.analytic import AnalyticCosts, kind_of, labels
+from hybrid_runtime.planner.analytic import AnalyticCosts, kind_of
 from hybrid_runtime.planner.state_bytes import StateBytes
 from hybrid_runtime.planner.step_model import Collective
 from hybrid_runtime.planner.work import Line, Unit, Work
-from hybrid_runtime.predicted import Label, Source, TimeInterval
+from hybrid_runtime.predicted import LABELS, Label, Source, TimeInterval
 from hybrid_runtime.schedule.actions import Kind
 from hybrid_runtime.schedule.step_costs import Hop, StepCosts
 
@@ -80,9 +80,7 @@ class RecordedCosts:
 
     @property
     def labels(self) -> Mapping[str, Label]:
-        if self.evidence.rehearsed:
-            return labels("rehearsed", "modelled", "rehearsed")
-        return labels("measured", "measured", "modelled")
+        return LABELS[self.source]
 
     @property
     def notes(self) -> tuple[str, ...]:

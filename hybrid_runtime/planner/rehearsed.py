@@ -12,7 +12,7 @@ from statistics import median
 
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.network import Network
-from hybrid_runtime.predicted import Label, PredictedRank, PredictedStep, RankMemory, RankTime, TimeInterval
+from hybrid_runtime.predicted import LABELS, PredictedRank, PredictedStep, RankMemory, RankTime, TimeInterval
 from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD
 from hybrid_runtime.rehearsal import BETWEEN, Calls, Rehearsal, RehearsedRank
 from hybrid_runtime.schedule.actions import Kind, parse_actions
@@ -20,17 +20,6 @@ from hybrid_runtime.schedule.messages import DirectedEdge
 from hybrid_runtime.schedule.replay import Replay, replay_step
 from hybrid_runtime.schedule.step_costs import Hop, StageKind, StepCosts
 
-LABELS: dict[str, Label] = {
-    "compute": "rehearsed",
-    "memory": "rehearsed",
-    "optimizer": "rehearsed",
-    "overhead": "rehearsed",
-    "tensor_parallel": "modelled",
-    "messages": "modelled",
-    "data_parallel": "modelled",
-    "step_time": "modelled",
-    "utilisation": "modelled",
-}
 _MESSAGES = ("send", "receive")
 
 
@@ -90,7 +79,7 @@ def predicted_step(rehearsal: Rehearsal, plan: Plan, network: Network) -> Predic
             )
             for rank in rehearsal.ranks
         ),
-        labels=LABELS,
+        labels=LABELS["rehearsal"],
         source="rehearsal",
         fingerprint=rehearsal.fingerprint,
     )

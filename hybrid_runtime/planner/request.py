@@ -32,12 +32,12 @@ def space_of(deployment: Deployment) -> Space:
     search, pipeline, parallel = deployment.search, deployment.pipeline, deployment.parallel
     varied = set(search.vary)
     free = "schedule" in varied
-    schedules = _schedules(search.schedules, deployment.workload.kind) if free else [pipeline.schedule]
     if not free and is_file(pipeline.schedule):
         raise PlanError(
             f"pipeline.schedule = {pipeline.schedule!r}: lists from a file are not planned with; name a schedule, or "
             "let the schedule vary in search.vary"
         )
+    schedules = _schedules(search.schedules if free else [pipeline.schedule], deployment.workload.kind)
     return Space(
         tp_degrees=None if "tp_degree" in varied else (parallel.tp_degree,),
         pp_degrees=None if "pp_degree" in varied else (parallel.pp_degree,),

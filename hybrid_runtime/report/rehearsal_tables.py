@@ -88,7 +88,7 @@ def _figure(claim: WouldClaim) -> str:
 def _compute(verdict: RehearsalVerdict) -> RenderableType:
     """Shares are of the pipeline: its ranks together are 100 %."""
     headings = ("pp rank", "ranks", "stages", "compute share", "FLOP share", "compute a step", "busy (modelled)")
-    table = plain_table("ranks: compute, rehearsed", *headings)
+    table = plain_table("ranks: compute, rehearsed; all pipeline ranks together are 100 %", *headings)
     for column in table.columns[3:]:
         column.justify = "right"
     largest = max(row.compute_ns for row in verdict.ranks) or 1
@@ -102,7 +102,12 @@ def _compute(verdict: RehearsalVerdict) -> RenderableType:
 def _memory(verdict: RehearsalVerdict) -> RenderableType:
     parts = list(verdict.ranks[0].memory_parts)
     table = plain_table(
-        f"ranks: peak memory, rehearsed ({verdict.memory_label})", "pp rank", "share", "peak", *parts, gap=1
+        f"ranks: peak memory of each device, rehearsed ({verdict.memory_label}); all pipeline ranks together are 100 %",
+        "pp rank",
+        "share",
+        "peak",
+        *parts,
+        gap=1,
     )
     for column in table.columns[1:]:
         column.justify = "right"

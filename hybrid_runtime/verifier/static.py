@@ -12,15 +12,16 @@ here", never "measured": what needs a run is INCONCLUSIVE(not_measured) until a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import UsageError
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
-from hybrid_runtime.verdict import StaticCheck
+from hybrid_runtime.verdict import Outcome, StaticCheck
 from hybrid_runtime.verifier.static_declared import balance_rows, claim_count, coherence
 from hybrid_runtime.verifier.static_devices import device_rows
-from hybrid_runtime.verifier.static_plan import plan_rows
+from hybrid_runtime.verifier.static_plan import batch_divisible, model_shape, plan_rows, tp_rows
 from hybrid_runtime.verifier.static_rows import Facts
 from hybrid_runtime.verifier.static_targets import baseline_row, speed_rows, stated_utilisation, utilisation_row
 
@@ -45,6 +46,27 @@ def static_checks(deployment: Deployment, units: Sequence[UnitCost] = ()) -> tup
         *claim_count(facts, stated_requirements(deployment)),
         *coherence(facts),
     )
+
+
+def refuse_unfit(deployment: Deployment, varied: Collection[str]) -> None:
+    """Said before anything is planned, calibrated or rehearsed: sizes that no search can mend.
+
+    Args:
+        varied: what a search or a given plan decides instead of the file, as `search.vary` names it.
+
+    Raises:
+        UsageError: the first of the checks' rows about them that fails, in its own words.
+    """
+    if deployment.shape is None:
+        return
+    facts = _facts(deployment, ())
+    rows = [model_shape(deployment.shape)]
+    rows += [] if "tp_degree" in varied else tp_rows(facts, deployment.shape)
+    fixed_batch = deployment.batch is not None and not {"dp_degree", "microbatch_size"} & set(varied)
+    rows += [batch_divisible(facts)] if fixed_batch else []
+    wrong = [found for found in rows if found.outcome is Outcome.FAIL]
+    if wrong:
+        raise UsageError(f"{deployment.name}: check {wrong[0].id} fails: {wrong[0].detail}")
 
 
 def stated_requirements(deployment: Deployment) -> tuple[str, ...]:

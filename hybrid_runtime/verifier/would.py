@@ -94,7 +94,7 @@ def _balance(deployment: Deployment, plan: Plan, rehearsal: Rehearsal) -> Iterat
     if (limit := targets.compute_balance_pp) is not None:
         metric = targets.compute_balance_metric
         relative, work = metric.endswith("rel_spread"), metric.startswith("work")
-        scale = plan.pp_degree * alike if relative else 1
+        scale = Fraction(plan.pp_degree * alike if relative else 1)
         unit = "%" if relative else "pp"
         share = Fraction(limit) / 100 / scale * alike
         if work:
@@ -105,7 +105,7 @@ def _balance(deployment: Deployment, plan: Plan, rehearsal: Rehearsal) -> Iterat
             amounts, label = [sum(column) for column in zip(*steps)], f"{len(steps)} steps of each rank alone"
             decision = decide_range(steps, share, 1)
         text = f"no two devices' compute differs by more than {limit:f} {unit} ({metric})"
-        yield _range_claim("compute_balance", text, limit, unit, decision, amounts, scale / Fraction(alike), label)
+        yield _range_claim("compute_balance", text, limit, unit, decision, amounts, scale / alike, label, alike)
     if (limit := targets.memory_balance_pp) is not None:
         columns = [_peaks(rank) for rank in rehearsal.ranks]
         repeats = [list(row) for row in zip(*columns)]
@@ -113,7 +113,7 @@ def _balance(deployment: Deployment, plan: Plan, rehearsal: Rehearsal) -> Iterat
         text = f"no two devices' shares of peak memory differ by more than {limit:f} pp"
         most = [max(column) for column in columns]
         how = f"{len(repeats)} turns of each rank alone"
-        yield _range_claim("memory_balance", text, limit, "pp", decision, most, Fraction(1, alike), how)
+        yield _range_claim("memory_balance", text, limit, "pp", decision, most, Fraction(1, alike), how, alike)
 
 
 def _range_claim(
@@ -125,7 +125,9 @@ def _range_claim(
     amounts: Sequence[int],
     scale: Fraction,
     how: str,
+    alike: int,
 ) -> WouldClaim:
+    """Of devices, of which `alike` share what a pipeline rank's amount stands for."""
     if len(amounts) < 2:
         return _undecided(
             name, text, "<=", limit, unit, "rehearsed", "one pipeline rank has nothing to be balanced with"
@@ -133,7 +135,9 @@ def _range_claim(
     if decision is None:
         return _undecided(name, text, "<=", limit, unit, "rehearsed", "no FLOPs were counted")
     high, low = amounts.index(max(amounts)), amounts.index(min(amounts))
-    shares = ", ".join(f"pp rank {rank} holds {percent(amounts[rank], sum(amounts))} %" for rank in (high, low))
+    each = [amount for amount in amounts for _ in range(alike)]  # as the verifier counts a run's devices
+    words = "every device of pp rank" if alike > 1 else "pp rank"
+    shares = ", ".join(f"{words} {rank} holds {percent(amounts[rank], sum(each))} %" for rank in (high, low))
     why = f"{decision.reason}: {decision.note}; " if decision.reason else ""
     return WouldClaim(
         id=name,
@@ -146,7 +150,7 @@ def _range_claim(
         upper=decimal_text(decision.upper * 100 * scale),
         outcome=_WORDS.get(decision.outcome, "UNDECIDED"),
         label="rehearsed",
-        detail=f"{why}{shares} of the pipeline: {four_forms(amounts)}; {how}",
+        detail=f"{why}{shares}: {four_forms(each)}; {how}",
     )
 
 

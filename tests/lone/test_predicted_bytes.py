@@ -26,7 +26,10 @@ ROWS = [20, 30]
 ONE_F_ONE_B = {"schedule": "1f1b", "cuts": LINEAR}
 ZB_V = {"schedule": "zb_v", "cuts": V, "embedding_rows": ROWS}
 CASES: dict[int, list[dict[str, Any]]] = {  # by tp_degree
-    1: [{"schedule": "zb_h1", "cuts": LINEAR, "embedding_rows": ROWS}, {"schedule": "interleaved_1f1b"}],
+    1: [
+        {"schedule": "zb_h1", "cuts": LINEAR, "embedding_rows": ROWS},
+        {"schedule": "interleaved_1f1b", "cuts": "even"},
+    ],
     2: [ONE_F_ONE_B, ZB_V, {"schedule": "v_half", "cuts": V, "embedding_rows": [0, 50]}],
 }
 

@@ -95,6 +95,21 @@ def test_no_page_scrolls_sideways(report: Path, run: Run, tmp_path: Path, tab: T
         assert tab.requests == [page.resolve().as_uri()]
 
 
+def test_wide_tables_scroll_to_their_last_column_in_their_own_box(report: Path, tab: Tab) -> None:
+    """At 400 pixels: nothing is cut for good, and where columns are hidden a shadow says so."""
+    tab.size(400, 844, phone=True)
+    tab.open(report)
+    hidden = tab.value(
+        "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth).map(box => {"
+        " box.scrollLeft = box.scrollWidth;"
+        " const last = box.querySelector('tr').lastElementChild.getBoundingClientRect();"
+        " return [last.right - box.getBoundingClientRect().right,"
+        " getComputedStyle(box).backgroundImage.includes('gradient')]; })"
+    )
+    assert hidden, "no table of the report is wider than a phone"
+    assert all(beyond < 2 and shadow for beyond, shadow in hidden), hidden
+
+
 def test_plots_follow_light_and_dark(report: Path, tab: Tab) -> None:
     def ink() -> str:
         return str(tab.value("getComputedStyle(document.querySelector('.plot .xtick text')).fill"))

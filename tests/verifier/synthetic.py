@@ -21,7 +21,7 @@ from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, Prediction, StagePlan, UnitCost
 from hybrid_runtime.planted import BASE_UNITS, part_name, part_units
-from hybrid_runtime.predicted import PredictedRank, PredictedStep, RankMemory, RankTime, TimeInterval
+from hybrid_runtime.predicted import LABELS, PredictedRank, PredictedStep, RankMemory, RankTime, Source, TimeInterval
 from hybrid_runtime.records import (
     REDUCE_GRAD,
     Device,
@@ -262,13 +262,14 @@ def prediction(
         for rank, (time, held) in enumerate(zip(compute_ns, memory_bytes, strict=True))
     )
     around = round(step_ns * spread)
+    source: Source = "rehearsal" if fingerprint else "records"
     return PredictedStep(
         step_time=TimeInterval(p10_ns=step_ns - around, p50_ns=step_ns, p90_ns=step_ns + around),
         pipeline_ns=step_ns,
         bound_ns=step_ns,
         ranks=ranks,
-        labels={"compute": "rehearsed", "memory": "rehearsed", "step_time": "modelled"},
-        source="rehearsal",
+        labels=LABELS[source],
+        source=source,
         fingerprint=dict(fingerprint or {}),
     )
 

@@ -111,8 +111,16 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     write(tmp_path, deployment, plan, lone.model_copy(update={"ranks": lone.ranks[:2]}))
     with pytest.raises(RecordsError, match="every pipeline rank"):
         judge_rehearsal(folder)
-    with pytest.raises(RecordsError, match="cannot be read"):
+    with pytest.raises(UsageError, match="name a folder that rehearse wrote"):
         judge_rehearsal(RunFolder(tmp_path / "nowhere"))
+
+
+def test_shares_are_those_of_devices_as_the_figure_is(tmp_path: Path) -> None:
+    """Two tensor ranks of a pipeline rank hold half of its share each; the range is the figure."""
+    claim = judged(tmp_path, [1000] * 3, [11_000, 10_000, 9_000]).claims[1]
+    assert claim.detail.startswith("every device of pp rank 0 holds 18.33 %, every device of pp rank 2 holds 15 %: ")
+    assert claim.figure == "3.3333"
+    assert "range 3.33 pp" in claim.detail
 
 
 def test_print_plainly_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
