@@ -128,6 +128,8 @@ def run_rank(
             guard.after_step(parts, order, loss, numbers)
             recorder.note(CHECKPOINT)
             checkpoints.after_step(order.trained + 1, numbers)
+            recorder.note(BETWEEN_STEPS)
+        recorder.note(CHECKPOINT)
         checkpoints.finish()
         recorder.finish()
         if exported is not None:
@@ -192,7 +194,9 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
             update.sum_gradients()
         with recorder.span(OPTIMIZER):
             norm = update.gradient_norm()
-            if not (skipped := not is_finite(norm)):
+            with groups.clocks.watching("norm", "device"):
+                skipped = not is_finite(norm)
+            if not skipped:
                 update.apply(order.trained, norm)
     summary = recorder.close_window()
     loss_here = [0.0, 0.0] if loss_sum is None else [1.0, loss_sum.item()]

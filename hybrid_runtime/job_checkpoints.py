@@ -162,7 +162,7 @@ def open_checkpoints(
     trained = 0 if resumed is None else restore_training(training, state, resumed)
     if table is None or not writing:
         return Checkpoints(trained_before=trained, resumed_from=resumed)
-    state.prepare(trained)
+    state.prepare(trained - state.skipped)
     everyone = cast("list[list[Box]]", groups.gather_objects(state.boxes))
     saver = Saver(
         Path(table.folder),

@@ -16,9 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hybrid_runtime.checkpoint.folders import whole
+from hybrid_runtime.checkpoint.manifest import read_manifest
+from hybrid_runtime.checkpoint.same_training import Training
 from hybrid_runtime.deployment_faults import Faults
 from hybrid_runtime.errors import NotFinite
 from hybrid_runtime.job import run_step
+from hybrid_runtime.job_checkpoints import open_checkpoints
+from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_not_finite import NotFiniteGuard
 from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_parts import Built, Parts, assemble, build, join_mesh
@@ -143,8 +148,49 @@ def all_cases(rank: int, folder: str) -> None:
     assert "(loss inf)" in said
 
 
+def resumed_after_a_skip(rank: int, folder: str) -> None:
+    """Steps 0, 1 (skipped), 2, a checkpoint; then step 3 on the same ranks built anew: the optimizer has counted 3."""
+    table = {"folder": f"{folder}/checkpoints", "every": 3}
+    settings = deployment(parallel=TP_PP, faults={"non_finite": "skip"}, checkpoint=table)
+    specs = model_units(settings.model, settings.shape)
+    plan = make_plan(settings, model_costs(settings, specs))
+    groups = join_mesh(plan, specs, device=CPU, backend="gloo", timeout=timedelta(seconds=60))
+    (Path(folder) / "checkpoints").mkdir(exist_ok=True)
+    training = Training(settings, plan, specs, groups, len(source()))
+
+    def steps(numbers: range, resumed: Path | None) -> set[int | None]:
+        built = build(settings, plan, specs, groups)
+        checkpoints = open_checkpoints(training, built, resumed, LastWords(), writing=True)
+        parts = assemble(settings, plan, groups, built, source(), NullRecorder(CPU), checkpoints)
+        guard = NotFiniteGuard(settings.faults, built, RunFolder(Path(folder)))
+        for number in numbers:
+            spoilt = Spoilt(built.units["1.mlp"], output, 8) if (number, rank) == (1, 2) else None
+            guard.begin_step()
+            loss, everyone = run_step(parts, Order(number, number))
+            assert guard.after_step(parts, Order(number, number), loss, everyone) == (number != 1)
+            checkpoints.after_step(number + 1, everyone)
+            if spoilt is not None:
+                spoilt.mend()
+        checkpoints.finish()
+        assert built.update is not None
+        assert built.update.optimizer is not None
+        return {int(state["step"]) for state in built.update.optimizer.state.values()}
+
+    assert steps(range(3), None) == {2}
+    newest = whole(Path(folder) / "checkpoints")[-1]
+    assert (newest.name, read_manifest(newest).skipped) == ("step-00000003", 1)
+    assert steps(range(3, 5), newest) == {4}
+    newest = whole(Path(folder) / "checkpoints")[-1]
+    assert (newest.name, read_manifest(newest).skipped) == ("step-00000005", 1)
+
+
+def all_of_it(rank: int, folder: str) -> None:
+    all_cases(rank, folder)
+    resumed_after_a_skip(rank, folder)
+
+
 def test_the_unit_is_named_and_a_skipped_step_leaves_no_trace(tmp_path: Path) -> None:
-    run_ranks(4, all_cases, str(tmp_path))
+    run_ranks(4, all_of_it, str(tmp_path))
     skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in skipped] == [1] * 4
-    assert "unit head: its output" in skipped[-1]["why"]
+    assert [line["step"] for line in skipped] == [1] * 5
+    assert "unit head: its output" in skipped[-2]["why"]

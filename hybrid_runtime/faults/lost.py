@@ -11,6 +11,7 @@ from hybrid_runtime.schedule.actions import Kind, is_action, parse_action
 from hybrid_runtime.telemetry.account import Account, process_state, read_account
 
 _ENDING_S = 0.3  # from the moment a killed process closes its connections until the system calls it ended
+_POLL_S = 0.01
 _OR_CUT_OFF = ", or whose machine is cut off"
 _TOWARDS = {Kind.SEND_F: 1, Kind.SEND_B: -1}
 
@@ -23,15 +24,23 @@ def explain_lost(status: Path, plan: Plan | None, rank: int) -> tuple[str, bool]
     """
     mine = read_account(status / f"rank{rank}")
     peers = [] if mine is None or plan is None else _peers(mine, plan)
-    time.sleep(_ENDING_S)
     found = {peer: read_account(status / f"rank{peer}") for peer in peers}
-    ended = [peer for peer, account in found.items() if account is None or process_state(account) in ("", "Z")]
+    deadline_s = time.monotonic() + _ENDING_S
+    while not (ended := [peer for peer, account in found.items() if _has_ended(account)]):
+        if not peers or time.monotonic() > deadline_s:
+            break
+        time.sleep(_POLL_S)
     if ended or not peers:
         who = f"rank {ended[0]}" if len(ended) == 1 else "another rank"
         far = any(account is not None and not account.is_here for account in found.values())
         return f"lost the connection to {who}, which failed or was killed before{_OR_CUT_OFF * far}", True
     who = f"rank {peers[0]}, which still runs" if len(peers) == 1 else f"one of ranks {peers}, which still run"
     return f"lost the connection to {who}: the link between them is lost", False
+
+
+def _has_ended(account: Account | None) -> bool:
+    """Or runs on another machine, where nobody can say."""
+    return account is None or process_state(account) in ("", "Z")
 
 
 def _peers(mine: Account, plan: Plan) -> list[int]:
