@@ -26,7 +26,7 @@ from benchmarks.ranks import run_ranks
 from benchmarks.results import arguments_given, environment, markdown_table, save
 from hybrid_runtime.checkpoint.same_training import Training
 from hybrid_runtime.comm.groups import Backend
-from hybrid_runtime.data.tokens import open_source
+from hybrid_runtime.data.opening import open_source
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.deployment_checkpoint import Checkpoint
 from hybrid_runtime.job import run_step

@@ -112,6 +112,7 @@ def joined(settings: Deployment) -> tuple[Plan, Training]:
 def make_checkpoint(rank: int, folder: Path, shape: LlamaShape) -> None:
     """One step on one rank, and everything that it leaves: folder/checkpoints."""
     settings = deployment(folder, (1, 1), "cpu", "train")
+    (folder / "checkpoints").mkdir()
     settings = settings.model_copy(update={"batch": settings.batch.model_copy(update={"global_batch_size": 2})})
     plan, training = joined(settings)
     built = build(settings, plan, training.specs, training.groups)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hybrid_runtime import job
 from hybrid_runtime.comm.groups import Backend
-from hybrid_runtime.data.tokens import open_source
+from hybrid_runtime.data.opening import open_source
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.job_header import describe_rank
 from hybrid_runtime.job_orders import Order

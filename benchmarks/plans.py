@@ -174,6 +174,9 @@ class Reference:
     def hop(self, *, same_host: bool) -> Hop:
         return Hop(self.line(1, 1).total.forward // self.pp_degree // 100)
 
+    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
+        return 0
+
     def optimizer_ns(self, parameters: int) -> int:
         return 0
 

@@ -31,7 +31,7 @@ from hybrid_runtime.verifier.side import load_side
 
 MEDIAN_GOAL, WORST_GOAL, BYTES_GOAL, REGRET_GOAL = 0.03, 0.06, 0.01, 0.03
 _MODEL = {"preset": "tiny", "hidden_size": 256, "num_layers": 4, "num_heads": 8, "num_kv_heads": 8, "ffn_size": 512}
-_BATCH = {"global_batch_size": 8, "microbatch_size": 1, "sequence_length": 128}
+_BATCH = {"global_batch_size": 8, "microbatch_size": 1, "sequence_length": 256}
 _V = ["embedding..0.attn", "0.mlp..1.mlp", "2.attn..2.mlp", "3.attn..head"]
 _V_PIECES = ["embedding..0.mlp[:256]", "0.mlp[256:]..1.mlp", "2.attn..3.attn[:4]", "3.attn[4:]..head"]
 
@@ -45,7 +45,6 @@ def _pp2(schedule: str, *, microbatch_size: int = 1, **pipeline: Any) -> dict[st
 
 
 CASES: Mapping[str, dict[str, Any]] = {
-    "1 rank": {"parallel": {}},
     "tp2": {"parallel": {"tp_degree": 2}},
     "tp2, b 2": {"parallel": {"tp_degree": 2}, "batch": _BATCH | {"microbatch_size": 2}},
     "dp2": {"parallel": {"dp_degree": 2}},
@@ -56,6 +55,7 @@ CASES: Mapping[str, dict[str, Any]] = {
     "1f1b, pieces": _pp2("1f1b", cuts=["embedding..2.attn[:2]", "2.attn[2:]..head"]),
     "gpipe": _pp2("gpipe"),
     "zb_h1": _pp2("zb_h1"),
+    "zb_h1, b 2": _pp2("zb_h1", microbatch_size=2),
     "interleaved_1f1b": _pp2("interleaved_1f1b"),
     "zb_v": _pp2("zb_v", cuts=_V),
     "zb_v, pieces and rows": _pp2("zb_v", cuts=_V_PIECES, embedding_rows=[64, 192]),

@@ -22,10 +22,11 @@ from rich.console import Console
 
 from hybrid_runtime.cli_convert import convert
 from hybrid_runtime.cli_lone import calibrate, rehearse
-from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, write_json
+from hybrid_runtime.cli_output import Json, Prometheus, TensorBoard, Wandb, console_for, refuse_unwritable, write_json
 from hybrid_runtime.cli_plan import plan
 from hybrid_runtime.cli_report import report
 from hybrid_runtime.cli_schedule import schedule_app, simulate
+from hybrid_runtime.cli_tokenize import corpus, tokenize
 from hybrid_runtime.errors import ExitCode, HybridRuntimeError, RunError, UsageError
 from hybrid_runtime.run_folder import RunFolder, new_run_folder
 
@@ -74,16 +75,6 @@ Resume = Annotated[
     str | None,
     typer.Option(metavar="latest|FOLDER", help="go on from the newest checkpoint, or from this one"),
 ]
-TensorBoard = Annotated[
-    Path | None,
-    typer.Option("--tensorboard", metavar="FOLDER", help="scalars for TensorBoard, in a sub-folder per run"),
-]
-Prometheus = Annotated[
-    Path | None,
-    typer.Option(
-        "--prometheus", metavar="FOLDER", help="figures for node_exporter's textfile collector, which reads it"
-    ),
-]
 
 
 @app.command()
@@ -107,6 +98,7 @@ def run(
     resume: Resume = None,
     tensorboard: TensorBoard = None,
     prometheus: Prometheus = None,
+    wandb: Wandb = None,
     nodes: Annotated[int, typer.Option(help="machines that take part")] = 1,
     node_rank: Annotated[int | None, typer.Option(help="this machine's number; 0 is the one of the endpoint")] = None,
     rdzv_endpoint: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="where the machines meet")] = None,
@@ -135,7 +127,7 @@ def run(
 
     if nodes > 1 and run_folder is None:
         raise UsageError(f"--nodes {nodes} needs --run-folder, the same folder on a disk that all machines share")
-    deployment = _with_telemetry(deployment, tensorboard, prometheus)
+    deployment = _with_telemetry(deployment, tensorboard=tensorboard, prometheus_textfile=prometheus, wandb=wandb)
     console = _progress_console()
     with _exports(deployment, folder, console, first=rendezvous.is_first) as exports:
         verdict = run_alone(
@@ -183,6 +175,7 @@ def verify(
     plan_file: PlanFile = None,
     tensorboard: TensorBoard = None,
     prometheus: Prometheus = None,
+    wandb: Wandb = None,
 ) -> None:
     """Check the file, run candidate and baseline in alternating blocks on the same devices, and judge every claim."""
     if (file is None) == (recheck is None):
@@ -190,10 +183,10 @@ def verify(
     _refuse_unwritable(json_file)
     overrides = {} if inconclusive is None else {"inconclusive": inconclusive.value}
     if recheck is not None:
-        if tensorboard or prometheus or self_test or rebalance or all_baselines or run_folder or plan_file:
+        if tensorboard or prometheus or wandb or self_test or rebalance or all_baselines or run_folder or plan_file:
             raise UsageError(
-                "--recheck runs nothing, so --tensorboard, --prometheus, --self-test, --rebalance, --all-baselines, "
-                "--plan and --run-folder mean nothing beside it; drop them"
+                "--recheck runs nothing, so --tensorboard, --prometheus, --wandb, --self-test, --rebalance, "
+                "--all-baselines, --plan and --run-folder mean nothing beside it; drop them"
             )
         _show(_judged_again(RunFolder(recheck), overrides), RunFolder(recheck), json_file)
     assert file is not None
@@ -207,7 +200,7 @@ def verify(
     from hybrid_runtime.measure import run_against_baseline, run_self_test
 
     folder = _folder(run_folder, deployment.name)
-    deployment = _with_telemetry(deployment, tensorboard, prometheus)
+    deployment = _with_telemetry(deployment, tensorboard=tensorboard, prometheus_textfile=prometheus, wandb=wandb)
     console = _progress_console()
     measure = run_self_test if self_test else run_against_baseline
     with _exports(deployment, folder, console, first=True) as exports:
@@ -247,10 +240,9 @@ def _planned(file: Path, plan_file: Path | None) -> tuple[Deployment, Plan | Non
     return resolved(deployment, plan, f"--plan {plan_file}"), plan
 
 
-def _with_telemetry(deployment: Deployment, tensorboard: Path | None, prometheus: Path | None) -> Deployment:
+def _with_telemetry(deployment: Deployment, **given: object) -> Deployment:
     """What the command line asks for outdoes the file's [telemetry]."""
-    given = {"tensorboard": tensorboard, "prometheus_textfile": prometheus}
-    wanted = {name: str(folder) for name, folder in given.items() if folder is not None}
+    wanted = {name: str(value) for name, value in given.items() if value is not None}
     return deployment.model_copy(update={"telemetry": deployment.telemetry.model_copy(update=wanted)})
 
 
@@ -262,7 +254,7 @@ def _exports(deployment: Deployment, folder: RunFolder, console: Console, *, fir
     def warn(sentence: str) -> None:
         console.print(f"hybrid-runtime: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
-    return open_exports(deployment.telemetry, deployment.name, folder, first=first, warn=warn)
+    return open_exports(deployment, folder, first=first, warn=warn)
 
 
 def _judged_again(folder: RunFolder, overrides: Mapping[str, str]) -> Verdict:
@@ -300,6 +292,8 @@ app.command()(report)
 app.command()(calibrate)
 app.command()(rehearse)
 app.command()(convert)
+app.command()(tokenize)
+app.command()(corpus)
 
 
 def _refuse_impossible(deployment: Deployment, json_file: str | None) -> None:

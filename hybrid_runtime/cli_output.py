@@ -16,6 +16,19 @@ from hybrid_runtime.errors import UsageError
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="also write the figures as JSON; - for stdout")
 ]
+TensorBoard = Annotated[
+    Path | None,
+    typer.Option("--tensorboard", metavar="FOLDER", help="scalars for TensorBoard, in a sub-folder per run"),
+]
+Prometheus = Annotated[
+    Path | None,
+    typer.Option(
+        "--prometheus", metavar="FOLDER", help="figures for node_exporter's textfile collector, which reads it"
+    ),
+]
+Wandb = Annotated[
+    str | None, typer.Option("--wandb", metavar="PROJECT", help="a run of Weights & Biases, in this project")
+]
 
 
 def console_for(json_file: str | None) -> Console:

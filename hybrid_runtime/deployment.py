@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from hybrid_runtime.deployment_checkpoint import Checkpoint
+from hybrid_runtime.deployment_data import Data
 from hybrid_runtime.deployment_declared import Declared
 from hybrid_runtime.deployment_errors import CUSTOM, explain
 from hybrid_runtime.deployment_export import Export
@@ -37,7 +38,6 @@ from hybrid_runtime.deployment_fields import (
     Fraction01,
     LinkRateText,
     NonNegativeNumber,
-    PathText,
     Percent,
     Positive,
     PositiveNumber,
@@ -55,6 +55,11 @@ from hybrid_runtime.hugging_face_config import shape_from_hugging_face
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.shapes import OVERRIDABLE, PRESETS, LlamaShape, with_overrides
 
+_NEWER_KEYS = {
+    "data": ("sources", "pack", "validation_fraction", "validation_sources"),
+    "workload": ("validate_every", "validation_batches"),
+    "optimizer": ("schedule", "decay_steps"),
+}
 BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
 BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
 
@@ -132,39 +137,39 @@ class Workload(Table):
     kind: Literal["train", "forward"] = "train"
     steps: Positive = Field(100, description="steps of a plain run, warm-up included")
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    validate_every: Positive | None = Field(
+        None, description="steps of a training between two validations; the last step ends with one", examples=[100]
+    )
+    validation_batches: Positive = Field(8, description="global batches of one validation, the same ones every time")
 
 
 class Optimizer(Table):
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW, and how its learning rate goes."""
 
-    learning_rate: PositiveNumber = Decimal("0.001")
-    final_learning_rate: NonNegativeNumber = Decimal(0)
-    warmup_steps: Count = 0
+    learning_rate: PositiveNumber = Field(Decimal("0.001"), description="the highest, after the warm-up")
+    final_learning_rate: NonNegativeNumber = Field(Decimal(0), description="where cosine and linear end")
+    warmup_steps: Count = Field(0, description="steps of a linear rise at the beginning")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after the warm-up")
+    decay_steps: Positive | None = Field(
+        None,
+        description="steps, warm-up included, after which final_learning_rate is reached; default: workload.steps",
+        examples=[1000],
+    )
     weight_decay: NonNegativeNumber = Decimal("0.1")
     beta1: Fraction01 = Decimal("0.9")
     beta2: Fraction01 = Decimal("0.95")
     eps: PositiveNumber = Decimal("0.00000001")
     clip_norm: PositiveNumber | None = Decimal("1.0")
 
-
-class Data(Table):
-    """Where tokens come from. The default is real text that every machine has: Python's own standard library."""
-
-    source: Literal["python-stdlib", "text", "tokens"] = "python-stdlib"
-    path: PathText | None = Field(
-        None, description="text: a file or folder; tokens: a file of raw token ids", examples=["data/books"]
-    )
-    glob: str = Field("**/*", description="text folders: which files")
-    tokenizer: PathText = Field("bytes", description="bytes, or the path of a `tokenizers` JSON file")
-    token_dtype: Literal["uint16", "uint32"] = "uint16"
-
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        source = values.get("source", "python-stdlib")
-        if source in ("text", "tokens") and "path" not in given:
-            yield f"has the source {source!r} but no path", 'add path, for example path = "data/books"'
-        if source == "python-stdlib" and "path" in given:
-            yield "has a path, which the source 'python-stdlib' does not read", "set source to 'text' or 'tokens'"
+        if values.get("schedule") == "constant":
+            for name in ("final_learning_rate", "decay_steps"):
+                if values.get(name):
+                    yield (
+                        f"has {name}, where a constant schedule never gets",
+                        f"remove {name}, or choose another schedule",
+                    )
 
 
 class Hardware(Table):
@@ -220,6 +225,9 @@ class Targets(Table):
     )
 
 
+# Keys that came after the first records, by table, with the values that leave a fingerprint as it was without them.
+
+
 class Deployment(Table):
     """One deployment file. `model`, `batch` and `baseline` may be absent for `check`; a run needs model and batch."""
 
@@ -252,6 +260,15 @@ class Deployment(Table):
                 "has [export], which writes models of the Llama family, and a model of your own units",
                 "leave [export] out: transformers has no such model",
             )
+        workload, data = values.get("workload"), values.get("data")
+        if isinstance(workload, Workload) and workload.validate_every is not None:
+            if workload.kind != "train":
+                yield "has workload.validate_every, and a workload that trains nothing", "remove validate_every"
+            elif isinstance(data, Data) and not data.validates:
+                yield (
+                    "has workload.validate_every, but [data] keeps nothing to validate with",
+                    "add validation_fraction = 0.01 to [data], or [[data.validation_sources]]",
+                )
 
     @property
     def mesh(self) -> Mesh:
@@ -287,10 +304,14 @@ class Deployment(Table):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs.
 
-        Without [checkpoint] it is what it was before there was such a table.
+        Without [checkpoint], and without the newer keys of a table, it is what it was before there were such.
         """
         left_out = {"telemetry", "search", "export"} | ({"checkpoint"} if self.checkpoint is None else set())
         values = self.model_dump(mode="json", exclude=left_out)
+        for table, names in _NEWER_KEYS.items():
+            for name in names:
+                if getattr(getattr(self, table), name) == type(getattr(self, table)).model_fields[name].default:
+                    del values[table][name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -325,14 +346,22 @@ def parse_deployment(values: object, *, source: str) -> Deployment:
         raise DeploymentError(source, problems) from None
 
 
+_RULED: dict[str, type[Table]] = {
+    "model": Model,
+    "parallel": Parallel,
+    "pipeline": Pipeline,
+    "optimizer": Optimizer,
+    "data": Data,
+}
+
+
 def _is_rule(error: Mapping[str, Any]) -> bool:
     """Rules between keys are left to `_rule_problems`: pydantic tries them only in tables without other errors."""
-    return error["type"] == CUSTOM and error["loc"] in {("model",), ("parallel",), ("pipeline",), ("data",)}
+    return error["type"] == CUSTOM and error["loc"] in {(name,) for name in _RULED}
 
 
 def _rule_problems(values: object) -> Iterator[Problem]:
-    tables: dict[str, type[Table]] = {"model": Model, "parallel": Parallel, "pipeline": Pipeline, "data": Data}
-    for name, table in tables.items():
+    for name, table in _RULED.items():
         found = values.get(name) if isinstance(values, dict) else None
         if isinstance(found, dict):
             yield from (Problem(name, "", message, fix) for message, fix in table.rules(given_keys(found), found))

@@ -78,6 +78,10 @@ def _link_rate(text: str) -> str:
     return _parsed(exact.parse_gb_per_s, text, "needs a number and the unit GB/s, one direction", "write '300 GB/s'")
 
 
+def _flops_rate(text: str) -> str:
+    return _parsed(exact.parse_flops_per_s, text, "needs a number above 0 and a unit", "write '312 TFLOP/s'")
+
+
 def _parsed(parser: Callable[[str], object], text: str, message: str, fix: str) -> str:
     try:
         parser(text)
@@ -123,10 +127,12 @@ Percent = Annotated[Decimal, Field(ge=0, le=100), _READ, _WRITE]
 PositiveNumber = Annotated[Decimal, Field(gt=0, le=10**9), _READ, _WRITE]
 NonNegativeNumber = Annotated[Decimal, Field(ge=0, le=10**9), _READ, _WRITE]
 Fraction01 = Annotated[Decimal, Field(ge=0, lt=1), _READ, _WRITE]
+UpToHalf = Annotated[Decimal, Field(gt=0, le=0.5), _READ, _WRITE]
 ShareText = Annotated[str, AfterValidator(_share)]
 ReductionText = Annotated[str, AfterValidator(_reduction)]
 SizeText = Annotated[str, AfterValidator(_size)]
 LinkRateText = Annotated[str, AfterValidator(_link_rate)]
+FlopsRateText = Annotated[str, AfterValidator(_flops_rate)]
 OptionTable = Annotated[dict[str, Any], BeforeValidator(_option)]
 PathText = Annotated[str, AfterValidator(_path)]
 DevicePair = Annotated[list[Count], Field(min_length=2, max_length=2)]

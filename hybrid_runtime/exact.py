@@ -14,6 +14,8 @@ from fractions import Fraction
 _SHARE = re.compile(r"\s*(\d{1,6}(?:\.\d{1,30})?)\s*%(?:_[a-z_]+)?\s*", re.ASCII)
 _SIZE = re.compile(r"\s*(\d{1,12}(?:\.\d{1,9})?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)\s*", re.ASCII)
 _RATE = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(GB/s)\s*", re.ASCII)
+_FLOPS = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(GFLOP/s|TFLOP/s|PFLOP/s)\s*", re.ASCII)
+_UNIT_FLOPS = {"GFLOP/s": 10**9, "TFLOP/s": 10**12, "PFLOP/s": 10**15}
 _UNIT_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     f"{prefix}iB": 1 << (10 * power) for power, prefix in enumerate("KMGT", start=1)
 }
@@ -76,6 +78,18 @@ def parse_gb_per_s(text: str) -> Fraction:
     if match is None:
         raise ValueError(f"a link rate needs the unit GB/s (one direction), for example '300 GB/s', not {text!r}")
     return Fraction(match[1])
+
+
+def parse_flops_per_s(text: str) -> Fraction:
+    """Reads "989.5 TFLOP/s" (10**12 FLOPs per second; a multiply-add is two) as FLOP/s.
+
+    Raises:
+        ValueError: the unit is missing or unknown, or the rate is zero.
+    """
+    match = _FLOPS.fullmatch(text) if isinstance(text, str) else None
+    if match is None or Fraction(match[1]) == 0:
+        raise ValueError(f"a peak rate needs a number above 0 and a unit, for example '312 TFLOP/s', not {text!r}")
+    return Fraction(match[1]) * _UNIT_FLOPS[match[2]]
 
 
 def decimal_text(value: Fraction, places: int = 4) -> str:

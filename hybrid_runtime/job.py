@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -29,18 +30,22 @@ from hybrid_runtime.comm.start import (
     refuse_different,
     start_distributed,
 )
-from hybrid_runtime.data.tokens import TokenSource, check_source, open_source
+from hybrid_runtime.data.opening import Opened, open_data
 from hybrid_runtime.deployment import Deployment, load_deployment
-from hybrid_runtime.errors import ExitCode, PlanError, RunError, UsageError
+from hybrid_runtime.errors import EnvironmentProblem, ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
 from hybrid_runtime.job_export import export, prepare_export
-from hybrid_runtime.job_header import describe_rank, start_sampler
+from hybrid_runtime.job_header import describe_rank, peak_of_all, start_sampler
 from hybrid_runtime.job_last_words import LastWords
+from hybrid_runtime.job_loss import mean_loss
 from hybrid_runtime.job_orders import Order, expected_steps, orders
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.job_planted import run_planted_step
-from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers
+from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers, step_terms
+from hybrid_runtime.job_shared_folder import first_blind_rank
+from hybrid_runtime.job_validation import open_validation
 from hybrid_runtime.models.build import model_costs, model_units
+from hybrid_runtime.models.unit import UnitSpec, refuse_unpackable
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
 from hybrid_runtime.planner.make import make_plan
@@ -77,31 +82,35 @@ def run_rank(
     specs = model_units(deployment.model, deployment.shape)
     costs = model_costs(deployment, specs)
     plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
-    source = _open_source(deployment, plan)
-    facts = training_facts(deployment, len(source))
+    data = _open_data(deployment, plan, specs)
+    facts = training_facts(deployment, len(data.training))
     exported = prepare_export(deployment, launch.rank, facts, resumed) if turns is None else None
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
     _demand_one_plan(plan, groups)
+    _demand_one_data(data, groups)
+    _demand_one_folder(folder, launch, groups)
     if launch.rank == 0:
         write_whole(folder.plan, plan.to_json())
         write_whole(folder.deployment, deployment.canonical_json())
     with ExitStack() as stack:
         built = build(deployment, plan, specs, groups, weights=resumed is None)
-        training = Training(deployment, plan, specs, groups, len(source))
+        training = Training(deployment, plan, specs, groups, len(data.training))
         checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
         header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)
+        progress.begin(step_terms(deployment, plan, peak_of_all(header, groups)))
         stack.enter_context(start_sampler(folder.records, header, launch, groups))
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
-        parts = assemble(deployment, plan, groups, built, source, recorder, checkpoints)
+        parts = assemble(deployment, plan, groups, built, data.training, recorder, checkpoints)
+        validation = open_validation(deployment, parts, built, data.validation) if turns is None else None
         work = None  # the self-test's matrices must not be in memory while the model's is measured
         for order in orders(deployment, turns, groups, checkpoints.trained_before):
-            planted = order.purpose == PLANTED
-            work = (work or KnownWork(device)) if planted else None
+            work = (work or KnownWork(device)) if order.purpose == PLANTED else None
             loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
-            progress.show(order.step, PLANTED if planted else order.phase, loss, numbers)
+            validation_loss = None if validation is None else validation.after_step(order.trained + 1, numbers)
+            progress.show(order, loss, numbers, validation_loss)
             checkpoints.after_step(order.trained + 1, numbers)
         checkpoints.finish()
         recorder.finish()
@@ -121,11 +130,34 @@ def _demand_one_plan(plan: Plan, groups: Groups) -> None:
         )
 
 
+def _demand_one_data(data: Opened, groups: Groups) -> None:
+    """Every rank opens its machine's own files; other tokens on one of them would train another model in silence."""
+    contents = groups.gather_objects(data.contents)
+    other = next((rank for rank, found in enumerate(contents) if found != contents[0]), None)
+    if other is not None:
+        raise UsageError(
+            f"rank {other} has other tokens than rank 0 under the names in [data]; give all machines the same files"
+        )
+
+
+def _demand_one_folder(folder: RunFolder, launch: Launch, groups: Groups) -> None:
+    """All ranks write their records into one folder, or nobody could ever judge them."""
+    if launch.world_size == launch.local_world_size:
+        return
+    hosts = groups.gather_objects(socket.gethostname())
+    blind = first_blind_rank(folder.path, groups)
+    if blind is not None:
+        raise EnvironmentProblem(
+            f"{folder.path}: rank {blind} on {hosts[blind]} does not see what rank 0 on {hosts[0]} writes there; name "
+            "a --run-folder on a disk that all machines share"
+        )
+
+
 def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers]]:
     """One step: forward and backward of every microbatch, gradients summed, parameters updated, times written down.
 
     Returns:
-        The mean loss over the global batch, and every rank's numbers (`job_progress.RankNumbers`).
+        The mean loss over the targets of the global batch, and every rank's numbers (`job_progress.RankNumbers`).
     """
     groups, recorder, update, checkpoints = parts.groups, parts.recorder, parts.update, parts.checkpoints
     groups.barrier()
@@ -133,10 +165,11 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     norm = None
     with recorder.span(DATA):
         microbatches = parts.batches.microbatches(order.trained)
+        num_targets = parts.batches.num_targets(order.trained)
     if update is not None:
         with recorder.span(OPTIMIZER):
             update.buckets.zero()
-    loss_sum = parts.executor.run_step(microbatches, order.step)
+    loss_sum = parts.executor.run_step(microbatches, order.step, loss_scale=1.0 / num_targets)
     if update is not None:
         with recorder.span(REDUCE_GRAD):
             update.sum_gradients()
@@ -154,7 +187,7 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
         asked_to_stop=checkpoints.asked_to_stop,
     )
     everyone = groups.gather_numbers([*loss_here, *mine])
-    loss = _mean_loss(everyone, parts.plan)
+    loss = mean_loss(everyone, parts.plan, num_targets)
     recorder.end_step(
         loss=loss if loss_sum is not None else None,
         grad_norm=grad_norm,
@@ -163,17 +196,11 @@ def run_step(parts: Parts, order: Order) -> tuple[float | None, list[RankNumbers
     return loss, [RankNumbers(*row[2:]) for row in everyone]
 
 
-def _open_source(deployment: Deployment, plan: Plan) -> TokenSource:
+def _open_data(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec]) -> Opened:
+    if deployment.data.pack:
+        refuse_unpackable(specs)
     vocab_size = None if deployment.shape is None else deployment.shape.vocab_size
-    return check_source(open_source(deployment.data), vocab_size, plan.sequence_length)
-
-
-def _mean_loss(everyone: list[list[float]], plan: Plan) -> float | None:
-    """The mean over the global batch: the replicas' sums, each taken from the first rank of its last stage."""
-    mesh, last = plan.mesh, plan.stage_to_rank[-1]
-    rows = [everyone[mesh.rank(dp=dp, pp=last, tp=0)] for dp in range(mesh.dp_degree)]
-    known = all(row[0] == 1.0 for row in rows)
-    return sum(row[1] for row in rows) / plan.tokens_per_step if known else None
+    return open_data(deployment.data, vocab_size, plan.sequence_length)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -268,7 +295,7 @@ def _exports(deployment: Deployment, launch: Launch, folder: RunFolder) -> Expor
     """Under plain torchrun every machine's first rank tells of its machine, and rank 0 of the whole run."""
     if launch.local_rank != 0:
         return Exports()
-    return open_exports(deployment.telemetry, deployment.name, folder, first=launch.rank == 0)
+    return open_exports(deployment, folder, first=launch.rank == 0)
 
 
 def _run_folder(options: argparse.Namespace, deployment: Deployment, launch: Launch) -> RunFolder:

@@ -6,7 +6,6 @@ SIGTERM                    at the end of the step, all ranks    written at once;
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.deployment_checkpoint import Checkpoint
 from hybrid_runtime.errors import EnvironmentProblem, Preempted, UsageError
+from hybrid_runtime.job_shared_folder import first_blind_rank
 
 if TYPE_CHECKING:
     from hybrid_runtime.job_last_words import LastWords
@@ -179,17 +179,10 @@ def open_checkpoints(
 def _refuse_useless_folder(folder: Path, groups: Groups, num_bytes: int, keep: int) -> None:
     """Every rank calls this before the first step: clears what was left there, and proves that there is room."""
     total = int(sum(row[0] for row in groups.gather_numbers([num_bytes])))
-    token = folder / f".shared-{groups.gather_objects(uuid.uuid4().hex)[0]}"
     if groups.place.rank == 0:
         folders.clear_partial(folder)
         folders.refuse_too_full(folder, total, keep)
-        token.write_text("")
-    groups.barrier()
-    seen = token.exists()
-    groups.barrier()
-    if groups.place.rank == 0:
-        token.unlink()
-    if not seen:
+    if first_blind_rank(folder, groups) is not None:
         raise EnvironmentProblem(
             f"checkpoint.folder = {str(folder)!r} is not the folder that rank 0 sees under this name; name one on a "
             "disk that all machines share"

@@ -20,13 +20,15 @@ from hybrid_runtime.git_state import git_state
 from hybrid_runtime.job_checkpoints import Checkpoints
 from hybrid_runtime.launches import Launches, note_launch
 from hybrid_runtime.models.flops import flops
+from hybrid_runtime.peak_rates import BFLOAT16, FLOAT32, TF32, peak_rate
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.costs import costs_of_names
 from hybrid_runtime.records import Header, Host
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry import host as telemetry_host
 from hybrid_runtime.telemetry.clock_offset import measure_offset
-from hybrid_runtime.telemetry.host import Found, devices_of, find_gpu
+from hybrid_runtime.telemetry.host import Found, devices_of, find_gpu, with_own_names
+from hybrid_runtime.telemetry.kernel import this_kernel
 from hybrid_runtime.telemetry.machine import machine
 from hybrid_runtime.telemetry.nvml_sampler import sampling
 from hybrid_runtime.telemetry.secrets import hidden_words
@@ -44,10 +46,14 @@ def describe_rank(
     """Every rank calls this: devices and clocks can only be described together. Rank 0 notes the launch."""
     place, device, checkpoints = groups.place, groups.device, checkpoints or Checkpoints()
     gpu = find_gpu(device.index or 0) if device.type == "cuda" else None
-    found = cast("list[Found]", groups.gather_objects(Found(host, gpu, telemetry_host.cpu_name())))
-    offset = measure_offset(place.rank, [rank.host.name for rank in found], group=groups.control)
+    mine = Found(host, gpu, telemetry_host.cpu_name(), this_kernel(host.name))
+    found = with_own_names(cast("list[Found]", groups.gather_objects(mine)))
+    host = found[place.rank].host
+    offset = measure_offset(place.rank, [rank.kernel.clock for rank in found], group=groups.control)
     by_kind = flops_per_step(deployment, plan, units)
     first_here = [rank.host.name for rank in found].index(host.name) == place.rank
+    own_device = devices_of(found)[place.rank]
+    peak = peak_rate(own_device.name, _numbers(deployment, device), deployment.telemetry.peak_flops_per_device)
     launches = note_launch(folder, deployment.name, deployment.fingerprint) if place.rank == 0 else Launches()
     return Header(
         plan_fingerprint=plan.fingerprint,
@@ -58,7 +64,7 @@ def describe_rank(
         pp=place.pp,
         tp=place.tp,
         stages=tuple(stage.index for stage in plan.stages_of(place.pp)),
-        device=devices_of(found)[place.rank],
+        device=own_device,
         host=host,
         backend=str(torch.distributed.get_backend()),
         clock="cuda_event" if device.type == "cuda" else "wall",
@@ -73,7 +79,24 @@ def describe_rank(
         launch=_launch(first_here, launches, checkpoints),
         earlier_launches=launches.same,
         trained_before=checkpoints.trained_before,
+        peak_flops_per_s=peak.flops_per_s,
+        peak_source=peak.source,
     )
+
+
+def _numbers(deployment: Deployment, device: torch.device) -> str:
+    """What the matrix units multiply, in the words of peak_rates.py."""
+    assert deployment.model is not None
+    if deployment.model.dtype == "bfloat16":
+        return BFLOAT16
+    return TF32 if device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32 else FLOAT32
+
+
+def peak_of_all(header: Header, groups: Groups) -> int | None:
+    """FLOP/s of all devices that the ranks hold, each once; None where one is not known. Every rank calls it."""
+    everyone = cast("list[tuple[str, int | None]]", groups.gather_objects((header.device.id, header.peak_flops_per_s)))
+    known = [peak for peak in dict(everyone).values() if peak is not None]
+    return sum(known) if len(known) == len(dict(everyone)) else None
 
 
 def _launch(first_here: bool, launches: Launches, checkpoints: Checkpoints) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
     an exception              rank 3 (dp 0, pp 1, tp 1), stage 1, step 7, 1B5, unit 2.mlp: ValueError: ...
     another rank ended        rank 2 (...), stage 1, step 7, 1RECV_F6: lost the connection to another rank, ...
+    another is not heard      rank 2 (...), stage 1, step 7, 1RECV_F6: heard nothing of another rank for 1800 s: ...
     torchrun stops it         rank 0 (...), stage 0, step 7, 0B4: stopped by SIGTERM
     told to leave in time     stopped by SIGTERM after step 7 of 100; checkpoints/x/step-00000007 is whole: ...
 
@@ -12,6 +13,7 @@ sentence is the same that `hybrid-runtime` finds for a rank that was killed and 
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -31,6 +33,8 @@ from hybrid_runtime.telemetry.status import whereabouts
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 # How gloo and NCCL say that the other end of a connection is gone.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+# How they say that nothing came for measurement.timeout_s.
+_SILENT = re.compile(r"Timed out waiting (\d+)ms for|Timeout\(ms\)=(\d+)")
 
 
 class LastWords:
@@ -57,6 +61,7 @@ class LastWords:
 
     def say(self, problem: BaseException) -> int:
         """Says why this rank failed and writes it down; returns the exit code."""
+        problem = _in_words(problem)
         lost_peer = _is_lost_peer(problem)
         message = f"{self._where()}: {_LOST_WORDS}" if lost_peer else self._sentence(problem)
         code = int(problem.exit_code if isinstance(problem, HybridRuntimeError) else RunError.exit_code)
@@ -125,3 +130,20 @@ def _is_lost_peer(problem: BaseException | None) -> bool:
             return True
         problem = problem.__cause__
     return False
+
+
+def _in_words(problem: BaseException) -> BaseException:
+    """A wait for another rank that ended in vain as a sentence; every other problem as it is."""
+    cause: BaseException | None = problem
+    while cause is not None and not (isinstance(cause, RuntimeError) and _SILENT.search(str(cause))):
+        cause = cause.__cause__
+    silent = _SILENT.search(str(cause))
+    if silent is None:
+        return problem
+    waited_s = int(silent[silent.lastindex or 1]) / 1000
+    words = RunError(
+        f"heard nothing of another rank for {waited_s:g} s: it hangs, or its machine or the network to it is lost "
+        "(measurement.timeout_s says how long is waited)"
+    )
+    words.__cause__ = problem
+    return words

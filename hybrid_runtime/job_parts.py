@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hybrid_runtime.comm.groups import Backend, Groups, join_groups
+from hybrid_runtime.data.mixture import Mixture
 from hybrid_runtime.data.sampler import Batches
 from hybrid_runtime.data.tokens import TokenSource
 from hybrid_runtime.deployment import Deployment
@@ -111,7 +112,7 @@ def assemble(
     plan: Plan,
     groups: Groups,
     built: Built,
-    source: TokenSource,
+    source: TokenSource | Mixture,
     recorder: NullRecorder,
     checkpoints: Checkpoints | None = None,
 ) -> Parts:
@@ -134,6 +135,7 @@ def assemble(
         dp_degree=plan.dp_degree,
         dp_rank=groups.place.dp,
         seed=deployment.workload.seed,
+        pack=deployment.data.pack,
         device=groups.device,
     )
     return Parts(groups, executor, built.update, batches, recorder, plan, checkpoints or Checkpoints())

@@ -10,11 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, TextIO
 
 from rich.console import Console
 
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.job_orders import Order
+from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.model_flops import model_flops
 from hybrid_runtime.records import PLANTED
 from hybrid_runtime.report.exports import Exports
 from hybrid_runtime.report.progress import ProgressLine, RankLoad, loads_to_tell
@@ -22,6 +27,7 @@ from hybrid_runtime.report.progress_view import ProgressView
 from hybrid_runtime.report.roster import Roster
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry.recorder import StepSummary
+from hybrid_runtime.training.learning_rate import rate_at
 
 _SECOND_NS = 1e9
 _SPARED_S = 0.001  # per rank that is named, until ranks are named again: naming one costs some 4 µs between steps
@@ -57,6 +63,30 @@ def rank_numbers(
     """This rank's numbers of the step that `summary` is of."""
     given = (summary.busy_ns, summary.wait_ns, summary.window_ns, memory_bytes, grad_norm, written_step, asked_to_stop)
     return RankNumbers(*(_UNKNOWN if number is None else float(number) for number in given))
+
+
+class StepTerms(NamedTuple):
+    """What a step's figures need besides what ranks measured of it.
+
+    Attributes:
+        model_flops: of one step (planner/model_flops.py).
+        peak_flops_per_s: of all devices; None where it is not known.
+        learning_rate: by how many steps the model was trained before; None for forward only.
+    """
+
+    model_flops: int
+    peak_flops_per_s: int | None
+    learning_rate: Callable[[int], float] | None
+
+    def mfu(self, step_time_s: float) -> float | None:
+        """Model FLOPs utilisation of a step, from 0 to 1."""
+        return None if self.peak_flops_per_s is None else self.model_flops / (step_time_s * self.peak_flops_per_s)
+
+
+def step_terms(deployment: Deployment, plan: Plan, peak_flops_per_s: int | None) -> StepTerms:
+    """The terms of every step of a run."""
+    rate = partial(rate_at, settings=deployment.optimizer, steps=deployment.workload.steps)
+    return StepTerms(model_flops(plan, deployment.shape), peak_flops_per_s, rate if plan.workload == "train" else None)
 
 
 class RankProgress:
@@ -96,6 +126,7 @@ class RankProgress:
         self._terminal = terminal
         self._quiet = quiet
         self._clock = clock
+        self._terms: StepTerms | None = None
         self._namings = 0
         self._next_naming_s = float("-inf")
         self._stack = ExitStack()
@@ -115,11 +146,21 @@ class RankProgress:
     ) -> None:
         self._stack.__exit__(kind, value, trace)
 
-    def show(self, step: int, phase: str, loss: float | None, numbers: Sequence[RankNumbers]) -> None:
-        """One finished step, by its number from 0; `numbers` are those of every rank."""
+    def begin(self, terms: StepTerms) -> None:
+        """The ranks are set up: what their steps' figures are computed with is known."""
+        self._terms = terms
+
+    def show(
+        self,
+        order: Order,
+        loss: float | None,
+        numbers: Sequence[RankNumbers],
+        validation_loss: float | None = None,
+    ) -> None:
+        """One finished step; `numbers` are those of every rank."""
         if self._file is None and not self._exports:
             return
-        line = self._line(step, phase, loss, numbers)
+        line = self._line(order, loss, numbers).model_copy(update={"validation_loss": validation_loss})
         if self._file is not None:
             self._file.write(line.to_line())
             self._file.flush()
@@ -128,23 +169,28 @@ class RankProgress:
         self._exports.show(line, self._roster)
         self._exports.flush()
 
-    def _line(self, step: int, phase: str, loss: float | None, numbers: Sequence[RankNumbers]) -> ProgressLine:
-        while self._steps <= step:  # undecided claims asked for more than was expected
+    def _line(self, order: Order, loss: float | None, numbers: Sequence[RankNumbers]) -> ProgressLine:
+        while self._steps <= order.step:  # undecided claims asked for more than was expected
             self._steps *= 2
         window_ns = max(rank.window_ns for rank in numbers)
         busy = [rank.busy_ns for rank in numbers]
         told = self._named(busy)
         known = min(busy) >= 0
         busiest, idlest = busy.index(max(busy)), busy.index(min(busy))
+        planted, terms, step_time_s = order.purpose == PLANTED, self._terms, window_ns / _SECOND_NS
+        if planted:  # the self-test's work is not the model's
+            terms = None
         return ProgressLine(
-            step=step + 1,
+            step=order.step + 1,
             steps=self._steps,
             side=self._side,
-            phase=phase,
+            phase=PLANTED if planted else order.phase,
             loss=loss,
             grad_norm=_known(numbers[0].grad_norm),
-            tokens_per_s=(phase != PLANTED) * self._tokens / (window_ns / _SECOND_NS),
-            step_time_s=window_ns / _SECOND_NS,
+            learning_rate=terms.learning_rate(order.trained) if terms and terms.learning_rate else None,
+            mfu=terms.mfu(step_time_s) if terms else None,
+            tokens_per_s=0 if planted else self._tokens / step_time_s,
+            step_time_s=step_time_s,
             busiest=(busiest, 100 * busy[busiest] / window_ns) if known else None,
             idlest=(idlest, 100 * busy[idlest] / window_ns) if known else None,
             ranks=tuple(self._load(rank, numbers[rank], window_ns) for rank in told),

@@ -103,6 +103,8 @@ class Header(_Record):
             on ranks other than a host's first.
         earlier_launches: run folders of exactly this deployment that were launched before beside this one (rank 0).
         trained_before: steps that the model had been trained when this run began: those of the checkpoint it resumed.
+        peak_flops_per_s: what the device can do at most with the numbers that are multiplied; None where it is not
+            known. `peak_source` says whose figure it is, or why there is none.
     """
 
     type: Literal["header"] = "header"
@@ -130,6 +132,8 @@ class Header(_Record):
     launch: dict[str, str] = {}
     earlier_launches: tuple[str, ...] = ()
     trained_before: int = 0
+    peak_flops_per_s: int | None = None
+    peak_source: str = "n/a: not recorded"
 
 
 class Memory(_Record):

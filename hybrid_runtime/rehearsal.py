@@ -18,6 +18,7 @@ from hybrid_runtime.records import Memory
 
 SCHEMA_VERSION = "1.0"
 FILE = "rehearsal.json"
+BETWEEN = "between"  # the key of calls outside of spans: messages
 
 
 class _Frozen(BaseModel):

@@ -23,6 +23,7 @@ from hybrid_runtime.verdict import Outcome
 from hybrid_runtime.verifier.static import static_checks
 
 _TICK_S = 0.1
+_WORDS_S = 10.0  # the ranks wait for each other as long as this command for them, and should speak first
 
 
 class Sides:
@@ -51,7 +52,7 @@ class Sides:
         self._resume = resume
         self._running: dict[str, Launched] = {}
         self._timeout_s = deployment.measurement.timeout_s
-        self._deadline_s = time.monotonic() + self._timeout_s
+        self._deadline_s = time.monotonic() + self._timeout_s + _WORDS_S
         self._last_tick_s = 0.0
         self._progress_bytes = 0
 
@@ -122,7 +123,7 @@ class Sides:
         self._on_tick()
         progress_bytes = sum(_size(side.folder.progress) for side in self._running.values())
         if progress_bytes != self._progress_bytes:
-            self._progress_bytes, self._deadline_s = progress_bytes, now_s + self._timeout_s
+            self._progress_bytes, self._deadline_s = progress_bytes, now_s + self._timeout_s + _WORDS_S
         if now_s > self._deadline_s:
             raise RunError(f"no step was finished for {self._timeout_s} s; see log.txt, or raise measurement.timeout_s")
 

@@ -146,7 +146,11 @@ class DeviceRow(_Frozen):
 
 
 class Side(_Frozen):
-    """One measured side (candidate or baseline): what ran and its plain figures, medians as decimal text."""
+    """One measured side (candidate or baseline): what ran and its plain figures, medians as decimal text.
+
+    Attributes:
+        mfu: model FLOPs utilisation at `tokens_per_s`, in percent, or "n/a: why"; `mfu_peak` says against whose peak.
+    """
 
     role: Literal["candidate", "baseline"]
     kind: str
@@ -159,6 +163,8 @@ class Side(_Frozen):
     steps_measured: int
     step_time_s: str
     tokens_per_s: str
+    mfu: str = "n/a: not recorded"
+    mfu_peak: str = ""
     first_loss: str | None
     last_loss: str | None
 

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_runtime.comm.groups import Groups
+from hybrid_runtime.data.mixture import Mixture, mixture_of
 from hybrid_runtime.data.sampler import Batches
-from hybrid_runtime.data.tokens import ArrayTokens
+from hybrid_runtime.data.tokens import ArrayTokens, TokenSource
 from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.job import run_step
 from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_parts import assemble, build, join_mesh
+from hybrid_runtime.job_validation import open_validation
 from hybrid_runtime.models.build import build_units, model_costs, model_units
-from hybrid_runtime.models.unit import BuildContext, Microbatch
+from hybrid_runtime.models.unit import NO_TARGET, BuildContext, Microbatch
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.make import make_plan
@@ -31,6 +33,7 @@ from hybrid_runtime.telemetry.recorder import NullRecorder
 from hybrid_runtime.tensor_parallel.shard import gather_full, iter_parameters
 from hybrid_runtime.training.learning_rate import learning_rate
 
+Data = TokenSource | Mixture
 STEPS = 5
 VOCABULARY = 50
 SHAPE = {
@@ -39,11 +42,15 @@ SHAPE = {
 
 
 class History(NamedTuple):
-    """What a training of STEPS steps left: losses, norms, and the last step's summed, unclipped gradients by name."""
+    """What a training of STEPS steps left: losses, norms, and the last step's summed, unclipped gradients by name.
+
+    `validations` are the losses on data that was held out, where there is some.
+    """
 
     losses: list[float]
     norms: list[float]
     gradients: dict[str, Tensor]
+    validations: list[float]
 
 
 def deployment(**changes: Any) -> Deployment:
@@ -68,21 +75,22 @@ def source() -> ArrayTokens:
     return ArrayTokens("random", VOCABULARY, np.random.default_rng(0).integers(0, VOCABULARY, 1000, dtype=np.uint16))
 
 
-def whole_batch(settings: Deployment, step: int) -> Microbatch:
+def whole_batch(settings: Deployment, step: int, data: Data | None = None) -> Microbatch:
     """The global batch of a step as one microbatch; the sampler is the real one."""
     assert settings.batch is not None
     sizes = settings.batch
     parts = Batches(
-        source(),
+        data or source(),
         global_batch_size=sizes.global_batch_size,
         microbatch_size=sizes.global_batch_size,
         sequence_length=sizes.sequence_length,
         seed=settings.workload.seed,
+        pack=settings.data.pack,
     ).microbatches(step)
     return parts[0]
 
 
-def one_process(settings: Deployment) -> History:
+def one_process(settings: Deployment, data: Data | None = None, held_out: Data | None = None) -> History:
     """The oracle."""
     units = build_units(model_units(settings.model, settings.shape), BuildContext(seed=settings.workload.seed))
     named = dict(_named(units))
@@ -95,10 +103,10 @@ def one_process(settings: Deployment) -> History:
         betas=(0.9, 0.95),
         eps=float(settings.optimizer.eps),
     )
-    losses, norms, gradients = [], [], {}
+    losses, norms, gradients, validations = [], [], {}, []
     for step in range(STEPS):
-        batch = whole_batch(settings, step)
-        loss = _loss(units, batch) / batch.tokens.numel()
+        batch = whole_batch(settings, step, data)
+        loss = _loss(units, batch) / _targets(batch)
         optimizer.zero_grad()
         loss.backward()
         gradients = {name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None}
@@ -107,7 +115,20 @@ def one_process(settings: Deployment) -> History:
             group["lr"] = learning_rate(step, peak=0.01, final=0.0, warmup_steps=2, steps=STEPS)
         optimizer.step()
         losses.append(loss.item())
-    return History(losses, norms, gradients)
+        if held_out is not None and (step + 1 == STEPS or (step + 1) % (settings.workload.validate_every or 1) == 0):
+            validations.append(_validation_loss(units, settings, held_out))
+    return History(losses, norms, gradients, validations)
+
+
+def _validation_loss(units: dict[str, nn.Module], settings: Deployment, held_out: Data) -> float:
+    batches = [whole_batch(settings, step, held_out) for step in range(settings.workload.validation_batches)]
+    with torch.no_grad():
+        return sum(_loss(units, batch).item() for batch in batches) / sum(map(_targets, batches))
+
+
+def _targets(batch: Microbatch) -> int:
+    assert batch.targets is not None
+    return int((batch.targets != NO_TARGET).sum())
 
 
 def _loss(units: dict[str, nn.Module], batch: Microbatch) -> Tensor:
@@ -121,16 +142,19 @@ def _named(units: dict[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter, _ in iter_parameters(units)]
 
 
-def this_rank(settings: Deployment) -> tuple[Plan, Groups, History]:
+def this_rank(
+    settings: Deployment, data: Data | None = None, held_out: Data | None = None
+) -> tuple[Plan, Groups, History]:
     """The runtime's side; every rank of the mesh calls it and gets the whole model's gradients."""
     specs = model_units(settings.model, settings.shape)
     plan = make_plan(settings, model_costs(settings, specs))
     groups = join_mesh(plan, specs, device=torch.device("cpu"), backend="gloo", timeout=timedelta(seconds=60))
     built = build(settings, plan, specs, groups)
-    parts = assemble(settings, plan, groups, built, source(), NullRecorder(torch.device("cpu")))
+    parts = assemble(settings, plan, groups, built, data or source(), NullRecorder(torch.device("cpu")))
+    validation = open_validation(settings, parts, built, None if held_out is None else mixture_of(held_out))
     units, update = built.units, built.update
     assert update is not None
-    losses, norms, local = [], [], {}
+    losses, norms, local, validations = [], [], {}, []
 
     def keep(norm: Tensor) -> None:
         norms.append(norm.item())
@@ -142,7 +166,9 @@ def this_rank(settings: Deployment) -> tuple[Plan, Groups, History]:
         loss, _ = run_step(parts, Order(step, step))
         assert loss is not None
         losses.append(loss)
-    return plan, groups, History(losses, norms, _whole_gradients(units, local, groups))
+        found = None if validation is None else validation.after_step(step + 1)
+        validations += [] if found is None else [found]
+    return plan, groups, History(losses, norms, _whole_gradients(units, local, groups), validations)
 
 
 def _whole_gradients(units: dict[str, nn.Module], local: dict[str, Tensor], groups: Groups) -> dict[str, Tensor]:
@@ -190,6 +216,7 @@ def assert_same(
     """Losses, norms and every gradient agree; `tied` names copies that the oracle holds once."""
     np.testing.assert_allclose(run.losses, oracle.losses, rtol=relative)
     np.testing.assert_allclose(run.norms, oracle.norms, rtol=relative)
+    np.testing.assert_allclose(run.validations, oracle.validations, rtol=relative)
     assert set(oracle.gradients) <= set(run.gradients)
     assert set(run.gradients) - set(oracle.gradients) <= set(tied)
     for name, gradient in run.gradients.items():

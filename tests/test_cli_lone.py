@@ -104,6 +104,7 @@ def test_calibrate_then_rehearse_with_it(tmp_path: Path) -> None:
     assert (found.optimizer_bytes_per_parameter, found.gradient_bytes_per_parameter) == (8, 4)
     assert "between hosts" in found.not_measured
     assert found.collectives or "all_reduce of 2 ranks" in found.not_measured
+    assert "messages" in found.not_measured or max(message.post_ns for message in found.messages) > 0
     done = run(
         "rehearse",
         file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from hybrid_runtime.deployment import json_schema, load_deployment, parse_deployment
 from hybrid_runtime.errors import UsageError
+from tests.commands import small
 from tests.deployment_files import CONFIGS, write
 
 jsonschema: Any = importlib.import_module("jsonschema")  # has no type hints
@@ -49,6 +51,21 @@ def test_where_figures_go_is_no_part_of_what_is_compared(tmp_path: Path) -> None
         assert telling.fingerprint == plain.fingerprint
         again = load_deployment(write(tmp_path, telling.canonical_json(), "again.json"))
         assert again.telemetry == telling.telemetry
+
+
+def test_the_defaults_of_later_keys_leave_the_fingerprint_as_it_was() -> None:
+    """Old records are judged with their deployment's fingerprint, which was made without these keys."""
+    plain = parse_deployment(small(), source="test")
+    stated = parse_deployment(small(optimizer={"schedule": "cosine"}), source="test")
+    assert stated.fingerprint == plain.fingerprint
+    before = {name: value for name, value in plain.model_dump(mode="json").items() if name not in _NO_PART}
+    assert [before["optimizer"].pop(name) for name in ("schedule", "decay_steps")] == ["cosine", None]
+    assert plain.fingerprint == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
+    for changed in ({"schedule": "linear"}, {"decay_steps": 7}):
+        assert parse_deployment(small(optimizer=changed), source="test").fingerprint != plain.fingerprint
+
+
+_NO_PART = ("telemetry", "search", "export", "checkpoint")
 
 
 def test_a_file_without_checkpoints_keeps_its_fingerprint(tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ from tests.deployment_files import problem, problems, refused
         (
             "data.source",
             "python_stdlib",
-            "must be one of 'python-stdlib', 'text', 'tokens'; did you mean 'python-stdlib'?",
+            "must be one of 'python-stdlib', 'text', 'tokens', 'corpus'; did you mean 'python-stdlib'?",
         ),
-        ("data.source", 3, "must be one of 'python-stdlib', 'text', 'tokens', not a whole number"),
+        ("data.source", 3, "must be one of 'python-stdlib', 'text', 'tokens', 'corpus', not a whole number"),
         ("pipeline.cuts", "evn", "must be one of 'even', 'balanced' or a list; did you mean 'even'?"),
         (
             "pipeline.cuts",
@@ -101,6 +101,12 @@ from tests.deployment_files import problem, problems, refused
         ("export.folder", "", "is not a path"),
         ("telemetry.prometheus_textfile", True, "must be text in quotes, not true or false; write for example `prom"),
         ("telemetry.prometheus", "x", "did you mean 'prometheus_textfile'? The keys of [telemetry] are tensorboard, p"),
+        ("telemetry.wandb", 3, "must be true or false or text in quotes, not a whole number"),
+        ("telemetry.wandb", "a/b", "is no name of a project, which has 1 to 128 characters"),
+        ("telemetry.peak_flops_per_device", "312", "needs a number above 0 and a unit; write '312 TFLOP/s'"),
+        ("telemetry.peak_flops_per_device", "0 TFLOP/s", "needs a number above 0 and a unit; write '312 TFLOP/s'"),
+        # the optimizer
+        ("optimizer.schedule", "cosin", "did you mean 'cosine'?"),
         # checkpoints
         ("checkpoint.folder", "", "is not a path"),
         # the model
@@ -154,6 +160,7 @@ def test_one_wrong_key_gives_one_sentence(key: str, value: object, sentence: str
         ("model", {"model": {"preset": "tiny", "options": {"a": 1}}}, "has options, which only a function"),
         ("data", {"data": {"source": "text"}}, "has the source 'text' but no path; add path"),
         ("data", {"data": {"path": "x"}}, "'python-stdlib' does not read"),
+        ("optimizer", {"optimizer": {"schedule": "constant", "decay_steps": 9}}, "has decay_steps, where a constant"),
         ("parallel", {"parallel": {"tp_degree": 2**16, "pp_degree": 2}}, "makes 131072 ranks"),
         ("model.options", {"model": {"units": "a:b", "options": {"a": Decimal("NaN")}}}, "holds NaN"),
         ("model.options", {"model": {"units": "a:b", "options": {"a": 2**64}}}, "holds 18446744073709551616"),

@@ -16,24 +16,26 @@ PACKAGE = Path(hybrid_runtime.__file__).parent
 
 FLOORS = [
     "__init__ errors exact mesh shapes deployment deployment_declared deployment_fields deployment_errors "
-    "deployment_checkpoint deployment_export deployment_measurement deployment_search deployment_telemetry "
-    "deployment_model deployment_text hugging_face_config pieces predicted calibration company rehearsal would "
-    "fingerprint plan planted records nvml_records verdict verdict_modelled verdict_prediction prediction_history "
-    "schemas run_folder turns launches git_state plan_contradictions",
+    "deployment_checkpoint deployment_data deployment_export deployment_measurement deployment_search "
+    "deployment_telemetry deployment_model deployment_text hugging_face_config pieces predicted calibration company "
+    "rehearsal would fingerprint plan planted records nvml_records verdict verdict_modelled verdict_prediction "
+    "prediction_history schemas run_folder turns launches git_state plan_contradictions peak_rates",
     "schedule",
     "planner verifier report weights comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint",
-    "job job_checkpoints job_export job_header job_last_words job_orders job_parts job_planted job_progress lone",
+    "job job_checkpoints job_export job_header job_last_words job_loss job_orders job_parts job_planted job_progress "
+    "job_validation lone job_shared_folder",
     "launcher sides sampling measure rebalance tried cli cli_convert cli_lone cli_output cli_plan cli_report "
-    "cli_schedule __main__",
+    "cli_schedule cli_tokenize __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE_ROOMS = {"schedule", "planner", "verifier", "report", "weights"}
 TORCH_FREE = {*FLOORS[0].split(), *TORCH_FREE_ROOMS, *FLOORS[-1].split()} - {"__main__"}
-# What the torch-free launcher reads of a torch floor, itself free of torch (tested below by importing it).
+# What launcher and commands use of a torch floor, itself free of torch (tested below by importing it).
 TORCH_FREE_MODULES = (
     *(f"hybrid_runtime.telemetry.{name}" for name in ("status", "host", "machine")),
     *(f"hybrid_runtime.checkpoint.{name}" for name in ("folders", "to_hugging_face", "from_hugging_face")),
+    *(f"hybrid_runtime.data.{name}" for name in ("tokenise", "corpus")),
 )
 
 
@@ -74,7 +76,7 @@ def test_judging_and_planning_load_no_torch() -> None:
         ".".join(["hybrid_runtime", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
         for path in FILES
         if room(path) in TORCH_FREE and path.name != "__main__.py"
-    ]
+    ] + list(TORCH_FREE_MODULES)
     code = (
         f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; assert 'torch' not in sys.modules"
     )

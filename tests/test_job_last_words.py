@@ -58,6 +58,30 @@ def test_a_problem_in_a_step_names_rank_stage_step_and_action(
 
 
 @pytest.mark.usefixtures("_joined")
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 8000ms for recv operation to complete",
+        "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE, Timeout(ms)=8000) ran for "
+        "8012 milliseconds before timing out.",
+    ],
+)
+def test_a_rank_that_hears_nothing_says_for_how_long_and_that_it_may_be_the_network(
+    said: str, words: LastWords, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside_a_unit = RunError(EXECUTORS)
+    inside_a_unit.__cause__ = RuntimeError(said)
+    for problem in (RuntimeError(said), inside_a_unit):
+        assert words.say(problem) == 4
+        sentence = capsys.readouterr().err
+        assert sentence.startswith(f"hybrid_runtime: {WHERE}: heard nothing of another rank for 8 s: it hangs, or its")
+    assert "the network to it is lost (measurement.timeout_s" in sentence
+    assert words.folder is not None
+    assert read_failures(words.folder)[0].message in sentence
+    assert said in (words.folder.failures / "rank3.traceback.txt").read_text()
+
+
+@pytest.mark.usefixtures("_joined")
 def test_a_lost_connection_is_said_as_a_consequence(words: LastWords, capsys: pytest.CaptureFixture[str]) -> None:
     problem = RunError("rank 3 ...: RuntimeError")
     problem.__cause__ = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:41")

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers
+from hybrid_runtime.deployment import parse_deployment
+from hybrid_runtime.job_orders import Order
+from hybrid_runtime.job_progress import RankNumbers, RankProgress, StepTerms, rank_numbers, step_terms
+from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.planner.make import make_plan
+from hybrid_runtime.records import PLANTED, TRACE
 from hybrid_runtime.report.exports import Exports
 from hybrid_runtime.report.progress import MAX_LOADS, ProgressLine, ProgressTail, RankLoad
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry.recorder import StepSummary
+from tests.commands import small
 
 SECOND = 10**9
 
 
 def told(
-    folder: Path, numbers: list[RankNumbers], *, rank: int = 0, step: int = 0, steps: int = 9
+    folder: Path,
+    numbers: list[RankNumbers],
+    *,
+    rank: int = 0,
+    step: int = 0,
+    steps: int = 9,
+    terms: StepTerms | None = None,
+    purpose: str = TRACE,
 ) -> list[ProgressLine]:
     settings: dict[str, Any] = {"side": "candidate", "tokens_per_step": 4000, "terminal": False, "quiet": True}
     run = RunFolder(folder).create()
     with RankProgress(run, rank=rank, replicas=2, exports=Exports(), steps=steps, **settings) as progress:
-        progress.show(step, "measure", 2.5, numbers)
+        if terms is not None:
+            progress.begin(terms)
+        progress.show(Order(step, step, purpose=purpose), 2.5, numbers)
     return ProgressTail(run.progress).read_new()
 
 
@@ -41,6 +58,38 @@ def test_a_bare_step_has_no_shares(tmp_path: Path) -> None:
     (line,) = told(tmp_path, [rank_numbers(StepSummary(None, None, SECOND), None, None)])
     assert line.ranks == (RankLoad(0, None, None, None, 2000.0),)
     assert (line.busiest, line.idlest, line.grad_norm) == (None, None, None)
+
+
+def test_utilisation_and_learning_rate_follow_from_the_terms(tmp_path: Path) -> None:
+    terms = StepTerms(model_flops=600, peak_flops_per_s=1000, learning_rate=lambda trained: trained / 10)
+    numbers = [rank_numbers(StepSummary(1, 0, 2 * SECOND), 1, 1.0)]
+    (line,) = told(tmp_path, numbers, step=7, terms=terms)
+    assert (line.mfu, line.learning_rate) == (0.3, 0.7)
+    (line,) = told(tmp_path, numbers, terms=terms._replace(peak_flops_per_s=None, learning_rate=None))
+    assert (line.mfu, line.learning_rate) == (None, None)
+
+
+def test_the_self_tests_work_is_not_the_models(tmp_path: Path) -> None:
+    terms = StepTerms(model_flops=600, peak_flops_per_s=1000, learning_rate=lambda trained: 1.0)
+    (line,) = told(tmp_path, [rank_numbers(StepSummary(1, 0, SECOND), 1, None)], terms=terms, purpose=PLANTED)
+    assert (line.phase, line.tokens_per_s, line.mfu, line.learning_rate) == (PLANTED, 0, None, None)
+
+
+def test_the_terms_of_a_deployment() -> None:
+    values = small(optimizer={"learning_rate": 0.5, "warmup_steps": 2}, workload={"steps": 6})
+    deployment = parse_deployment(json.loads(json.dumps(values), parse_float=Decimal), source="test")
+    assert deployment.shape is not None
+    costs = unit_costs(deployment.shape, microbatch_size=1, sequence_length=16, workload="train")
+    plan = make_plan(deployment, costs)
+    terms = step_terms(deployment, plan, 10**12)
+    assert terms.learning_rate is not None
+    assert terms.learning_rate(0) == 0.25
+    assert terms.learning_rate(1) == 0.5
+    assert terms.mfu(2.0) == terms.model_flops / 2e12
+    forward = deployment.model_copy(update={"workload": deployment.workload.model_copy(update={"kind": "forward"})})
+    only = step_terms(forward, make_plan(forward, costs), None)
+    assert only.learning_rate is None
+    assert 3 * only.model_flops == terms.model_flops
 
 
 def test_a_diverged_norm_is_told(tmp_path: Path) -> None:
@@ -74,7 +123,7 @@ def test_telling_costs_little(tmp_path: Path) -> None:
     ) as progress:  # fmt: skip
         for step in range(200):
             before_s = time.thread_time()
-            progress.show(step, "measure", 2.5, numbers)
+            progress.show(Order(step, step), 2.5, numbers)
             costs_s.append(time.thread_time() - before_s)
     assert sorted(costs_s)[100] < 0.002
 
@@ -87,7 +136,7 @@ def test_short_steps_of_many_ranks_are_not_all_told_rank_by_rank(tmp_path: Path)
         run, rank=0, replicas=1, exports=Exports(), steps=9, clock=lambda: now_s[0], **settings
     ) as progress:  # fmt: skip
         for step, now_s[0] in enumerate((0.0, 0.03, 0.063, 0.064, 0.1)):
-            progress.show(step, "measure", 2.5, numbers)
+            progress.show(Order(step, step), 2.5, numbers)
     lines = ProgressTail(run.progress).read_new()
     assert [len(line.ranks) for line in lines] == [64, 0, 0, 64, 0]
     assert [line.left_out for line in lines] == [0, 64, 64, 0, 64]

@@ -51,7 +51,7 @@ def test_a_planned_step_with_rows_and_pieces_runs(tmp_path: Path) -> None:
     assert plan.predicted is not None
     for rank in read_side(folder):
         held = max(step.memory.ledger_peak or 0 for step in rank.steps)
-        assert plan.predicted.ranks[rank.header.pp].memory.ledger_peak == pytest.approx(held, rel=0.05)
+        assert plan.predicted.ranks[rank.header.pp].memory.ledger_peak == pytest.approx(held, rel=0.01)
 
 
 def test_a_measured_imbalance_is_cut_away_and_both_runs_are_kept(tmp_path: Path) -> None:

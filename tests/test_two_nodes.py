@@ -1,4 +1,7 @@
-"""Two machines, played by two torchrun agents on loopback, one rank each: stage 0 on one, stage 1 on the other."""
+"""Two machines, played by two torchrun agents on loopback, one rank each: stage 0 on one, stage 1 on the other.
+
+Machines with a network between them are in test_hosts.py.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_runtime.verifier.judge import judge
-from tests.commands import ROOT, Done, command, environment, small, start, wait, write_json
+from tests.commands import Done, command, small, start, wait, write_json
 
 pytestmark = pytest.mark.ranks
 
@@ -33,25 +35,6 @@ def both(one: subprocess.Popen[str], other: subprocess.Popen[str]) -> tuple[Done
 def file_in(folder: Path) -> Path:
     targets = {"compute_balance_pp": 99, "compute_balance_metric": "work_share_range"}
     return write_json(folder / "file.json", small(parallel={"pp_degree": 2}, targets=targets))
-
-
-def test_several_machines_by_the_launch_file(tmp_path: Path) -> None:
-    settings = {"NNODES": "2", "NPROC_PER_NODE": "1", "RDZV_ENDPOINT": free_endpoint(), "NODE_RANK": "0"}
-    first, second = (
-        subprocess.Popen(
-            [str(ROOT / "launch/several_machines.sh"), file_in(tmp_path), "--run-folder", tmp_path / "run", "--quiet"],
-            env=environment(**settings | {"NODE_RANK": str(node_rank)}), cwd=tmp_path,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for node_rank in (0, 1)
-    )  # fmt: skip
-    done = both(first, second)
-    assert [node.code for node in done] == [0, 0], done
-    assert sorted(path.name for path in (tmp_path / "run/records").iterdir()) == ["rank0.jsonl", "rank1.jsonl"]
-    assert "".join(node.err for node in done).count("judge them: hybrid-runtime verify --recheck") == 1
-    verdict = judge(tmp_path / "run")
-    assert verdict.exit_code == 0, verdict
-    assert verdict.sides[0].world_size == 2
 
 
 def test_several_machines_by_the_command(tmp_path: Path) -> None:

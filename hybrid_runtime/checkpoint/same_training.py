@@ -13,6 +13,7 @@ from hybrid_runtime.checkpoint.model_words import words_of_shape
 from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.deployment_data import Data
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.plan import Plan
@@ -62,9 +63,17 @@ def training_facts(deployment: Deployment, num_tokens: int) -> dict[str, str]:
         "workload.seed": str(deployment.workload.seed),
         "batch.global_batch_size": str(batch.global_batch_size),
         "batch.sequence_length": str(batch.sequence_length),
-        "data.source": deployment.data.source,
+        "data.source": _words_of(deployment.data),
         "tokens in [data]": str(num_tokens),
     }
+
+
+def _words_of(data: Data) -> str:
+    """Which samples are drawn, without the paths, which may be others on the way."""
+    mixed = " + ".join(f"{source.weight} x {source.source}" for source in data.sources)
+    words = mixed or str(data.source)
+    held_out = "" if data.validation_fraction is None else f" without {data.validation_fraction} of its documents"
+    return words + held_out + (", packed" if data.pack else "")
 
 
 def restore_training(training: Training, state: TrainingState, resumed: Path) -> int:

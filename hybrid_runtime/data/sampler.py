@@ -1,38 +1,48 @@
 """Which tokens a step trains on: a function of (seed, step) alone, so any mesh and any restart sees the same batches.
 
-The text is cut into windows of sequence_length tokens. Sample number p (p = step * global_batch_size + g) is window
-`permutation(epoch)[p mod windows]` with epoch = p div windows: every window once before any comes again. The
-permutation is a Feistel network over the window numbers (Luby and Rackoff, 1988) with cycle walking, which needs no
-memory however long the text is.
+Sample number p (p = step * global_batch_size + g) comes from the source that the weights give it (mixture.py), as that
+source's sample number i. The source's text is cut into windows of sequence_length tokens, and i is window
+`permutation(epoch)[i mod windows]` with epoch = i div windows: every window once before any comes again.
 
     global batch, G = 8     g0 g1 g2 g3 | g4 g5 g6 g7
     dp 2, microbatch 2      dp 0        | dp 1           replica d takes samples [d G/D, (d+1) G/D)
                             m0    m1    | m0    m1       and cuts them into microbatches in order
+
+Packed, a window is whole documents and parts of documents: positions begin anew in each, a token sees its own only, and
+the last token of a document has no target. No token is padding, and none is left out; the ends of a window cut the two
+documents that lie across them.
+
+    window      a3 a4 a5 | b0 b1 b2 b3 | c0 c1        a's first tokens are in the window before
+    positions   0  1  2    0  1  2  3    0  1
+    targets     a4 a5 -    b1 b2 b3 -    c1 c2
 
 B microbatch, S sequence, G global batch, D dp_degree.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hybrid_runtime.data.corpus import DocumentSource
+from hybrid_runtime.data.mixture import Mixture, mixture_of
+from hybrid_runtime.data.permutation import mixed, permuted
 from hybrid_runtime.data.tokens import Ids, TokenSource
 from hybrid_runtime.errors import UsageError
-from hybrid_runtime.models.unit import Microbatch
-
-_U64 = NDArray[np.uint64]
-_ROUNDS = 6
+from hybrid_runtime.models.unit import NO_TARGET, Documents, Microbatch
 
 
-def sample_starts(num_tokens: int, sequence_length: int, seed: int, step: int, global_batch_size: int) -> Ids:
-    """(G,) int64: where in the text each sample of a step begins; its targets reach one token further than its tokens.
+def window_starts(num_tokens: int, sequence_length: int, seed: int, indices: Ids) -> Ids:
+    """Where in a source its samples `indices` begin; a sample's targets reach one token further than its tokens.
 
     Raises:
-        UsageError: the text is too short for one sample.
+        UsageError: the source is too short for one sample.
     """
     num_windows = (num_tokens - 1) // sequence_length
     if num_windows < 1:
@@ -40,36 +50,20 @@ def sample_starts(num_tokens: int, sequence_length: int, seed: int, step: int, g
             f"{num_tokens} tokens are too few for a sample of sequence_length {sequence_length} and its targets; "
             "give more text or a smaller [batch] sequence_length"
         )
-    positions = step * global_batch_size + np.arange(global_batch_size, dtype=np.int64)
-    epochs, indices = np.divmod(positions, num_windows)
-    return permuted(indices, num_windows, seed, epochs) * sequence_length
+    epochs, places = np.divmod(indices, num_windows)
+    return permuted(places, num_windows, seed, epochs) * sequence_length
 
 
-def permuted(indices: Ids, size: int, seed: int, epochs: Ids) -> Ids:
-    """The images of `indices` (each in [0, size)) under the permutation of [0, size) that belongs to (seed, epoch)."""
-    half_bits = max(1, -(-(size - 1).bit_length() // 2))
-    keys = _mixed(epochs.astype(np.uint64) ^ _mixed(np.full(1, seed, dtype=np.uint64)))
-    images = _feistel(indices.astype(np.uint64), half_bits, keys)
-    # The network permutes [0, 4^half_bits); walking on from an image outside [0, size) ends inside, for each its own.
-    while (outside := images >= size).any():
-        images[outside] = _feistel(images[outside], half_bits, keys[outside])
-    return images.astype(np.int64)
+def source_seed(seed: int, source: int) -> int:
+    """The seed of a source's order, by its number in the mixture; the first has the deployment's own."""
+    return seed if source == 0 else int(mixed(np.array([seed ^ (source << 1)], dtype=np.uint64))[0])
 
 
-def _feistel(values: _U64, half_bits: int, keys: _U64) -> _U64:
-    bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> bits, values & mask
-    for number in range(_ROUNDS):
-        left, right = right, left ^ (_mixed(right ^ _mixed(keys + np.uint64(number))) & mask)
-    return (left << bits) | right
+class Sample(NamedTuple):
+    """A source, and where in it a sample begins."""
 
-
-def _mixed(values: _U64) -> _U64:
-    """splitmix64's finaliser (Steele, Lea and Flood, 2014); arrays wrap silently at 2^64, as it wants."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    source: TokenSource
+    start: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +71,22 @@ class Batches:
     """The batches of one replica.
 
     Attributes:
-        source: as `check_source` returned it.
+        source: one, or a mixture of several, as `open_data` or `check_source` returned it.
+        pack: keep documents apart; every source must know where they begin.
         device: where the microbatches shall be; on CUDA the host does not wait for the copy.
 
     Raises:
         UsageError: the global batch does not divide into dp_degree x microbatch_size.
     """
 
-    source: TokenSource = field(kw_only=False)
+    source: TokenSource | Mixture = field(kw_only=False)
     global_batch_size: int
     microbatch_size: int
     sequence_length: int
     dp_degree: int = 1
     dp_rank: int = 0
     seed: int = 0
+    pack: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self) -> None:
@@ -103,18 +99,85 @@ class Batches:
 
     def microbatches(self, step: int) -> list[Microbatch]:
         """This replica's microbatches of a step, in order: tokens and targets (B, S), targets one token ahead."""
-        block = self._read(step).to(self.device, non_blocking=True)
-        pairs_2BS = torch.chunk(block, block.shape[1] // self.microbatch_size, dim=1)
-        return [Microbatch(tokens_BS, targets_BS) for tokens_BS, targets_BS in pairs_2BS]
+        share = self.global_batch_size // self.dp_degree
+        samples = self._samples(step, self.dp_rank * share, share)
+        block, lengths = self._read(samples)
+        on_device = block.to(self.device, non_blocking=True)
+        parts = torch.chunk(on_device, share // self.microbatch_size, dim=1)
+        if not self.pack:
+            return [Microbatch(tokens_BS, targets_BS) for tokens_BS, targets_BS in parts]
+        return [
+            Microbatch(tokens_BS, targets_BS, self._documents(positions_BS, lengths[first : first + len(tokens_BS)]))
+            for first, (tokens_BS, targets_BS, positions_BS) in zip(range(0, share, self.microbatch_size), parts)
+        ]
 
-    def _read(self, step: int) -> torch.Tensor:
-        """(2, G/D, S) int64: tokens and targets, in page-locked memory if they are to be copied to CUDA."""
-        length = self.sequence_length
-        starts = sample_starts(len(self.source), length, self.seed, step, self.global_batch_size)
-        own = starts.reshape(self.dp_degree, -1)[self.dp_rank]
-        block = torch.empty((2, len(own), length), dtype=torch.int64, pin_memory=self.device.type == "cuda")
-        rows = block.numpy()
-        for number, start in enumerate(own):
-            sample = self.source.read(int(start), length + 1)
-            rows[0, number], rows[1, number] = sample[:-1], sample[1:]
-        return block
+    def num_targets(self, step: int) -> int:
+        """How many tokens of the whole global batch have a target: over so many the mean loss is taken; at least 1.
+
+        The index alone says it, so every rank knows it without a word from the others.
+        """
+        whole = self.global_batch_size * self.sequence_length
+        if not self.pack:
+            return whole
+        samples = self._samples(step, 0, self.global_batch_size)
+        return max(1, whole - sum(len(self._next_documents(sample)) for sample in samples))
+
+    def repeats_within(self, count: int) -> tuple[str, int, int] | None:
+        """The source, if any, that has too few samples for the first `count` to be all different.
+
+        Returns:
+            Its name, how many samples it has, and how many of the first `count` come from it.
+        """
+        mixture = mixture_of(self.source)
+        needed = Counter(mixture.draw(position).source for position in range(count))
+        for number, source in enumerate(mixture.sources):
+            held = (len(source) - 1) // self.sequence_length
+            if needed[number] > held:
+                return source.name, held, needed[number]
+        return None
+
+    def _samples(self, step: int, first: int, count: int) -> list[Sample]:
+        """Samples [first, first + count) of a step's global batch."""
+        mixture = mixture_of(self.source)
+        begin = step * self.global_batch_size + first
+        drawn = [mixture.draw(position) for position in range(begin, begin + count)]
+        samples: list[Sample | None] = [None] * count
+        for number, source in enumerate(mixture.sources):
+            places = [place for place, one in enumerate(drawn) if one.source == number]
+            indices = np.array([drawn[place].number for place in places], dtype=np.int64)
+            starts = window_starts(len(source), self.sequence_length, source_seed(self.seed, number), indices)
+            for place, start in zip(places, starts):
+                samples[place] = Sample(source, int(start))
+        return cast("list[Sample]", samples)
+
+    def _read(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, list[Ids]]:
+        """Tokens and targets, and when packed positions, (2 or 3, samples, S) int64; and lengths of documents.
+
+        In page-locked memory if they are to be copied to CUDA.
+        """
+        length, pinned = self.sequence_length, self.device.type == "cuda"
+        block = torch.empty((2 + self.pack, len(samples), length), dtype=torch.int64, pin_memory=pinned)
+        rows: NDArray[np.int64] = block.numpy()
+        lengths = []
+        for number, sample in enumerate(samples):
+            ids = sample.source.read(sample.start, length + 1)
+            rows[0, number], rows[1, number] = ids[:-1], ids[1:]
+            if self.pack:
+                begins = self._next_documents(sample)
+                rows[1, number, begins - 1] = NO_TARGET
+                firsts = np.concatenate([[0], begins[begins < length]])
+                lengths.append(np.diff(firsts, append=length))
+                rows[2, number] = np.arange(length) - np.repeat(firsts, lengths[-1])
+        return block, lengths
+
+    def _next_documents(self, sample: Sample) -> Ids:
+        """Where in a sample further documents begin, from 1 to S: the token before each has no target."""
+        source = cast("DocumentSource", sample.source)
+        return source.document_starts(sample.start + 1, sample.start + self.sequence_length + 1) - sample.start
+
+    def _documents(self, positions_BS: torch.Tensor, lengths: Sequence[Ids]) -> Documents:
+        flat = np.concatenate(lengths)
+        bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(flat)]).astype(np.int32))
+        if self.device.type == "cuda":
+            bounds = bounds.pin_memory()
+        return Documents(positions_BS, tuple(flat.tolist()), bounds.to(self.device, non_blocking=True))

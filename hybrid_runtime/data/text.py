@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hybrid_runtime.errors import UsageError
 
+BYTES = "bytes"  # instead of a tokenizer's file
 SEPARATOR = b"\0"
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 BLOCK_CHARACTERS = 1 << 20  # whole lines; keeps memory bounded on files of any size
@@ -38,7 +39,7 @@ def text_files(path: Path, pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UsageError(f"{path}: does not exist; name a text file or a folder of them in [data] path")
+        raise UsageError(f"{path}: does not exist; name a text file or a folder of them")
     try:
         found = [file for file in path.glob(pattern) if file.is_file() and not _hidden(file.relative_to(path))]
     except (ValueError, NotImplementedError, IndexError) as problem:
@@ -88,11 +89,24 @@ def load_tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer  # a third of a second, and byte data does not need it
 
     if not path.is_file():
-        raise UsageError(f"{path}: no such tokenizer file; set [data] tokenizer to 'bytes' or a tokenizer.json")
+        raise UsageError(f"{path}: no such tokenizer file; name 'bytes' or a tokenizer.json")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as problem:  # the library raises bare Exception for every malformed file
         raise UsageError(f"{path}: is not a `tokenizers` JSON file ({problem}); name a tokenizer.json") from None
+
+
+def tokenizer_sha256(tokenizer: str) -> str | None:
+    """SHA-256 of a tokenizer's file; None for BYTES.
+
+    Raises:
+        UsageError: as `load_tokenizer`.
+    """
+    if tokenizer == BYTES:
+        return None
+    path = Path(tokenizer).expanduser()
+    load_tokenizer(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def content_key(files: Sequence[Path], tokenizer_file: Path | None) -> str:

@@ -122,7 +122,9 @@ def _exchanged(
             not_measured |= {"messages": why, "overlap": why} if ranks == 2 else {}
             continue
         tick(f"communication: {ranks} ranks")
-        found.append(exchange(ranks, device.type, _own_sizes(deployment), _gradient_sizes(deployment, parameters)))
+        sizes = _own_sizes(deployment), _gradient_sizes(deployment, parameters)
+        work = partial(busy_units, deployment) if device.type == "cpu" else None
+        found.append(exchange(ranks, device.type, *sizes, work))
     return found, not_measured
 
 

@@ -1,7 +1,7 @@
 """What ranks really take to talk to each other here: some processes, each on a core or GPU of its own.
 
     collectives   shared-memory all-reduce (CPU), all-reduce, reduce-scatter, all-gather: all sizes in turn, many rounds
-    messages      there and back, halved; and both ways at once
+    messages      there and back, halved; both ways at once; and what they take from ranks at work (posting.py)
     overlap       a collective under way beside a matrix product, against each of them alone
     devices       the same products on every rank: finds slow cores and GPUs
 
@@ -24,6 +24,7 @@ from statistics import median
 from time import monotonic_ns, thread_time_ns
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -39,8 +40,10 @@ from hybrid_runtime.comm.collectives import (
 )
 from hybrid_runtime.comm.shared_memory import SLOT_BYTES, open_shared_memory
 from hybrid_runtime.errors import RunError
+from hybrid_runtime.lone.company import Work
 from hybrid_runtime.lone.group import LoneGroup, Traffic
 from hybrid_runtime.lone.maker import Echo
+from hybrid_runtime.lone.posting import posts_ns
 from hybrid_runtime.lone.unit_times import spread
 from hybrid_runtime.telemetry.host import settle
 
@@ -61,22 +64,43 @@ class Exchanged:
     device_factors: tuple[str, ...]
 
 
-def exchange(ranks: int, device_kind: str, extra_sizes: Sequence[int], summed_sizes: Sequence[int] = ()) -> Exchanged:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What all ranks are told."""
+
+    device_kind: str
+    own_sizes: Sequence[int]
+    summed_sizes: Sequence[int]
+    work: Work | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of every call, in bytes."""
+        return sorted({*(_SIZES_CPU if self.device_kind == "cpu" else _SIZES_CUDA), *self.own_sizes})
+
+
+def exchange(
+    ranks: int,
+    device_kind: str,
+    own_sizes: Sequence[int],
+    summed_sizes: Sequence[int] = (),
+    work: Work | None = None,
+) -> Exchanged:
     """Measures among `ranks` processes of this machine; there must be a core or GPU for each.
 
     Args:
-        extra_sizes: in bytes, beside the usual ones: what the model at hand sends.
+        own_sizes: in bytes, beside the usual ones: what the model at hand sends.
         summed_sizes: of all-reduces only: gradients, which are larger than anything else.
+        work: what ranks of a CPU compute while two of them send messages (`posting.py`); None leaves that out.
 
     Raises:
         RunError: a process failed, or all took too long.
     """
-    sizes = sorted({*(_SIZES_CPU if device_kind == "cpu" else _SIZES_CUDA), *extra_sizes})
+    asked = _Asked(device_kind, own_sizes, summed_sizes, work)
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         started = [
-            context.Process(target=_rank, args=(rank, ranks, folder, device_kind, sizes, summed_sizes), daemon=True)
-            for rank in range(ranks)
+            context.Process(target=_rank, args=(rank, ranks, folder, asked), daemon=True) for rank in range(ranks)
         ]
         for process in started:
             process.start()
@@ -107,21 +131,17 @@ def _wait(started: Sequence[Any], folder: Path, ranks: int) -> None:
         raise RunError(f"communication among {ranks} ranks could not be measured: a rank died; calibrate again")
 
 
-def _rank(
-    rank: int, ranks: int, folder: str, device_kind: str, sizes: Sequence[int], summed_sizes: Sequence[int]
-) -> None:
+def _rank(rank: int, ranks: int, folder: str, asked: _Asked) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        _measure(rank, ranks, Path(folder), device_kind, sizes, summed_sizes)
+        _measure(rank, ranks, Path(folder), asked)
     except BaseException:
         (Path(folder) / f"failed{rank}").write_text(traceback.format_exc(), encoding="utf-8")
         raise SystemExit(1) from None
 
 
-def _measure(
-    rank: int, ranks: int, folder: Path, device_kind: str, sizes: Sequence[int], summed_sizes: Sequence[int]
-) -> None:
-    cpu = device_kind == "cpu"
+def _measure(rank: int, ranks: int, folder: Path, asked: _Asked) -> None:
+    cpu = asked.device_kind == "cpu"
     device = torch.device("cpu") if cpu else torch.device("cuda", rank)
     settle(rank, ranks, 1, pin=cpu)
     torch.set_num_threads(1)
@@ -134,8 +154,8 @@ def _measure(
     shared = open_shared_memory(group, timeout) if cpu else None
     plain, fast = Axis(ranks, rank, group), Axis(ranks, rank, group, shared=shared)
     found = {
-        "collectives": _collectives(plain, fast, device, sizes, [size for size in summed_sizes if size > max(sizes)]),
-        "messages": _messages(plain, device, sizes) if ranks == 2 else [],
+        "collectives": _collectives(plain, fast, device, asked),
+        "messages": _messages(plain, device, asked) if ranks == 2 else [],
         "overlap": _overlap(plain, device) if ranks == 2 else {},
         "device_factors": _factors(plain, device),
     }
@@ -145,11 +165,9 @@ def _measure(
     dist.destroy_process_group()
 
 
-def _collectives(
-    plain: Axis, fast: Axis, device: torch.device, sizes: Sequence[int], summed_sizes: Sequence[int]
-) -> list[dict[str, Any]]:
+def _collectives(plain: Axis, fast: Axis, device: torch.device, asked: _Asked) -> list[dict[str, Any]]:
     calls: dict[tuple[str, int], Callable[[], object]] = {}
-    for num_bytes in sizes:
+    for num_bytes in asked.sizes:
         x = torch.zeros(1, num_bytes // 4 // plain.size * plain.size, 1, device=device)
         part = x[:, : x.shape[1] // plain.size].contiguous()
         if fast.shared is not None and x.nbytes <= SLOT_BYTES:
@@ -157,7 +175,7 @@ def _collectives(
         calls["all_reduce", num_bytes] = lambda x=x: all_reduce(x, plain)  # type: ignore[misc]
         calls["reduce_scatter", num_bytes] = lambda x=x: start_reduce_scatter_sequence(x, plain).wait()  # type: ignore[misc]
         calls["all_gather", num_bytes] = lambda x=part: start_gather_sequence(x, plain).wait()  # type: ignore[misc]
-    for num_bytes in summed_sizes:
+    for num_bytes in (size for size in asked.summed_sizes if size > max(asked.sizes)):
         x = torch.zeros(num_bytes // 4, device=device)
         calls["all_reduce", num_bytes] = lambda x=x: all_reduce(x, plain)  # type: ignore[misc]
     walls: dict[tuple[str, int], list[int]] = defaultdict(list)
@@ -190,8 +208,8 @@ def lone_cpu_ns(ranks: int, num_bytes: int) -> int:
     return int(median(_timed(lambda: all_reduce(x, axis), device)[1] for _ in range(ROUNDS)))
 
 
-def _messages(axis: Axis, device: torch.device, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    other = 1 - axis.rank
+def _messages(axis: Axis, device: torch.device, asked: _Asked) -> list[dict[str, Any]]:
+    other, sizes = 1 - axis.rank, asked.sizes
     one: dict[int, list[int]] = defaultdict(list)
     both: dict[int, list[int]] = defaultdict(list)
     buffers = {num_bytes: torch.zeros(2, num_bytes // 4, device=device) for num_bytes in sizes}
@@ -204,8 +222,14 @@ def _messages(axis: Axis, device: torch.device, sizes: Sequence[int]) -> list[di
             if number:
                 one[num_bytes].append(there_and_back_ns // 2)
                 both[num_bytes].append(at_once_ns)
+    posted = {} if asked.work is None else posts_ns(axis, sorted({sizes[0], *asked.own_sizes, sizes[-1]}), asked.work)
     return [
-        {"num_bytes": size, "one_way": spread(one[size]).model_dump(), "both_ways": spread(both[size]).model_dump()}
+        {
+            "num_bytes": size,
+            "one_way": spread(one[size]).model_dump(),
+            "both_ways": spread(both[size]).model_dump(),
+            "post_ns": int(np.interp(size, list(posted), list(posted.values()))) if posted else 0,
+        }
         for size in buffers
     ]
 

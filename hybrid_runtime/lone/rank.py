@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from hybrid_runtime.comm.point_to_point import TensorSpec
-from hybrid_runtime.data.tokens import ArrayTokens, TokenSource, check_source, open_source
+from hybrid_runtime.data.mixture import Mixture
+from hybrid_runtime.data.opening import open_data
+from hybrid_runtime.data.tokens import ArrayTokens, TokenSource
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import EnvironmentProblem, RunError
 from hybrid_runtime.job import run_step
@@ -42,7 +44,7 @@ class Stage:
     plan: Plan
     specs: Sequence[UnitSpec]
     device: torch.device
-    source: TokenSource
+    source: TokenSource | Mixture
     shapes: Mapping[int, tuple[TensorSpec, ...]]
 
 
@@ -57,10 +59,10 @@ def set_stage(deployment: Deployment, plan: Plan, specs: Sequence[UnitSpec], dev
     return Stage(deployment, plan, specs, device, _source(deployment, plan), shapes)
 
 
-def _source(deployment: Deployment, plan: Plan) -> TokenSource:
+def _source(deployment: Deployment, plan: Plan) -> TokenSource | Mixture:
     """Random tokens where the vocabulary is known: the data itself need not be on this machine."""
     if deployment.shape is None:
-        return check_source(open_source(deployment.data), None, plan.sequence_length)
+        return open_data(deployment.data, None, plan.sequence_length).training
     size = deployment.shape.vocab_size
     tokens = np.random.default_rng(deployment.workload.seed).integers(
         0, size, max(_TOKENS, 4 * plan.sequence_length), dtype=np.uint32
@@ -145,7 +147,7 @@ class LoneRank:
 
     def _build(self) -> None:
         stage, plan = self._stage, self._stage.plan
-        deployment = _without_weights(stage.deployment)
+        deployment = _without_files(stage.deployment)
         assert deployment.model is not None
         traffic = Traffic()
         groups = lone_groups(
@@ -190,10 +192,11 @@ def peer(deployment: Deployment, plan: Plan, rank: int) -> Iterator[Callable[[],
         yield lone.work
 
 
-def _without_weights(deployment: Deployment) -> Deployment:
-    """Random weights will do, and the files need not be here."""
+def _without_files(deployment: Deployment) -> Deployment:
+    """Random weights will do, and the files need not be here; nor are there documents in random tokens to pack."""
     assert deployment.model is not None
-    return deployment.model_copy(update={"model": deployment.model.model_copy(update={"weights": None})})
+    model = deployment.model.model_copy(update={"weights": None})
+    return deployment.model_copy(update={"model": model, "data": deployment.data.model_copy(update={"pack": False})})
 
 
 def _is_out_of_memory(problem: BaseException) -> bool:

@@ -15,14 +15,12 @@ import torch
 from hybrid_runtime.comm.axis import Clocks
 from hybrid_runtime.lone.group import Call, Traffic
 from hybrid_runtime.records import OPTIMIZER, PHASES, TRACE, Memory, Span
-from hybrid_runtime.rehearsal import Calls, RehearsedStep
+from hybrid_runtime.rehearsal import BETWEEN, Calls, RehearsedStep
 from hybrid_runtime.schedule.actions import parse_action
 from hybrid_runtime.telemetry.cuda_clock import CudaClock
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.telemetry.recorder import NullRecorder, StepSummary
 from hybrid_runtime.telemetry.step_clock import HostClock, Measured, StepClock
-
-BETWEEN = "between"  # what is called outside spans: messages
 
 
 class _Piece(NamedTuple):

@@ -1,16 +1,20 @@
 """Every distinct unit alone: F, B, I and W of a microbatch, and what they keep, for several degrees, widths, sizes.
 
-    a round   every case in turn:  F B | F I W      so that a drift of the machine spreads over all of them
+    a round   F F F ... B B B | F F F ... I I I W W W      over all units of a degree and size, then the next ones
+
+A unit follows others as in a stage, so it finds the caches full of their work and not of its own; and a drift of the
+machine spreads over all of them.
 
 Units run in a `Stage` with a weight queue and flat gradients, exactly as a rank runs them; collectives are stubs.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain, count, groupby
 from time import monotonic_ns
 from typing import NamedTuple
 
@@ -40,6 +44,7 @@ from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 ROUNDS, MOST_ROUNDS, ROUNDS_S = 8, 40, 25.0
 UNITS_S = 120.0  # what a plan asks for last is left out rather than to take longer
 _OWN_VOCABULARY = 256  # of a user's own units, whose vocabulary nobody knows
+PASSES = 5  # F B F I W
 WIDTHS = (1, 2, 3)  # quarters of a unit that can be cut
 
 Tick = Callable[[str], None]
@@ -113,12 +118,13 @@ def unit_times(wanted: Wanted, tick: Tick) -> tuple[list[UnitTimes], dict[str, s
 
 @contextmanager
 def busy_units(deployment: Deployment) -> Iterator[Callable[[], object]]:
-    """Whole units of a deployment's model at work on the CPU, for as long as they are called: company for others."""
+    """Whole units of a deployment's model at work on the CPU: every call is the next of a round's PASSES passes."""
     wanted, left_out = wanted_of(deployment, torch.device("cpu")), dict[str, str]()
     with any_weights():
         family = next(filter(None, (_family(wanted, tp_degree, left_out) for tp_degree, _ in wanted.asked)))
         cases = [case for case in _cases_of(wanted, family, wanted.asked[0][1]) if not read_piece(case.of.name)]
-    yield lambda: _round(cases)
+    passes = chain.from_iterable(_chain(cases) for _ in count())
+    yield lambda: next(passes)
 
 
 def wanted_of(deployment: Deployment, device: torch.device) -> Wanted:
@@ -137,16 +143,26 @@ def wanted_of(deployment: Deployment, device: torch.device) -> Wanted:
 
 
 def _round(cases: Sequence[_Case]) -> None:
-    for number, case in enumerate(cases):
-        case.recorder.take_over()
-        case.recorder.begin_step(number)
-        for index, kinds in enumerate(("FB", "FIW")):
-            for kind in kinds:
+    for _, alike in groupby(cases, key=lambda case: (case.of.tp_degree, case.microbatch_size)):
+        deque(_chain(tuple(alike)), maxlen=0)
+
+
+def _chain(cases: Sequence[_Case]) -> Iterator[None]:
+    """Stops after each of its passes; the last one belongs to the end."""
+    for case in cases:
+        case.recorder.begin_step(0)
+    for index, kinds in enumerate(("FB", "FIW")):
+        for kind in kinds:
+            for case in reversed(cases) if kind in "BI" else cases:
+                case.recorder.take_over()
                 with case.recorder.span(f"0{kind}{index}"):
                     start_ns = monotonic_ns()
                     _act(case, kind, index)
                     case.host_ns[kind].append(monotonic_ns() - start_ns)
-        case.recorder.close_window()
+            if (index, kind) == (1, "W"):
+                for case in cases:
+                    case.recorder.close_window()
+            yield
 
 
 def _act(case: _Case, kind: str, index: int) -> None:

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.models.attention import causal_attention
 from hybrid_runtime.models.residual import residual_sum
 from hybrid_runtime.models.rms_norm import RMSNorm
 from hybrid_runtime.models.rotary import rotated_heads
 from hybrid_runtime.models.swiglu import swiglu
-from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, ShardedRows, UnitSpec
+from hybrid_runtime.models.unit import NO_TARGET, BuildContext, Carry, Documents, Microbatch, ShardedRows, UnitSpec
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from hybrid_runtime.tensor_parallel.embedding import EmbeddingRows, SummedRows, VocabParallelEmbedding
@@ -60,6 +61,7 @@ def llama_units(shape: LlamaShape) -> list[UnitSpec]:
             tied=tied if kind == "head" else {},
             parts=parts.get(kind, 1),
             rows=rows if kind == "embedding" else None,
+            packs=True,
         )
         for name, kind in kinds
     ]
@@ -160,16 +162,17 @@ class AttentionUnit(nn.Module):
         self.output = _projection(shape.q_size, shape, context, "output")
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        return residual_sum(carry, self.norm, self.qkv, self._attend, self.output, self.piece)
+        mix = functools.partial(self._attend, documents=microbatch.documents)
+        return residual_sum(carry, self.norm, self.qkv, mix, self.output, self.piece)
 
-    def _attend(self, qkv: Tensor) -> Tensor:
+    def _attend(self, qkv: Tensor, documents: Documents | None) -> Tensor:
         if self.q_norm is not None and self.k_norm is not None:
             qkv = self._normed(qkv, self.q_norm, self.k_norm)
-        q, k, v = rotated_heads(qkv, self.num_q, self.num_kv, self.head_dim, self.rope_theta, self.rope_scaling)
-        y_BhSD = nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=self.num_q != self.num_kv
+        positions = None if documents is None else documents.positions
+        q, k, v = rotated_heads(
+            qkv, self.num_q, self.num_kv, self.head_dim, self.rope_theta, self.rope_scaling, positions
         )
-        return y_BhSD.transpose(1, 2).flatten(2)
+        return causal_attention(q, k, v, documents)
 
     def _normed(self, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
         heads_BShD = qkv.view(*qkv.shape[:2], -1, self.head_dim)
@@ -229,9 +232,15 @@ class HeadUnit(nn.Module):
         logits = self.output(self.norm(carry[0]))
         if microbatch.targets is None:
             return (logits,)
+        targets, without = microbatch.targets, None
+        if microbatch.documents is not None:
+            without = targets == NO_TARGET
+            targets = targets.masked_fill(without, 0)
         losses_BS = vocab_parallel_cross_entropy(
-            logits, microbatch.targets, self.vocab_size, self.output.axis, overwrite_logits=True
+            logits, targets, self.vocab_size, self.output.axis, overwrite_logits=True
         )
+        if without is not None:
+            losses_BS = losses_BS.masked_fill(without, 0)
         return (losses_BS.sum(),)
 
 

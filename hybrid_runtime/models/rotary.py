@@ -50,20 +50,33 @@ def _slowed(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rotated_heads(
-    qkv: Tensor, num_q: int, num_kv: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
+    qkv: Tensor,
+    num_q: int,
+    num_kv: int,
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits fused (B, S, (Q+2K)*D) into q (B, Q, S, D), k and v (B, K, S, D), with q and k rotated."""
+    """Splits fused (B, S, (Q+2K)*D) into q (B, Q, S, D), k and v (B, K, S, D), with q and k rotated.
+
+    Args:
+        positions: (B, S) of every token, each below S; None for 0, 1, 2, ... in every sequence.
+    """
     cos, sin = rotary_tables(qkv.shape[1], head_dim, theta, qkv.device, qkv.dtype, scaling)
-    q, k, v = _RotatedHeads.apply(qkv, cos, sin, num_q, num_kv)  # type: ignore[no-untyped-call]
+    q, k, v = _RotatedHeads.apply(qkv, cos, sin, positions, num_q, num_kv)  # type: ignore[no-untyped-call]
     return q, k, v
 
 
 class _RotatedHeads(torch.autograd.Function):
-    """One pass over memory each way; the only things kept for backward are the shared tables."""
+    """One pass over memory each way; the only things kept for backward are the shared tables and positions."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, num_q: int, num_kv: int) -> tuple[Tensor, ...]:
-        ctx.cos, ctx.sin = cos, sin
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, num_q: int, num_kv: int
+    ) -> tuple[Tensor, ...]:
+        ctx.cos, ctx.sin, ctx.positions = cos, sin, positions
+        cos, sin = _at(positions, cos, sin)
         heads_BShD = qkv.view(*qkv.shape[:2], num_q + 2 * num_kv, -1)
         out = torch.empty_like(heads_BShD)
         turned = num_q + num_kv
@@ -79,10 +92,16 @@ class _RotatedHeads(torch.autograd.Function):
         batch, _, length, head_dim = dq.shape
         out = dq.new_empty(batch, length, num_q + 2 * num_kv, head_dim)
         into_q, into_k, into_v = out.split_with_sizes([num_q, num_kv, num_kv], dim=2)
-        _rotate(dq.transpose(1, 2), into_q, ctx.cos, -ctx.sin)  # the inverse rotation
-        _rotate(dk.transpose(1, 2), into_k, ctx.cos, -ctx.sin)
+        cos, sin = _at(ctx.positions, ctx.cos, ctx.sin)
+        _rotate(dq.transpose(1, 2), into_q, cos, -sin)  # the inverse rotation
+        _rotate(dk.transpose(1, 2), into_k, cos, -sin)
         into_v.copy_(dv.transpose(1, 2))
-        return out.flatten(2), None, None, None, None
+        return out.flatten(2), None, None, None, None, None
+
+
+def _at(positions: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of the tables for every token, (B, S, 1, D/2); the tables themselves where tokens are in order."""
+    return (cos, sin) if positions is None else (cos[positions], sin[positions])
 
 
 def _rotate(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> None:

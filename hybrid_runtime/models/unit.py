@@ -41,17 +41,37 @@ from hybrid_runtime.tensor_parallel.random_state import RandomStates
 Carry = tuple[Tensor, ...]
 
 
+NO_TARGET = -100  # instead of an id where nothing is to be predicted; torch's cross_entropy leaves it out by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Where the documents of a packed microbatch lie: a token may see those before it in its own document only.
+
+    Attributes:
+        positions: (B, S) int64, of every token in its document.
+        lengths: tokens of each document, sequence by sequence; none reaches over the end of a sequence.
+        bounds: (documents + 1,) int32, where they begin in the B*S tokens, and B*S; on the device of `positions`.
+    """
+
+    positions: Tensor
+    lengths: tuple[int, ...]
+    bounds: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Microbatch:
     """The inputs of one microbatch, on the stage's device.
 
     Attributes:
         tokens: (B, S) int64 token ids.
-        targets: (B, S) int64 next-token ids, or None when only logits are wanted.
+        targets: (B, S) int64 next-token ids, NO_TARGET where there is none; None when only logits are wanted.
+        documents: None where every sequence is one.
     """
 
     tokens: Tensor
     targets: Tensor | None = None
+    documents: Documents | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +134,7 @@ class UnitSpec:
             copy that starts equal and whose gradients are summed before every update.
         parts: over how many equal parts the unit is a sum, if `build` can build pieces of it; 1 if it cannot.
         rows: of a first unit that can be sharded by rows (`pipeline.embedding_rows`); None if it cannot.
+        packs: the unit works token by token, or keeps `microbatch.documents` apart: what `data.pack` demands of all.
     """
 
     name: str
@@ -121,6 +142,21 @@ class UnitSpec:
     tied: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     parts: int = 1
     rows: ShardedRows | None = None
+    packs: bool = False
+
+
+def refuse_unpackable(specs: Sequence[UnitSpec]) -> None:
+    """Whether packed documents stay apart in all units.
+
+    Raises:
+        PlanError: a unit does not say so.
+    """
+    other = next((spec.name for spec in specs if not spec.packs), None)
+    if other is not None:
+        raise PlanError(
+            f"[data] pack = true, but unit {other!r} does not say that it keeps documents apart; let it heed "
+            "microbatch.documents and give its UnitSpec packs=True, or set pack = false"
+        )
 
 
 def specs_of(names: Sequence[str], specs: Sequence[UnitSpec]) -> list[UnitSpec]:

@@ -63,7 +63,7 @@ class Executor:
         actions: the rank's lowered list; torch's data-parallel actions in it are skipped.
         stages: the rank's stages by global index.
         stage_to_rank: pp rank of every stage of the pipeline.
-        loss_scale: what the sum of token losses is multiplied by: 1 / tokens of the global batch.
+        loss_scale: what the sum of token losses is multiplied by where a step says nothing else.
         recorder: measures every compute action.
         ledger: counts the bytes of communication buffers and of what waits for weight gradients; None counts nothing.
         lookups: of a rank that takes part in a sharded embedding, as `build_lookups` makes them; None elsewhere.
@@ -140,12 +140,15 @@ class Executor:
         if stage > 0 and not self._is_here(stage - 1):
             self._receivers[self._stage_to_rank[stage - 1]].know(stage, Kind.RECV_F, tuple(spec))
 
-    def run_step(self, microbatches: Sequence[Microbatch], step: int | None = None) -> Tensor | None:
+    def run_step(
+        self, microbatches: Sequence[Microbatch], step: int | None = None, *, loss_scale: float | None = None
+    ) -> Tensor | None:
         """Walks the list once.
 
         Args:
             microbatches: this replica's microbatches, in order.
             step: its number, for messages only.
+            loss_scale: 1 / targets of the global batch.
 
         Returns:
             The sum of token losses over the microbatches (a scalar on the device) on ranks that hold the last stage;
@@ -156,6 +159,8 @@ class Executor:
         """
         self._microbatches, self._step = microbatches, step
         self._losses.clear()
+        if loss_scale is not None:
+            self._loss_gradient.fill_(loss_scale)
         for action, name in zip(self._actions, self._names):
             self._recorder.note(name)
             try:

@@ -65,12 +65,17 @@ class Kept(NamedTuple):
         first, later: by its first piece, and by every further one, beside their parts; on every tensor-parallel rank.
         divided: by all its parts, over all tensor-parallel ranks together.
         until_w: the part of `divided` that stays until W; the rest is freed by I.
+        until_i: of `first`, what I frees: the input, which only the norm reads.
+        gradient: of what the unit or piece returns, which I leaves for W; `shards` tensor ranks share the last piece's.
     """
 
     first: int
     later: int
     divided: int
     until_w: Fraction = Fraction(1)
+    until_i: int = 0
+    gradient: int = 0
+    shards: int = 1
 
 
 UnitModel = tuple[UnitCost, Kept]
@@ -139,6 +144,7 @@ def _piece(
         forward, input_grad, weight_grad = (time_of(one // tp_degree) for one in flops)
         divided = between(kept.divided // tp_degree)
         fixed = kept.first if start == 0 else kept.later
+        gradient = kept.gradient // (kept.shards if stop == cost.parts else 1)
         return Work(
             forward=forward,
             backward=input_grad + weight_grad,
@@ -148,7 +154,7 @@ def _piece(
             tp_backward=tp_time if start == 0 and has_input and weight_grad else 0,
             tp_input_grad=tp_time if start == 0 and has_input and weight_grad else 0,
             saved=fixed + divided,
-            until_w=int((fixed + divided) * kept.until_w),
+            until_w=fixed - (kept.until_i if start == 0 else 0) + gradient + int(divided * kept.until_w),
             parameters=between(shared) + (cost.fixed_parameters if start == 0 else 0),
             flops=sum(flops),
         )
@@ -159,17 +165,19 @@ def _piece(
 def llama_kept(shape: LlamaShape, cost: UnitCost, tokens: int, element_bytes: int, divisor: int) -> Kept:
     """What this runtime keeps of a unit; `divisor` is tp_degree with sequence parallelism, else 1."""
     h, bytes_per_row = shape.hidden_size, tokens * element_bytes
-    first = bytes_per_row * (h + h // divisor) + 4 * tokens // divisor  # with the norm's scale, float32
+    once = bytes_per_row * h // divisor + 4 * tokens // divisor  # the input and the norm's scale, float32
     later = bytes_per_row * h
+    first = once + later // divisor
+    heads = bytes_per_row * (2 * shape.q_size + 2 * shape.kv_size) + 4 * tokens * shape.num_heads  # softmax's sums too
     match kind_of(cost.name):
         case "attn":
-            heads = bytes_per_row * (2 * shape.q_size + 2 * shape.kv_size)
-            return Kept(first, later, heads + 4 * tokens * shape.num_heads)  # with the softmax's sums, float32
+            return Kept(first, later, heads, until_i=once, gradient=later, shards=divisor)
         case "mlp":
-            return Kept(first, later, bytes_per_row * 3 * shape.ffn_size)
+            parts = bytes_per_row * 3 * shape.ffn_size
+            return Kept(first, later, parts, until_i=once, gradient=later, shards=divisor)
         case "head":
-            return Kept(first, later, tokens * shape.vocab_size * max(4, element_bytes))
-    return Kept(0, 0, 8 * tokens)
+            return Kept(first, later, tokens * shape.vocab_size * max(4, element_bytes), until_i=once)
+    return Kept(0, 0, 8 * tokens, until_w=Fraction(0))
 
 
 @dataclass(frozen=True)
@@ -262,6 +270,9 @@ class AnalyticCosts:
 
     def hop(self, *, same_host: bool) -> Hop:
         return self.rates.hop(same_host=same_host)
+
+    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
+        return 0
 
     def optimizer_ns(self, parameters: int) -> int:
         return 0

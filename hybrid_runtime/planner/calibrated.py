@@ -147,6 +147,15 @@ class CalibratedCosts:
         bandwidth = Fraction(large - small, large_ns - small_ns)
         return Hop(max(0, small_ns - int(small / bandwidth)), bandwidth)
 
+    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
+        """Between measured sizes on a straight line, beyond them as much as the nearest one's."""
+        measured = sorted(
+            (found.num_bytes, found.post_ns) for found in self.calibration.messages if found.same_host == same_host
+        )
+        if not measured:
+            return 0  # `hop` says so
+        return _between(measured, min(num_bytes, measured[-1][0]))
+
     def optimizer_ns(self, parameters: int) -> int:
         found = self.calibration
         return found.optimizer_fixed_ns + found.optimizer_per_million_ns * parameters // 10**6
@@ -237,7 +246,8 @@ class CalibratedCosts:
     def _unit(self, cost: UnitCost, widths: Sequence[_Point], tp_degree: int, microbatch_size: int, carry: int) -> Unit:
         kind = kind_of(cost.name)
         granule = granule_of(cost, tp_degree, self.granule)
-        alone, called = self._piece(cost, widths, carry), self._with_calls(kind, tp_degree, microbatch_size)
+        shards = tp_degree if self.sequence_parallel else 1
+        alone, called = self._piece(cost, widths, carry, shards), self._with_calls(kind, tp_degree, microbatch_size)
         if tp_degree == 1:
             return Unit(cost, granule, kind == "mlp", alone)
         return Unit(
@@ -261,9 +271,11 @@ class CalibratedCosts:
 
         return called
 
-    def _piece(self, cost: UnitCost, widths: Sequence[_Point], carry: int) -> Callable[[int, int], Work]:
+    def _piece(self, cost: UnitCost, widths: Sequence[_Point], carry: int, shards: int) -> Callable[[int, int], Work]:
         kind = kind_of(cost.name)
         whole = widths[-1][1]
+        tokens = carry // (self.shape.hidden_size * ELEMENT_BYTES[self.dtype])
+        more = carry * (shards - 1)  # of a tensor that tensor ranks do not share
 
         @cache
         def piece(start: int, stop: int) -> Work:
@@ -271,13 +283,16 @@ class CalibratedCosts:
             if stop - start < cost.parts:
                 if len(widths) == 1 or stop - start < widths[0][0]:
                     self._say(f"pieces of {kind} narrower than {widths[0][0]} parts", "taken as proportional to that")
-                found = _interpolated([(0, Work()), *widths], stop - start)
-                kept = carry if start else 0  # a later piece keeps the normed input, and no input
-                found = found._replace(
-                    saved=max(0, found.saved - kept),
-                    until_w=max(0, found.until_w - kept),
-                    parameters=found.parameters - (cost.fixed_parameters if start else 0),
-                )
+                found = _measured_piece(widths, stop - start)
+                if start:  # a later piece keeps no input and no scale of a norm, and the normed input whole
+                    found = found._replace(
+                        saved=max(0, found.saved - carry - 4 * tokens + more),
+                        until_w=found.until_w + more,
+                        parameters=found.parameters - cost.fixed_parameters,
+                    )
+                if stop == cost.parts:  # the gradient of the unit's sum, and no more that of a rank's part of it
+                    found = found._replace(until_w=found.until_w - more)
+                found = found if self.workload == "train" else found._replace(saved=0, until_w=0)
             flops = cost.flops * stop // cost.parts - cost.flops * start // cost.parts
             return found._replace(flops=flops)
 
@@ -332,6 +347,25 @@ def _interpolated(points: Sequence[_Point], place: int) -> Work:
         return points[after][1]
     (low, below), (high, above) = points[after - 1], points[after]
     return Work(*(a + (b - a) * (place - low) // (high - low) for a, b in zip(below, above)))
+
+
+def _measured_piece(widths: Sequence[_Point], parts: int) -> Work:
+    """A first piece: times between the measured neighbours, or proportional to the narrowest; bytes and parameters on
+    the straight line of first pieces, on which a whole unit need not lie (with sequence parallelism it does not).
+    """
+    found = _interpolated([(0, Work()), *widths], parts)
+    if len(widths) == 1:
+        return found
+    (low, below), (high, above) = widths[0], widths[max(1, len(widths) - 2)]
+
+    def on_line(one: int, other: int) -> int:
+        return one + (other - one) * (parts - low) // (high - low)
+
+    return found._replace(
+        saved=on_line(below.saved, above.saved),
+        until_w=on_line(below.until_w, above.until_w),
+        parameters=on_line(below.parameters, above.parameters),
+    )
 
 
 def _between(points: Sequence[tuple[int, int]], place: int) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import Impossible, Space, layouts
-from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, gradient_sum_ns, with_lookups
+from hybrid_runtime.planner.evaluate import Evaluated, as_run, broken_promises, evaluate, gradient_sum_ns
 from hybrid_runtime.planner.layout import Layout, Setting, in_flight
 from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_not
 from hybrid_runtime.planner.rows import water_level
@@ -84,14 +84,14 @@ def choose(
         Loser(str(layout), f"not searched: {annealed} other searched layouts have lower bounds", layout)
         for _, layout in waiting[annealed:]
     ]
+    waiting_best = sorted(found.best, key=_order(setting))
+    found.best = []
+    while waiting_best and len(found.best) < keep:
+        _keep_if_it_fits(as_run(waiting_best.pop(0), setting, model), setting, found)
     if not found.best:
         raise PlanError(infeasible(found.losers, setting))
     found.best.sort(key=_order(setting))
-    found.best[:keep] = sorted((with_lookups(one, setting, model) for one in found.best[:keep]), key=_order(setting))
-    chosen = found.best[0]
-    for other in found.best[keep:]:
-        found.losers.append(_beaten(other, chosen, setting))
-    del found.best[keep:]
+    found.losers += [_beaten(other, found.best[0], setting) for other in waiting_best]
     return found
 
 
@@ -314,14 +314,19 @@ def _within_memory(
         return None
     found.replayed += 1
     lacking = done.peak_bytes - (setting.memory_bytes or math.inf)
+    if lacking > 0 and _may_fit_whole(layout, done.staged, setting, model):
+        return _within_memory(replace(layout, cuts="whole"), setting, model, rows, None, found)
+    return _keep_if_it_fits(done, setting, found)
+
+
+def _keep_if_it_fits(done: Evaluated, setting: Setting, found: Found) -> Evaluated | None:
+    lacking = done.peak_bytes - (setting.memory_bytes or math.inf)
     if lacking <= 0:
         found.best.append(done)
         return done
-    if _may_fit_whole(layout, done.staged, setting, model):
-        return _within_memory(replace(layout, cuts="whole"), setting, model, rows, None, found)
     fullest = max(range(len(done.memory)), key=lambda rank: done.memory[rank].ledger_peak)
     found.losers.append(
-        replace(too_large(layout, int(lacking), setting, f"pp rank {fullest}"), peak_bytes=done.peak_bytes)
+        replace(too_large(done.layout, int(lacking), setting, f"pp rank {fullest}"), peak_bytes=done.peak_bytes)
     )
     return None
 

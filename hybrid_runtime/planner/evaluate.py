@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,13 +12,15 @@ from hybrid_runtime.planner.embedding_rows import pieces_of
 from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting, dp_crosses_nodes
 from hybrid_runtime.planner.make import place_lookups
 from hybrid_runtime.planner.rows import fill_rows, rows_multiple
-from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, stage, step_costs
+from hybrid_runtime.planner.staged import Staged, as_planned, lower_bound_ns, overheads_ns, stage, step_costs
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import RankMemory
 from hybrid_runtime.schedule.actions import ActionList, parse_actions
+from hybrid_runtime.schedule.held_bytes import Held, held_peaks
 from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.replay import Replay, replay_rows
 from hybrid_runtime.schedule.rows import Rows, to_rows
+from hybrid_runtime.schedule.step_costs import StageKind
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that are summed over replicas at once (data_parallel/buckets.py)
 
@@ -31,6 +33,8 @@ class Evaluated:
         step: the replay of the schedule's lists, in nanoseconds.
         rows: of a sharded embedding, per pipeline rank; empty where the first stage holds it.
         memory: per pipeline rank.
+        overheads_ns: what actions take beside compute and collectives.
+        as_run: the replayed lists have the lookups that a run has, and memory counts every message of them.
         data_parallel_ns, optimizer_ns: per pipeline rank, after its last action.
         bound_ns: no pipeline of these stages is shorter.
     """
@@ -39,10 +43,12 @@ class Evaluated:
     step: Replay
     rows: tuple[int, ...]
     memory: tuple[RankMemory, ...]
+    overheads_ns: Mapping[StageKind, int]
     data_parallel_ns: tuple[int, ...]
     optimizer_ns: tuple[int, ...]
     step_ns: int
     bound_ns: int
+    as_run: bool = False
 
     @property
     def lists(self) -> tuple[ActionList, ...]:
@@ -122,17 +128,20 @@ def evaluate(layout: Layout, setting: Setting, model: StepModel, rows: Rows, sta
     return min(found, some_each, key=lambda one: (len(broken_promises(one, setting)), one.step_ns))
 
 
-def with_lookups(found: Evaluated, setting: Setting, model: StepModel) -> Evaluated:
-    """The same layout with the lookups of its rows where a run has them, as actions of their own."""
-    if not any(found.rows) or any(action.kind.is_lookup for action in found.step.rows.actions):
+def as_run(found: Evaluated, setting: Setting, model: StepModel) -> Evaluated:
+    """The same layout as its ranks run it: lookups of its rows are actions of their own, and memory is counted from
+    the lists with their messages, which a search would take too long to make for everything that it compares.
+    """
+    if found.as_run:
         return found
-    staged = found.staged
-    compute = [tuple(one for one in actions if one.kind.is_compute) for actions in lowered_lists(found)]
-    order = to_rows(compute, staged.stage_to_rank)
-    given = found.layout.rows or ()
-    placed = _evaluate(staged, setting, model, order, given=given, lookups=True)
-    same = frozenset(rank for rank, count in enumerate(placed.rows) if count) == staged.lookers
-    return placed if same else _evaluate(staged, setting, model, order, given=found.rows, lookups=True)
+    staged, lists = found.staged, lowered_lists(found)
+
+    def placed(rows: tuple[int, ...]) -> Evaluated:
+        return _evaluate(staged, setting, model, lists=lists, given=rows)
+
+    again = placed(found.layout.rows or ())
+    same = frozenset(rank for rank, count in enumerate(again.rows) if count) == staged.lookers
+    return again if same else placed(found.rows)
 
 
 def lowered_lists(found: Evaluated) -> tuple[ActionList, ...]:
@@ -146,13 +155,13 @@ def lowered_lists(found: Evaluated) -> tuple[ActionList, ...]:
 
 def evaluate_as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel) -> tuple[RankMemory, ...]:
     """What the ranks of an existing plan are calculated to hold, with its own stages, rows and lists."""
-    compute = [tuple(one for one in parse_actions(row) if one.kind.is_compute) for row in plan.actions]
     lookers = frozenset(rank for rank, piece in enumerate(plan.embedding_pieces) if piece)
     staged = as_planned(plan, layout, setting, model, lookers)
-    step = replay_rows(to_rows(compute, plan.stage_to_rank), step_costs(staged, setting, model))
+    lists = [parse_actions(row) for row in plan.actions]
+    held = held_peaks(lists, plan.stage_to_rank, step_costs(staged, setting, model, lookups=bool(lookers)))
     pieces = [read_piece(name) for name in plan.embedding_pieces]
     rows = tuple(0 if piece is None else piece.parts for piece in pieces)
-    return _memory(staged, setting, model, step, some_each=False, rows=rows)[1]
+    return _memory(staged, setting, model, held, rows=rows)[1]
 
 
 def broken_promises(found: Evaluated, setting: Setting) -> list[str]:
@@ -172,15 +181,25 @@ def _evaluate(
     staged: Staged,
     setting: Setting,
     model: StepModel,
-    order: Rows,
+    order: Rows | None = None,
     *,
+    lists: Sequence[ActionList] = (),
     some_each: bool = False,
     given: tuple[int, ...] = (),
-    lookups: bool = False,
 ) -> Evaluated:
+    """Of the order of a schedule, or of the lists that ranks follow."""
     layout, ranks = staged.layout, range(staged.layout.mesh.pp_degree)
-    step = replay_rows(order, step_costs(staged, setting, model, lookups=lookups))
-    rows, memory = _memory(staged, setting, model, step, some_each=some_each, rows=given)
+    lookups = bool(lists) and bool(staged.lookers)
+    costs = step_costs(staged, setting, model, lookups=lookups)
+    if order is None:
+        compute = [tuple(one for one in actions if one.kind.is_compute) for actions in lists]
+        order = to_rows(compute, staged.stage_to_rank)
+    step = replay_rows(order, costs)
+    if lists:
+        held = held_peaks(lists, staged.stage_to_rank, costs)
+    else:
+        held = tuple(Held(peak.num_bytes, _buffer_bytes(staged, rank)) for rank, peak in enumerate(step.peaks))
+    rows, memory = _memory(staged, setting, model, held, some_each=some_each, rows=given)
     parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
     train = setting.workload == "train"
     norm_ns = norm_sum_ns(layout, setting, model) if train else 0
@@ -194,10 +213,12 @@ def _evaluate(
         step,
         rows,
         memory,
+        overheads_ns(staged, setting, model, lookups=lookups),
         summed,
         update,
         int(step.makespan) + after + model.step_ns,
         lower_bound_ns(staged, setting, model),
+        as_run=bool(lists),
     )
 
 
@@ -205,17 +226,21 @@ def _memory(
     staged: Staged,
     setting: Setting,
     model: StepModel,
-    step: Replay,
+    most: Sequence[Held],
     *,
-    some_each: bool,
+    some_each: bool = False,
     rows: tuple[int, ...] = (),
 ) -> tuple[tuple[int, ...], tuple[RankMemory, ...]]:
-    """Rows of the embedding, and what every rank holds with them."""
+    """Rows of the embedding, and what every rank holds with them.
+
+    Args:
+        most: beside parameters and what belongs to them.
+    """
     layout, state = staged.layout, model.state
     ranks = range(layout.mesh.pp_degree)
     beside = setting.beside_bytes or (0,) * len(ranks)
-    activations = [peak.num_bytes + more for peak, more in zip(step.peaks, beside)]
-    buffers = [_buffer_bytes(staged, rank) for rank in ranks]
+    activations = [held.activations + more for held, more in zip(most, beside)]
+    buffers = [held.buffers for held in most]
     held = [state.total * staged.rank_parameters(rank) + activations[rank] + buffers[rank] for rank in ranks]
     if layout.sharded and not rows:
         rows = embedding_rows(held, staged.lookers, layout, setting, state.total, some_each=some_each)
@@ -266,7 +291,8 @@ def embedding_rows(
 
 
 def _buffer_bytes(staged: Staged, rank: int) -> int:
-    """Receive buffers of every edge into the rank, and the newest message on every edge out of it.
+    """About what `held_peaks` finds, for a search: receives that are posted on every edge into the rank, and the newest
+    message on every edge out of it.
 
     With a sharded embedding stage 0's rank has the sum of the next microbatch and the newest gradient that it sends,
     every other rank with rows the newest part that it sends and two gradients, one used and one under way.
@@ -282,7 +308,7 @@ def _buffer_bytes(staged: Staged, rank: int) -> int:
     home = staged.stage_to_rank[0]
     others = staged.lookers - {home}
     sums = (1 + bool(others)) * bool(staged.lookers) if rank == home else (1 + min(2, count)) * (rank in others)
-    return buffers + sums * staged.line.carry_bytes
+    return buffers + sums * staged.line.whole_carry_bytes
 
 
 def norm_sum_ns(layout: Layout, setting: Setting, model: StepModel) -> int:

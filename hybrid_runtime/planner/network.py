@@ -36,6 +36,9 @@ class Network(Protocol):
     def message_ns(self, num_bytes: int) -> int:
         """From the end of the sender's action until the tensors are there."""
 
+    def post_ns(self, num_bytes: int) -> int:
+        """What a message takes from each of its two ranks while they compute: only on a CPU."""
+
     def missing(self) -> tuple[str, ...]:
         """What was asked for and is not known, in words."""
 
@@ -52,6 +55,9 @@ class FreeNetwork:
         return 0
 
     def message_ns(self, num_bytes: int) -> int:
+        return 0
+
+    def post_ns(self, num_bytes: int) -> int:
         return 0
 
     def missing(self) -> tuple[str, ...]:
@@ -81,6 +87,9 @@ class DeclaredNetwork:
     def message_ns(self, num_bytes: int) -> int:
         return int(num_bytes * 10**9 / self._bytes_per_s)
 
+    def post_ns(self, num_bytes: int) -> int:
+        return 0
+
     def missing(self) -> tuple[str, ...]:
         return ()
 
@@ -103,6 +112,7 @@ class CalibratedNetwork:
             self._computed.setdefault(key, []).append((size, max(0, found.own_cpu_ns - found.lone_cpu_ns)))
         messages = [(found.num_bytes, found.one_way.p50_ns) for found in calibration.messages]
         self._messages = sorted(messages)
+        self._posts = sorted((found.num_bytes, found.post_ns) for found in calibration.messages)
         for line in (*self._lines.values(), *self._computed.values()):
             line.sort()
         self._not_measured = calibration.not_measured
@@ -117,6 +127,9 @@ class CalibratedNetwork:
 
     def message_ns(self, num_bytes: int) -> int:
         return self._read("messages", self._messages, num_bytes)
+
+    def post_ns(self, num_bytes: int) -> int:
+        return self._read("messages", self._posts, num_bytes)
 
     def missing(self) -> tuple[str, ...]:
         return tuple(self._missing)

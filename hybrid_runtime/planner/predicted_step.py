@@ -37,7 +37,7 @@ def _rank_times(found: Evaluated, model: StepModel) -> list[RankTime]:
         compute = dict.fromkeys(Kind, 0)
         for action in lists[rank]:
             compute[action.kind] += int(costs.compute(action.stage, action.kind))
-        overhead = model.action_ns * len(lists[rank])
+        overhead = sum(found.overheads_ns[action.stage, action.kind] for action in lists[rank])
         time = RankTime(
             forward_ns=compute[Kind.F] + compute[Kind.EF],
             backward_ns=compute[Kind.B] + compute[Kind.I] + compute[Kind.EB],

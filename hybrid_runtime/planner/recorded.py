@@ -113,6 +113,9 @@ class RecordedCosts:
         found = sorted(int(hop.latency) for hop in self.measured.hops.values())
         return Hop(found[len(found) // 2]) if found else self.base.hop(same_host=same_host)
 
+    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
+        return 0
+
     def optimizer_ns(self, parameters: int) -> int:
         return self.evidence.update_ns_per_million * parameters // 10**6
 

@@ -14,7 +14,7 @@ from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.network import Network
 from hybrid_runtime.predicted import Label, PredictedRank, PredictedStep, RankMemory, RankTime, TimeInterval
 from hybrid_runtime.records import DATA, OPTIMIZER, REDUCE_GRAD
-from hybrid_runtime.rehearsal import Calls, Rehearsal, RehearsedRank
+from hybrid_runtime.rehearsal import BETWEEN, Calls, Rehearsal, RehearsedRank
 from hybrid_runtime.schedule.actions import Kind, parse_actions
 from hybrid_runtime.schedule.messages import DirectedEdge
 from hybrid_runtime.schedule.replay import Replay, replay_step
@@ -52,7 +52,7 @@ def rehearsed_costs(rehearsal: Rehearsal, plan: Plan, network: Network) -> StepC
     durations = {key: _median(times) for key, times in action_times_ns(rehearsal).items()}
     occupied: dict[StageKind, int] = {}
     for rank in rehearsal.ranks:
-        overhead_ns = _overhead_ns(rank) // max(1, _actions(rank))
+        overhead_ns = _overhead_ns(rank, network) // max(1, _actions(rank))
         for stage, kind in list(durations):
             if stage in rank.stages:
                 called = rank.calls.get(f"{stage}{kind.value}", ())
@@ -119,7 +119,7 @@ def _rank_time(rank: RehearsedRank, plan: Plan, network: Network, step_ns: int) 
         return sum(durations[key] * counts[key] for key in durations if key.lstrip("0123456789") in kinds)
 
     collectives_ns = sum(_called_ns(rank.calls.get(key, ()), network) * counts[key] for key in counts)
-    overhead_ns = _overhead_ns(rank) // max(1, _actions(rank)) * _actions(rank) + _phase_ns(rank, DATA)
+    overhead_ns = _overhead_ns(rank, network) // max(1, _actions(rank)) * _actions(rank) + _phase_ns(rank, DATA)
     known = RankTime(
         forward_ns=total("F", "EF"),
         backward_ns=total("B", "I", "EB"),
@@ -140,8 +140,10 @@ def _actions(rank: RehearsedRank) -> int:
     return sum(map(len, rank.steps[0].actions_ns.values()))
 
 
-def _overhead_ns(rank: RehearsedRank) -> int:
-    return _median([step.overhead_ns for step in rank.steps])
+def _overhead_ns(rank: RehearsedRank, network: Network) -> int:
+    """The executor's own time in a step, and what the messages between its actions take from a rank with neighbours."""
+    posted = sum(network.post_ns(call.num_bytes) * call.count for call in rank.calls.get(BETWEEN, ()))
+    return _median([step.overhead_ns for step in rank.steps]) + posted
 
 
 def _phase_ns(rank: RehearsedRank, phase: str) -> int:

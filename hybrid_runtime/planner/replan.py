@@ -17,7 +17,14 @@ from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.analytic import AnalyticCosts
 from hybrid_runtime.planner.choose_plan import known_rows, searched
 from hybrid_runtime.planner.compared import baselines
-from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate, evaluate_as_planned, share_range
+from hybrid_runtime.planner.evaluate import (
+    Evaluated,
+    as_run,
+    broken_promises,
+    evaluate,
+    evaluate_as_planned,
+    share_range,
+)
 from hybrid_runtime.planner.layout import CutKind, Layout, Setting
 from hybrid_runtime.planner.network import Network
 from hybrid_runtime.planner.recorded import A_RUN, Evidence, RecordedCosts
@@ -140,7 +147,7 @@ def _first_share(plan: Plan) -> Fraction:
 
 def _solved(layout: Layout, setting: Setting, model: RecordedCosts) -> Evaluated:
     rows = searched(layout, setting, model) if is_searched(layout.schedule) else known_rows(layout, setting)
-    return evaluate(layout, setting, model, rows)
+    return as_run(evaluate(layout, setting, model, rows), setting, model)
 
 
 def _beside(

@@ -26,7 +26,10 @@ from hybrid_runtime.planner.work import (
     stage_works,
 )
 from hybrid_runtime.schedule.actions import Kind
-from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, StageKind, StepCosts, Time
+from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, Received, StageKind, StepCosts, Time
+
+_ACTED = (Kind.F, Kind.B, Kind.I)  # actions with messages
+_MESSAGE_TENSORS = 2  # of a carry inside a unit: the sum so far and the normed input
 
 
 @dataclass(frozen=True)
@@ -222,12 +225,11 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: b
     """
     layout = staged.layout
     num_stages = len(staged.works)
-    occupied: dict[StageKind, int] = {}
+    occupied = overheads_ns(staged, setting, model, lookups=lookups)
     for number, work in enumerate(staged.works):
-        occupied[number, Kind.F] = work.tp_forward + model.action_ns
-        occupied[number, Kind.B] = work.tp_backward + model.action_ns
-        occupied[number, Kind.I] = work.tp_input_grad + model.action_ns
-        occupied[number, Kind.W] = model.action_ns
+        occupied[number, Kind.F] += work.tp_forward
+        occupied[number, Kind.B] += work.tp_backward
+        occupied[number, Kind.I] += work.tp_input_grad
     message_bytes: dict[StageKind, int] = {}
     for number in range(1, num_stages):
         num_bytes = staged.line.message_bytes(staged.boundaries[number])
@@ -238,8 +240,7 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: b
     else:
         times, action_bytes = _apart(staged)
         for stage in _looking_up(staged):
-            occupied[stage, Kind.EF] = occupied[stage, Kind.EB] = model.action_ns
-            message_bytes[stage, Kind.EF] = message_bytes[stage, Kind.EB] = staged.line.carry_bytes
+            message_bytes[stage, Kind.EF] = message_bytes[stage, Kind.EB] = staged.line.whole_carry_bytes
         home = staged.stage_to_rank[0]
         pairs |= {(home, rank) for rank in staged.lookers if rank != home}
     hops: dict[tuple[int, int], Hop] = {}
@@ -252,6 +253,42 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: b
         message_bytes=message_bytes,
         action_bytes=action_bytes,
     )
+
+
+def overheads_ns(staged: Staged, setting: Setting, model: StepModel, *, lookups: bool) -> dict[StageKind, int]:
+    """What every action takes beside its compute and its collectives: the executor's part, and handing over or taking
+    messages, whose tensors go one by one.
+
+    Args:
+        lookups: as `step_costs`; where they are no actions of their own, the first stage of their rank has their part.
+    """
+    occupied = {(number, kind): model.action_ns for number in range(len(staged.works)) for kind in (*_ACTED, Kind.W)}
+
+    def post(one: int, other: int, num_bytes: int) -> int:
+        return model.post_ns(num_bytes, same_host=not crosses_nodes(staged.layout, setting, one, other))
+
+    for number in range(1, len(staged.works)):
+        before, after = staged.stage_to_rank[number - 1 : number + 1]
+        if before == after:
+            continue
+        num_bytes = staged.line.message_bytes(staged.boundaries[number])
+        tensors = _MESSAGE_TENSORS if staged.boundaries[number].part else 1
+        posted = tensors * post(before, after, num_bytes // tensors)
+        for stage in (number - 1, number):
+            for kind in _ACTED:
+                occupied[stage, kind] += posted
+    home = staged.stage_to_rank[0]
+    for stage in _looking_up(staged) if staged.lookers else ():
+        rank = staged.stage_to_rank[stage]
+        peers = staged.lookers - {home} if rank == home else {home}
+        posted = sum(post(rank, peer, staged.line.whole_carry_bytes) for peer in peers)
+        for own, counted in ((Kind.EF, (Kind.F,)), (Kind.EB, (Kind.B, Kind.I))):
+            if lookups:
+                occupied[stage, own] = model.action_ns + posted
+            else:
+                for kind in counted:
+                    occupied[stage, kind] += model.action_ns + posted
+    return occupied
 
 
 def _looking_up(staged: Staged) -> tuple[int, ...]:
@@ -271,7 +308,13 @@ def _apart(staged: Staged) -> tuple[dict[StageKind, int], ActionBytes]:
     for rank in staged.lookers:
         stage = staged.stage_to_rank.index(rank)
         kept[stage, Kind.EF] = freed[stage, Kind.EB] = staged.lookup.saved
-    return times, ActionBytes(kept, freed, held.temporary)
+    sums = Received(staged.line.whole_carry_bytes, staged.line.whole_carry_bytes * _passes_on(staged), (Kind.F,))
+    return times, ActionBytes(kept, freed, held.temporary, {**held.received, (0, Kind.EF): sums})
+
+
+def _passes_on(staged: Staged) -> bool:
+    """Whether stage 0 keeps the sum of what was looked up itself, and not what tensor ranks make of it."""
+    return staged.layout.mesh.tp_degree == 1 and bool(staged.works[0].saved)
 
 
 def _with_lookups(staged: Staged) -> Sequence[Work]:
@@ -303,7 +346,32 @@ def kept_bytes(staged: Staged) -> ActionBytes:
         freed[number, Kind.I] = max(0, work.saved - work.until_w)
         freed[number, Kind.W] = work.until_w
         freed[number, Kind.B] = work.saved
-    return ActionBytes(kept, freed, temporary)
+    return ActionBytes(kept, freed, temporary, _received(staged))
+
+
+def _received(staged: Staged) -> dict[StageKind, Received]:
+    """What becomes of the messages that stages receive.
+
+    F keeps its input, and the I of a stage that begins with a whole unit is done with it; the products of a later piece
+    read it in W. So they do with the gradient of the last unit's sum, where the unit has products at all.
+    """
+    found: dict[StageKind, Received] = {}
+    line, train = staged.line, bool(staged.line.total.saved)
+    for number in range(1, len(staged.works)):
+        cut = staged.boundaries[number]
+        if staged.stage_to_rank[number - 1] == staged.stage_to_rank[number]:
+            continue
+        num_bytes = line.message_bytes(cut)
+        last = cut.unit if cut.part else cut.unit - 1
+        waits = bool(line.units[last].whole.until_w)
+        done = (Kind.W, Kind.B) if cut.part else (Kind.I, Kind.B)
+        found[number, Kind.RECV_F] = Received(num_bytes, num_bytes if train else 0, done if train else (Kind.F,))
+        found[number - 1, Kind.RECV_B] = Received(
+            num_bytes,
+            line.whole_carry_bytes if cut.part and waits else line.carry_bytes if waits else 0,
+            (Kind.W, Kind.B) if waits else (Kind.I, Kind.B),
+        )
+    return found
 
 
 def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:

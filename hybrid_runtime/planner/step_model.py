@@ -61,6 +61,9 @@ class StepModel(Protocol):
     def hop(self, *, same_host: bool) -> Hop:
         """A message between two neighbours."""
 
+    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
+        """What a message takes from each of its two ranks, beside the time that it is under way."""
+
     def optimizer_ns(self, parameters: int) -> int:
         """Clearing, norm, clipping and update of so many parameters."""
 

@@ -91,7 +91,8 @@ class Unit:
         granule: a cut may fall inside at multiples of so many parts; 0 where it must stay whole.
         fine: granules are so small that a cut inside hits any target; few heads of an attention are not.
         piece: (start, stop) -> what parts start .. stop cost; the whole unit for (0, cost.parts).
-        in_i: bytes that the unit, or a piece of it, holds for a moment in its I beyond what it keeps before or after.
+        in_i: bytes that the unit, or a first piece of it, holds for a moment in its I beyond what it keeps before or
+            after.
     """
 
     cost: UnitCost
@@ -175,7 +176,8 @@ class Line:
             begin = start.part if index == start.unit else 0
             work = unit.piece(begin, stop.part if index == stop.unit else unit.cost.parts)
             grown = work.until_w - work.saved
-            most = max(most, held + max(0, grown) + unit.in_i)
+            at_once = 0 if begin else unit.in_i  # of an input that I lets go of late: a later piece keeps none
+            most = max(most, held + max(0, grown) + at_once)
             held += grown
         return most - max(0, held)
 

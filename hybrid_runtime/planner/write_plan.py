@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.plan import Plan, StagePlan
 from hybrid_runtime.planner.embedding_rows import pieces_of
-from hybrid_runtime.planner.evaluate import Evaluated, lowered_lists, with_lookups
+from hybrid_runtime.planner.evaluate import Evaluated, as_run, lowered_lists
 from hybrid_runtime.planner.layout import Setting
 from hybrid_runtime.planner.predict import predict
 from hybrid_runtime.planner.predicted_step import predicted_step
@@ -29,7 +29,7 @@ def write_plan(
     Raises:
         PlanError: its lists do not pass the check, which would be the planner's own mistake.
     """
-    found = with_lookups(found, setting, model)
+    found = as_run(found, setting, model)
     layout, staged = found.layout, found.staged
     lists = lowered_lists(found)
     checked = check(lists, staged.stage_to_rank, layout.num_microbatches, setting.workload)

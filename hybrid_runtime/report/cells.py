@@ -175,6 +175,7 @@ def side_rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
         ("steps", *(f"{side.steps_measured} measured after {side.steps_warmup} warm-up" for side in sides)),
         ("step time (median)", *(_figure(side.step_time_s, duration_text) for side in sides)),
         ("tokens/s", *(_figure(side.tokens_per_s, rate_text) for side in sides)),
+        ("MFU", *(_utilisation(side) for side in sides)),
         ("loss, first to last", *(_losses(side) for side in sides)),
     ]
 
@@ -190,6 +191,12 @@ def _figure(text: str, shown: Callable[[float], str]) -> str:
     except ValueError:
         return printable(text)
     return shown(number)
+
+
+def _utilisation(side: Side) -> str:
+    """Model FLOPs utilisation; against a peak that somebody declared, it says so."""
+    declared = " (declared peak)" if side.mfu_peak.startswith("declared") else ""
+    return _figure(side.mfu, lambda percent: f"{percent:.2f} %{declared}")
 
 
 def _losses(side: Side) -> str:

@@ -1,7 +1,8 @@
-"""Figures of a running deployment for other tools: TensorBoard's event files, Prometheus's text files.
+"""Figures of a running deployment for other tools: TensorBoard's event files, Prometheus's text files, W&B's runs.
 
     ProgressLine --Exports--> TensorBoardScalars    RUN_FOLDER/tensorboard, or the folder that was named
-                          \\-> PrometheusTextfile    the folder that node_exporter's textfile collector reads
+                          |-> PrometheusTextfile    the folder that node_exporter's textfile collector reads
+                          \\-> WandbRun              a project of Weights & Biases
 
 What is wrong with a folder or package is said before the run. What goes wrong later (a full disk) is said once and ends
 that export, not the run.
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
-from hybrid_runtime.deployment_telemetry import Telemetry
+from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.records import PLANTED
 from hybrid_runtime.report.progress import ProgressLine
 from hybrid_runtime.report.roster import Roster
@@ -92,20 +93,20 @@ class Exports:
 
 
 def open_exports(
-    telemetry: Telemetry, name: str, folder: RunFolder, *, first: bool, warn: Callable[[str], None] | None = None
+    deployment: Deployment, folder: RunFolder, *, first: bool, warn: Callable[[str], None] | None = None
 ) -> Exports:
     """The exports that a deployment asks for, each proved to be writable.
 
     Args:
-        name: the deployment's.
         folder: of the run; its name is the run's name.
         first: whether this is the machine that tells what concerns the whole run; every machine tells of its own ranks
             (told apart by host name).
 
     Raises:
         UsageError: a folder cannot be written, or is not there.
-        EnvironmentProblem: the package tensorboard is missing.
+        EnvironmentProblem: the package tensorboard or wandb is missing, or W&B does not let a run begin.
     """
+    telemetry, name = deployment.telemetry, deployment.name
     exports: list[Export] = []
     if telemetry.tensorboard and first:
         from hybrid_runtime.report.tensorboard_scalars import TensorBoardScalars
@@ -119,6 +120,11 @@ def open_exports(
 
         target = Path(telemetry.prometheus_textfile)
         exports.append(PrometheusTextfile(target, folder.name, name, socket.gethostname(), whole_run=first))
+    if telemetry.wandb and first:  # last: what else is wrong is said before a run begins there
+        from hybrid_runtime.report.wandb_run import WandbRun
+
+        project = name if telemetry.wandb is True else str(telemetry.wandb)
+        exports.append(WandbRun(project, folder, deployment))
     return Exports(exports, warn)
 
 

@@ -91,7 +91,7 @@ class LivePicture:
         if side is None:
             task = self._bars.add_task(line.side, total=line.steps, phase=phase)
             side = self._sides[line.side] = _Side(line, line, roster, task)
-        side.line, side.roster, self._active = line, roster, line.side
+        side.line, side.roster, self._active = line.known_since(side.line), roster, line.side
         side.told = line if line.ranks else side.told
         for load in line.ranks:
             side.known[load.rank] = load.known_since(side.known.get(load.rank))

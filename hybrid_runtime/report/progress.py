@@ -1,7 +1,7 @@
 """How far a run is. Rank 0 writes a line per step; whoever started the run shows it.
 
-    rank 0 --ProgressLine--> progress.jsonl --ProgressTail--> terminal, TensorBoard, Prometheus   (by hybrid-runtime)
-    rank 0 --ProgressLine-----------------------------------> the same                            (plain torchrun)
+    rank 0 --ProgressLine--> progress.jsonl --ProgressTail--> terminal, TensorBoard, ...   (by hybrid-runtime)
+    rank 0 --ProgressLine-----------------------------------> the same                     (plain torchrun)
 
 A line is a picture, not a record: what is judged stands in `records/`.
 """
@@ -14,7 +14,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hybrid_runtime.report.cells import duration_text, printable, rate_text
+from hybrid_runtime.report.cells import printable
+from hybrid_runtime.report.figures import overall_text
 
 EXTREMES = 16  # idlest and busiest ranks that a line names at every step, of each kind
 ROTATING = 32  # further ranks that a line names in turn, so that each is heard of in a while
@@ -75,7 +76,10 @@ class ProgressLine(BaseModel):
         side: "candidate", "baseline", or the name of another one that runs beside them.
         steps: how many it will be; an estimate that may grow.
         loss: mean loss of the step; None where it is not known (forward only, or another host holds the head).
+        validation_loss: mean loss over the batches of a validation; None where this step did not end with one.
         grad_norm: global gradient norm before clipping; None for forward only.
+        learning_rate: of the step's update; None for forward only.
+        mfu: model FLOPs utilisation, from 0 to 1; None where no peak rate is known for a device.
         busiest, idlest: (rank, compute-busy percent of the step); None where busy shares were not exchanged.
         ranks: the ranks that `loads_to_tell` chose; none where the last line that named some is only moments old.
         left_out: how many ranks this line does not name.
@@ -90,7 +94,10 @@ class ProgressLine(BaseModel):
     side: SideName = "candidate"
     phase: str
     loss: float | None = None
+    validation_loss: float | None = None
     grad_norm: float | None = None
+    learning_rate: float | None = None
+    mfu: float | None = None
     tokens_per_s: float
     step_time_s: float
     busiest: tuple[int, float] | None = None
@@ -98,12 +105,18 @@ class ProgressLine(BaseModel):
     ranks: tuple[RankLoad, ...] = ()
     left_out: int = 0
 
+    def known_since(self, before: ProgressLine | None) -> ProgressLine:
+        """This step's figures, and the newest validation loss where this step did not end with one."""
+        if before is None or self.validation_loss is not None:
+            return self
+        return self.model_copy(update={"validation_loss": before.validation_loss})
+
     def to_line(self) -> str:
         """One line of JSON, newline included."""
         return self.model_dump_json() + "\n"
 
     def figures(self) -> str:
-        """ "loss 2.513  5 343 tokens/s  383 ms/step  busiest rank 3 91 %  idlest rank 0 72 %"."""
+        """ "loss 2.513  [...]  5 343 tokens/s  383 ms/step  MFU n/a  busiest rank 3 91 %  idlest rank 0 72 %"."""
         parts = [self.overall()]
         for word, who in (("busiest", self.busiest), ("idlest", self.idlest)):
             if who is not None:
@@ -111,11 +124,8 @@ class ProgressLine(BaseModel):
         return "  ".join(parts)
 
     def overall(self) -> str:
-        """ "loss 2.513  5 343 tokens/s  383 ms/step": the figures that belong to no rank."""
-        parts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
-        parts += [f"{rate_text(self.tokens_per_s)} tokens/s"] if self.tokens_per_s else []
-        parts.append(f"{duration_text(self.step_time_s)}/step")
-        return "  ".join(parts)
+        """ "loss 2.513  norm 0.81  lr 0.0003  5 343 tokens/s  383 ms/step  MFU n/a": what belongs to no rank."""
+        return overall_text(self)
 
     def __str__(self) -> str:
         return printable(f"{self.side} step {self.step}/{self.steps} ({self.phase})  {self.figures()}")

@@ -58,7 +58,7 @@ class ProgressView:
             self._picture.refresh()
 
     def _is_due(self, line: ProgressLine) -> bool:
-        if line.side not in self._printed or line.step >= line.steps:
+        if line.side not in self._printed or line.step >= line.steps or line.validation_loss is not None:
             return True
         return self._clock() - self._printed[line.side][1] >= PLAIN_INTERVAL_S
 

@@ -1,8 +1,8 @@
 """Prometheus text for node_exporter's textfile collector: one file per run and machine, always whole.
 
     FOLDER/hybrid_runtime-<run>-<host>.prom
-      while it runs    per rank of this machine: busy, wait, memory; per side: tokens/s, step time, steps, loss
-      afterwards       no figures of a rank any more; steps, loss, claims, how and when the run ended
+      while it runs    per rank of this machine: busy, wait, memory; per side: steps, and what figures.py lists
+      afterwards       no figures of a rank or rates any more; steps, loss, claims, how and when the run ended
 
 The format is the text exposition format 0.0.4. A file that says its run is over is removed when the next run of the
 same deployment begins; one that a killed command left behind still says `run_active 1`, and its
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.report.exports import End
+from hybrid_runtime.report.figures import RANK_FIGURES, STEP_FIGURES
 from hybrid_runtime.report.progress import ProgressLine, RankLoad
 from hybrid_runtime.report.roster import Roster
 from hybrid_runtime.run_folder import write_whole
@@ -78,10 +79,11 @@ class PrometheusTextfile:
     def show(self, line: ProgressLine, roster: Roster) -> None:
         """Takes in a step; `flush` writes."""
         self._changed = True
-        self._lines[line.side] = line, self._clock()
+        newest, _ = self._lines.get(line.side, (None, 0.0))
+        self._lines[line.side] = line.known_since(newest), self._clock()
         for load in line.ranks:
             member = roster.member(load.rank)
-            if member is None or member.host != self._host:
+            if member is None or member.host.partition("@")[0] != self._host:  # "@": of two machines of one name
                 continue
             labels = self._labels(side=line.side, rank=str(load.rank), stage=member.stages, device=member.device)
             _, before = self._loads.get((line.side, load.rank), (None, None))
@@ -148,34 +150,20 @@ class PrometheusTextfile:
 
     def _of_ranks(self) -> Iterator[Family]:
         loads = [self._loads[key] for key in sorted(self._loads)]
-        busy = [(labels, load.busy_percent / 100) for labels, load in loads if load.busy_percent is not None]
-        wait = [(labels, load.wait_percent / 100) for labels, load in loads if load.wait_percent is not None]
-        memory = [(labels, float(load.memory_bytes)) for labels, load in loads if load.memory_bytes is not None]
-        tokens = [(labels, load.tokens_per_s) for labels, load in loads]
-        yield Family("compute_busy_ratio", "gauge", "Compute without waits, of the newest measured step.", busy)
-        yield Family("wait_ratio", "gauge", "Waits for other ranks, of the newest measured step.", wait)
-        yield Family(
-            "memory_bytes", "gauge", "Newest known peak memory of the rank: allocator on a GPU, else ledger.", memory
-        )
-        yield Family("rank_tokens_per_second", "gauge", "Tokens of the rank's replica in its newest step.", tokens)
+        for figure in RANK_FIGURES:
+            values = [(labels, figure.of(load)) for labels, load in loads]
+            yield Family(figure.metric, "gauge", figure.meaning, _known(values))
 
     def _of_sides(self) -> Iterator[Family]:
         sides = [(self._labels(side=side), line, when_s) for side, (line, when_s) in sorted(self._lines.items())]
-        if self._end is None:
-            rates = [(labels, line.tokens_per_s) for labels, line, _ in sides]
-            times = [(labels, line.step_time_s) for labels, line, _ in sides]
-            yield Family(
-                "tokens_per_second", "gauge", "Tokens of the global batch per second of the newest step.", rates
-            )
-            yield Family("step_seconds", "gauge", "The newest step's longest window over all ranks.", times)
         steps = [(labels, float(line.step)) for labels, line, _ in sides]
         newest = [(labels, when_s) for labels, _, when_s in sides]
-        losses = [(labels, line.loss) for labels, line, _ in sides if line.loss is not None]
-        norms = [(labels, line.grad_norm) for labels, line, _ in sides if line.grad_norm is not None]
         yield Family("steps_total", "counter", "Finished steps, warm-up included.", steps)
         yield Family("last_step_timestamp_seconds", "gauge", "When the newest step was heard of.", newest)
-        yield Family("loss", "gauge", "Mean loss of the newest step.", losses)
-        yield Family("grad_norm", "gauge", "Global gradient norm before clipping, of the newest step.", norms)
+        for figure in STEP_FIGURES:
+            if self._end is None or not figure.live:
+                values = [(labels, figure.of(line)) for labels, line, _ in sides]
+                yield Family(figure.metric, "gauge", figure.meaning, _known(values))
 
     def _of_claims(self) -> Iterator[Family]:
         if self._verdict is None:
@@ -196,6 +184,10 @@ def exposition(families: Iterator[Family]) -> str:
             lines += [f"# HELP {name} {_escaped(family.meaning)}", f"# TYPE {name} {family.kind}"]
             lines += [f"{name}{labels} {_number(value)}" for labels, value in samples.items()]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _known(values: Sequence[tuple[Mapping[str, str], float | None]]) -> list[Sample]:
+    return [(labels, float(value)) for labels, value in values if value is not None]
 
 
 def _braced(labels: Mapping[str, str]) -> str:

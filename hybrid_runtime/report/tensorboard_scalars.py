@@ -1,4 +1,4 @@
-"""TensorBoard event files: per side loss, gradient norm, tokens/s and step time; per rank busy, wait and memory.
+"""TensorBoard event files: per side and per rank what `figures.py` lists.
 
     FOLDER/candidate/events.out.tfevents.*    tags `run/loss`, `busy_share/rank3`, `memory_bytes/rank3`
     FOLDER/baseline/events.out.tfevents.*     the same tags, so that TensorBoard draws both sides into one chart
@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
 from hybrid_runtime.report.exports import End
-from hybrid_runtime.report.progress import ProgressLine, RankLoad
+from hybrid_runtime.report.figures import scalars
+from hybrid_runtime.report.progress import ProgressLine
 from hybrid_runtime.report.roster import Roster
 from hybrid_runtime.verdict import Verdict
 
@@ -92,27 +93,6 @@ class TensorBoardScalars:
             self._writers[side] = RecordWriter(path.open("wb"))
             self._writers[side].write(Event(wall_time=now_s, file_version="brain.Event:2").SerializeToString())
         return self._writers[side]
-
-
-def scalars(line: ProgressLine) -> Iterator[tuple[str, float]]:
-    """(tag, value) of everything that a line knows; shares are from 0 to 1."""
-    yield "run/tokens_per_s", line.tokens_per_s
-    yield "run/step_time_s", line.step_time_s
-    if line.loss is not None:
-        yield "run/loss", line.loss
-    if line.grad_norm is not None:
-        yield "run/grad_norm", line.grad_norm
-    for load in line.ranks:
-        yield from _of_rank(load)
-
-
-def _of_rank(load: RankLoad) -> Iterator[tuple[str, float]]:
-    if load.busy_percent is not None:
-        yield f"busy_share/rank{load.rank}", load.busy_percent / 100
-    if load.wait_percent is not None:
-        yield f"wait_share/rank{load.rank}", load.wait_percent / 100
-    if load.memory_bytes is not None:
-        yield f"memory_bytes/rank{load.rank}", float(load.memory_bytes)
 
 
 def _demand_package() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.schedule.actions import Kind
@@ -43,6 +44,20 @@ class Hop:
         return 0 if self.bandwidth is None else exact(Fraction(num_bytes) / self.bandwidth)
 
 
+class Received(NamedTuple):
+    """What becomes of the buffers that a message arrives in.
+
+    Attributes:
+        num_bytes: of the message.
+        kept_bytes: of them, what the action that takes it is said to keep as activations.
+        until: the kinds of action of that stage and microbatch at whose end the buffers go back to their pool.
+    """
+
+    num_bytes: int
+    kept_bytes: int = 0
+    until: tuple[Kind, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class ActionBytes:
     """Bytes per (stage, kind); what is not named is 0.
@@ -51,11 +66,13 @@ class ActionBytes:
         kept: taken at the start of the action and kept after it (activations, by F).
         freed: given back at its end (by I, W or B).
         temporary: held only while it runs.
+        received: per (stage, RECV_F or RECV_B), and (0, EF) for the sum of a sharded embedding that stage 0 takes.
     """
 
     kept: Mapping[StageKind, int] = field(default_factory=dict)
     freed: Mapping[StageKind, int] = field(default_factory=dict)
     temporary: Mapping[StageKind, int] = field(default_factory=dict)
+    received: Mapping[StageKind, Received] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
     rank 0            '-> remote stamp -'
 
 The remote stamp lies somewhere between sent and received, so the ping-pong with the smallest round trip bounds the
-offset best: remote - (sent + received) / 2, wrong by at most half the round trip (Cristian 1989). Ranks of one host
+offset best: remote - (sent + received) / 2, wrong by at most half the round trip (Cristian 1989). Ranks of one machine
 share CLOCK_MONOTONIC and need none of this.
 """
 
@@ -48,7 +48,7 @@ def offset_of(samples: Sequence[PingPong]) -> ClockOffset:
 
 def measure_offset(
     rank: int,
-    hosts: Sequence[str],
+    clocks: Sequence[str],
     *,
     group: dist.ProcessGroup | None = None,
     rounds: int = 32,
@@ -59,12 +59,13 @@ def measure_offset(
 
     Args:
         rank: place in `group`.
-        hosts: host name of every rank of `group`; ranks on rank 0's host get an offset of exactly zero.
+        clocks: whose clock every rank of `group` reads, in any words (`kernel.Kernel.clock`); ranks that read rank 0's
+            get an offset of exactly zero.
         group: a group that can send and receive tensors on `device`; gloo and CPU tensors are best.
-        force: measure ranks of rank 0's host too (tests).
+        force: measure ranks that read rank 0's clock too (tests).
     """
     stamp = torch.zeros((), dtype=torch.int64, device=device or torch.device("cpu"))
-    measured = [other for other in range(1, len(hosts)) if force or hosts[other] != hosts[0]]
+    measured = [other for other in range(1, len(clocks)) if force or clocks[other] != clocks[0]]
     if rank == 0:
         for other in measured:
             for _ in range(rounds):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from hybrid_runtime.records import Device, Host
 from hybrid_runtime.telemetry.cgroup import quota_cores
+from hybrid_runtime.telemetry.kernel import Kernel, told_apart
 from hybrid_runtime.telemetry.secrets import hidden
 
 _VARIABLES = (
@@ -38,11 +39,20 @@ class Gpu(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one rank found; the job all-gathers it in order of ranks."""
+    """What one rank found; the job all-gathers it in order of ranks and lets `with_own_names` tell hosts apart."""
 
     host: Host
     gpu: Gpu | None
     cpu_name: str
+    kernel: Kernel
+
+
+def with_own_names(found: Sequence[Found]) -> list[Found]:
+    """Every rank's finds; hosts that have the same name and are not the same machine get different ones."""
+    names = told_apart([rank.host.name for rank in found], [rank.kernel for rank in found])
+    return [
+        rank._replace(host=rank.host.model_copy(update={"name": name})) for rank, name in zip(found, names, strict=True)
+    ]
 
 
 def physical_cores(cpus: Sequence[int], topology: Path = Path("/sys/devices/system/cpu")) -> list[tuple[int, ...]]:
@@ -95,29 +105,31 @@ def pin_to(cpus: Sequence[int]) -> None:
             continue
 
 
-def cores_owned(hosts: Sequence[Host]) -> tuple[bool, ...]:
+def cores_owned(found: Sequence[Found]) -> tuple[bool, ...]:
     """For each rank, whether its cores are its own: enough cores on its host, and shared with no other rank there.
 
+    Containers of one machine are hosts of their own, but what one runs on a core the others feel.
+
     Args:
-        hosts: of all ranks, in order of ranks.
+        found: of all ranks, in order of ranks.
     """
-    seen = {name: Counter[int]() for name in {host.name for host in hosts}}
+    seen = {rank.kernel.boot_id: Counter[int]() for rank in found}
     wanted: Counter[str] = Counter()
-    for host in hosts:
-        seen[host.name].update(host.affinity)
+    for host, _, _, kernel in found:
+        seen[kernel.boot_id].update(host.affinity)
         wanted[host.name] += host.threads_per_rank
     return tuple(
         wanted[host.name] <= host.available_cores
         and len(host.affinity) >= host.threads_per_rank
-        and all(seen[host.name][cpu] == 1 for cpu in host.affinity)
-        for host in hosts
+        and all(seen[kernel.boot_id][cpu] == 1 for cpu in host.affinity)
+        for host, _, _, kernel in found
     )
 
 
 def devices_of(found: Sequence[Found]) -> tuple[Device, ...]:
     """Every rank's device, from what all ranks found. Ranks that share a GPU have the same id and own nothing."""
     ranks_on = Counter(rank.gpu.uuid for rank in found if rank.gpu is not None)
-    owned = cores_owned([rank.host for rank in found])
+    owned = cores_owned(found)
     devices: list[Device] = []
     for number, (rank, owns_cores) in enumerate(zip(found, owned)):
         if rank.gpu is not None:

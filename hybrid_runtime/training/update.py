@@ -21,7 +21,7 @@ from hybrid_runtime.data_parallel.buckets import GradientBuckets
 from hybrid_runtime.deployment import Optimizer
 from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.shard import counted_square_sum, iter_parameters, sum_partial_gradients
-from hybrid_runtime.training.learning_rate import learning_rate
+from hybrid_runtime.training.learning_rate import rate_at
 
 
 class TiedRows(NamedTuple):
@@ -55,7 +55,7 @@ class Update:
     Args:
         units: the rank's units by name.
         tied: what the rank holds together with other ranks.
-        steps: length of the learning-rate schedule.
+        steps: length of the learning-rate schedule, if the settings give it none.
     """
 
     def __init__(
@@ -111,13 +111,7 @@ class Update:
         settings = self._settings
         if settings.clip_norm is not None:
             self.buckets.scale((float(settings.clip_norm) / (norm + 1e-6)).clamp(max=1.0).to(torch.float32))
-        rate = learning_rate(
-            step,
-            peak=float(settings.learning_rate),
-            final=float(settings.final_learning_rate),
-            warmup_steps=settings.warmup_steps,
-            steps=self._steps,
-        )
+        rate = rate_at(step, settings, self._steps)
         if self.optimizer is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate

@@ -40,6 +40,7 @@ from hybrid_runtime.verifier.memory_witness import memory_warnings
 from hybrid_runtime.verifier.metrics import device_rows, measure
 from hybrid_runtime.verifier.modelled import modelled_run
 from hybrid_runtime.verifier.numerics import numerics_check
+from hybrid_runtime.verifier.placement import placement_warnings
 from hybrid_runtime.verifier.prediction import judge_prediction
 from hybrid_runtime.verifier.provenance import launch_warnings, provenance
 from hybrid_runtime.verifier.sampling_log import sampling_of
@@ -115,6 +116,7 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
         warnings=(
             *contention_warnings([metrics, *sides[1:]]),
             *clock_warnings(sides),
+            *placement_warnings(metrics),
             *driver_warnings(drivers[0]),
             *memory_warnings(drivers[0]),
             *observer_warnings(checks),

@@ -98,7 +98,8 @@ def _check_place(side: Side, rank: RankRecords) -> None:
     planned = tuple(stage.index for stage in side.plan.stages_of(header.pp))
     if header.stages != planned:
         raise RecordsError(f"{rank.path}: held stages {list(header.stages)}, but the plan gives it {list(planned)}")
-    if header.flops_per_step < 0 or header.host.threads_per_rank < 1:
+    peak = header.peak_flops_per_s
+    if header.flops_per_step < 0 or header.host.threads_per_rank < 1 or (peak is not None and peak < 1):
         raise RecordsError(f"{rank.path}: the header holds an impossible count; the file was edited")
 
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from hybrid_runtime.deployment import BaselineKind
 from hybrid_runtime.exact import decimal_text
+from hybrid_runtime.planner.model_flops import model_flops
 from hybrid_runtime.records import PLANTED
 from hybrid_runtime.verdict import Outliers
 from hybrid_runtime.verdict import Side as SideRow
@@ -17,6 +18,7 @@ def side_row(metrics: Metrics, kind: BaselineKind | None) -> SideRow:
     """Mesh, schedule, steps and median figures of a side."""
     side, plan, losses = metrics.side, metrics.side.plan, [loss for loss in metrics.losses() if loss is not None]
     measured = len(metrics.steps)
+    mfu, mfu_peak = _utilisation(metrics) if measured else ("n/a", "")
     warmup = sum(step.phase == "warmup" and step.purpose != PLANTED for step in side.ranks[0].steps)
     return SideRow(
         role=side.role,
@@ -30,9 +32,24 @@ def side_row(metrics: Metrics, kind: BaselineKind | None) -> SideRow:
         steps_measured=measured,
         step_time_s=decimal_text(metrics.median_step_ns / 10**9, 9) if measured else "n/a",
         tokens_per_s=decimal_text(metrics.tokens_per_s, 3) if measured else "n/a",
+        mfu=mfu,
+        mfu_peak=mfu_peak,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
     )
+
+
+def _utilisation(metrics: Metrics) -> tuple[str, str]:
+    """Model FLOPs utilisation in percent and whose peak rates it is against; "n/a: why" where one is not known."""
+    peaks = {rank.header.device.id: rank.header for rank in metrics.side.ranks}.values()
+    sources = ", ".join(dict.fromkeys(header.peak_source for header in peaks))
+    rates = [header.peak_flops_per_s for header in peaks if header.peak_flops_per_s is not None]
+    if len(rates) < len(peaks):
+        unknown = next(header.peak_source for header in peaks if header.peak_flops_per_s is None)
+        return unknown, ""
+    plan = metrics.side.plan
+    per_token = Fraction(model_flops(plan, metrics.side.deployment.shape), plan.tokens_per_step)
+    return decimal_text(100 * metrics.tokens_per_s * per_token / sum(rates), 2), sources
 
 
 def outlier_row(metrics: Metrics) -> Outliers:

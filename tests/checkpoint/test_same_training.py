@@ -44,6 +44,11 @@ def test_mesh_cuts_schedule_and_optimizer_may_change() -> None:
         ({"workload": {"steps": 5, "seed": 8}}, "workload.seed = 7, and this deployment has 8"),
         ({"batch": {"global_batch_size": 4, "microbatch_size": 1, "sequence_length": 8}}, "global_batch_size = 8"),
         ({"data": {"source": "text", "path": "x"}}, "data.source = python-stdlib, and this deployment has text"),
+        ({"data": {"pack": True}}, "data.source = python-stdlib, and this deployment has python-stdlib, packed"),
+        (
+            {"data": {"sources": [{"path": "a", "weight": 3}, {"path": "b"}], "validation_fraction": "0.1"}},
+            r"this deployment has 3 x corpus \+ 1 x corpus without 0.1 of its documents; give it the same",
+        ),
         ({"workload": {"steps": 3, "seed": 7}}, "was trained 3 steps, and workload.steps = 3; raise it"),
     ],
 )

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid_runtime.data.sampler import Batches, permuted, sample_starts
-from hybrid_runtime.data.tokens import ArrayTokens
+from hybrid_runtime.data.corpus import Corpus
+from hybrid_runtime.data.mixture import Mixture
+from hybrid_runtime.data.permutation import permuted
+from hybrid_runtime.data.sampler import Batches, window_starts
+from hybrid_runtime.data.tokens import ArrayTokens, Ids
 from hybrid_runtime.errors import UsageError
+from hybrid_runtime.models.unit import NO_TARGET
+from tests.data.corpora import random_corpus
 
 TEXT = ArrayTokens("count", 1 << 16, np.arange(1001, dtype=np.uint16))  # token i is i: a sample shows its place
+
+
+def sample_starts(num_tokens: int, sequence_length: int, seed: int, step: int, global_batch_size: int) -> Ids:
+    positions = step * global_batch_size + np.arange(global_batch_size, dtype=np.int64)
+    return window_starts(num_tokens, sequence_length, seed, positions)
 
 
 def batches(dp_degree: int = 1, dp_rank: int = 0, *, device: str = "cpu") -> Batches:
@@ -77,6 +91,60 @@ def test_microbatches_have_their_size_and_targets_are_one_token_ahead() -> None:
         assert microbatch.tokens.is_contiguous()
         assert microbatch.targets.is_contiguous()
         assert torch.equal(microbatch.targets, microbatch.tokens + 1)
+
+
+def packed(corpus: Corpus | Mixture, dp_degree: int = 1, dp_rank: int = 0, microbatch_size: int = 2) -> Batches:
+    return Batches(
+        corpus, global_batch_size=8, microbatch_size=microbatch_size, sequence_length=20, dp_degree=dp_degree,
+        dp_rank=dp_rank, seed=5, pack=True,
+    )  # fmt: skip
+
+
+def test_packed_documents_are_kept_apart(tmp_path: Path) -> None:
+    corpus = random_corpus(tmp_path / "c")
+    some = packed(corpus)
+    ends = set(corpus.offsets.tolist())
+    at = window_starts(len(corpus), 20, 5, 8 + np.arange(8))
+    rows = [row for m in some.microbatches(1) for row in zip(m.tokens, m.targets, m.documents.positions)]
+    for start, (tokens, targets, positions) in zip(at.tolist(), rows):
+        began = start
+        for place in range(20):
+            began = start + place if start + place in ends else began
+            following = start + place + 1
+            assert tokens[place] == corpus.ids[start + place]
+            assert targets[place] == (NO_TARGET if following in ends else corpus.ids[following])
+            assert positions[place] == start + place - began
+    for microbatch in some.microbatches(1):
+        documents = microbatch.documents
+        assert documents is not None
+        assert documents.bounds.tolist() == [0, *np.cumsum(documents.lengths).tolist()]
+        firsts = (documents.positions.flatten() == 0).nonzero().flatten().tolist()
+        assert documents.bounds.tolist() == [*firsts, 40]
+    targets = torch.cat([m.targets for m in some.microbatches(1) if m.targets is not None])
+    assert some.num_targets(1) == int((targets != NO_TARGET).sum()) < 8 * 20
+
+
+def test_packed_and_mixed_batches_are_the_same_on_any_mesh(tmp_path: Path) -> None:
+    sources = tuple(random_corpus(tmp_path / str(k), 300 + 50 * k, seed=k) for k in range(3))
+    blend = Mixture(sources, (Fraction(5), Fraction(3), Fraction(2)))
+    whole = [packed(blend, microbatch_size=8).microbatches(step)[0] for step in range(3)]
+    for dp_degree, microbatch_size in ((1, 2), (2, 4), (4, 1)):
+        ranks = [packed(blend, dp_degree, rank, microbatch_size) for rank in range(dp_degree)]
+        for step in range(3):
+            parts = [microbatch for rank in ranks for microbatch in rank.microbatches(step)]
+            assert torch.equal(torch.cat([m.tokens for m in parts]), whole[step].tokens)
+            assert torch.equal(torch.cat([m.targets for m in parts]), whole[step].targets)
+            assert [n for m in parts for n in m.documents.lengths] == list(whole[step].documents.lengths)
+            assert len({rank.num_targets(step) for rank in ranks}) == 1
+
+
+def test_sources_have_orders_of_their_own_and_the_first_the_one_it_has_alone(tmp_path: Path) -> None:
+    corpus = random_corpus(tmp_path / "c", 2000)
+    alone = Batches(corpus, global_batch_size=8, microbatch_size=8, sequence_length=20, seed=5)
+    twice = replace(alone, source=Mixture((corpus, corpus), (Fraction(1), Fraction(1))))
+    rows = [row for step in range(2) for row in tokens_of(twice, step)]
+    assert rows[::2] == tokens_of(alone, 0)
+    assert rows[1::2] != tokens_of(alone, 0)
 
 
 def test_what_does_not_divide_is_refused() -> None:

@@ -38,7 +38,9 @@ def test_a_later_piece_keeps_the_normed_input_only() -> None:
     file = deployment()
     line = model_of(file, calibration(file)).line(2, 1)
     mlp = line.units[2]
-    assert mlp.piece(0, 128).saved - mlp.piece(128, 256).saved == line.carry_bytes
+    scale = 4 * 64  # float32, of every token's norm
+    assert mlp.piece(0, 128).saved - mlp.piece(128, 256).saved == line.carry_bytes + scale
+    assert mlp.piece(0, 128).until_w == mlp.piece(128, 256).until_w  # W needs neither, but a gradient of the sum
     assert mlp.piece(0, 128).tp_forward == 0 < mlp.piece(128, 256).tp_forward
     assert mlp.piece(128, 256).tp_input_grad == 0 < mlp.piece(0, 128).tp_input_grad
     assert mlp.piece(0, 128).tp_backward == 0  # the sum of dX is over before the weight gradient is

@@ -9,7 +9,7 @@ import pytest
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import layouts
 from hybrid_runtime.planner.choose_plan import known_rows
-from hybrid_runtime.planner.evaluate import Evaluated, evaluate, with_lookups
+from hybrid_runtime.planner.evaluate import Evaluated, as_run, evaluate
 from hybrid_runtime.planner.layout import Layout
 from hybrid_runtime.planner.planned import plan_deployment
 from hybrid_runtime.planner.predicted_step import predicted_step
@@ -21,12 +21,14 @@ CUTS = ["embedding..3.mlp[:128]", "3.mlp[128:]..8.mlp", "9.attn..head"]
 ROWS = [128, 0, 256]
 
 
-def evaluated(**tables: Any) -> Evaluated:
+def evaluated(*, post_ns: int = 0, **tables: Any) -> Evaluated:
     """The only layout of a file that fixes everything."""
     file = deployment(search={"vary": []}, **tables)
-    setting, model = setting_of(file), model_of(file, calibration(file))
+    found = calibration(file)
+    messages = tuple(message.model_copy(update={"post_ns": post_ns}) for message in found.messages)
+    setting, model = setting_of(file), model_of(file, found.model_copy(update={"messages": messages}))
     (layout,) = [one for one in layouts(space_of(file), setting) if isinstance(one, Layout)]
-    return with_lookups(evaluate(layout, setting, model, known_rows(layout, setting)), setting, model)
+    return as_run(evaluate(layout, setting, model, known_rows(layout, setting)), setting, model)
 
 
 def test_what_the_file_fixes_is_planned_with() -> None:
@@ -80,3 +82,25 @@ def test_the_bubble_is_what_the_plan_s_ranks_wait() -> None:
     ranks = predicted_step(found, model_of(file, calibration(file))).ranks
     waited = sum(rank.time.idle_ns for rank in ranks)
     assert float(found.bubble) == pytest.approx(waited / (3 * found.step_ns), abs=1e-6)
+
+
+def test_messages_occupy_both_ranks() -> None:
+    """The carry inside a unit is two tensors; stage 1 takes and hands on; lookups are one message an action."""
+    free, found = (
+        evaluated(post_ns=post, pipeline={"schedule": "1f1b", "cuts": CUTS, "embedding_rows": ROWS}) for post in (0, 7)
+    )
+    more = {key: found.overheads_ns[key] - free.overheads_ns[key] for key in found.overheads_ns}
+    assert [more[stage, Kind.F] for stage in range(3)] == [2 * 7, 3 * 7, 7]
+    assert [more[stage, Kind.B] for stage in range(3)] == [2 * 7, 3 * 7, 7]
+    assert [more[stage, Kind.W] for stage in range(3)] == [0, 0, 0]
+    assert [more[stage, kind] for stage in (0, 2) for kind in (Kind.EF, Kind.EB)] == [7] * 4
+    for (stage, kind), extra in more.items():
+        assert found.step.costs.collectives(stage, kind) - free.step.costs.collectives(stage, kind) == extra
+    assert found.step.makespan > free.step.makespan
+
+
+def test_a_message_to_oneself_costs_nothing() -> None:
+    """Of a V, stages 2 and 3 of 6 are on the last rank."""
+    found = evaluated(post_ns=7, pipeline={"schedule": "zb_v"})
+    assert found.overheads_ns[2, Kind.F] == found.overheads_ns[0, Kind.F]
+    assert found.overheads_ns[1, Kind.F] - found.overheads_ns[2, Kind.F] >= 7

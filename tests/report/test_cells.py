@@ -55,7 +55,7 @@ def test_counts(counts: dict[str, int], shown: str) -> None:
 
 def test_what_is_no_number_is_shown_as_it_is() -> None:
     side = examples.side("candidate", "candidate", "tp 1 x pp 1 x dp 1", "0.1", "n/a: forward only")
-    assert cells.side_rows([side])[-2] == ("tokens/s", "n/a: forward only")
+    assert ("tokens/s", "n/a: forward only") in cells.side_rows([side])
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,11 @@ def test_what_was_measured_is_never_exact(evidence: Evidence, shown: str) -> Non
         evidence=evidence,
     )
     assert cells.measured_text(one, "pp") == shown
+
+
+def test_utilisation_against_a_declared_peak_says_so() -> None:
+    side = examples.side("candidate", "candidate", "tp 1 x pp 1 x dp 1", "0.1", "100")
+    for peak, shown in (("NVIDIA A100 data sheet", "41.26 %"), ("declared: [telemetry] x", "41.26 % (declared peak)")):
+        rated = side.model_copy(update={"mfu": "41.26", "mfu_peak": peak})
+        assert ("MFU", shown) in cells.side_rows([rated])
+    assert ("MFU", "n/a: not recorded") in cells.side_rows([side])

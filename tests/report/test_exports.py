@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_runtime.deployment_telemetry import Telemetry
+from hybrid_runtime.deployment import parse_deployment
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
 from hybrid_runtime.report.exports import Exports, open_exports
 from hybrid_runtime.report.roster import Roster
@@ -18,7 +18,8 @@ from tests.report.running import line
 
 
 def opened(folder: Path, *, first: bool = True, **telemetry: Any) -> Exports:
-    return open_exports(Telemetry(**telemetry), "small", RunFolder(folder / "run"), first=first)
+    deployment = parse_deployment(small() | {"telemetry": telemetry}, source="test")
+    return open_exports(deployment, RunFolder(folder / "run"), first=first)
 
 
 def test_nothing_is_written_unless_asked_for(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_both_sides_at_80_by_24(six: Roster, one: Roster) -> None:
     lines = terminal.drawn()
     assert lines[0].startswith("candidate ━")
     assert "3/40 measure" in lines[0]
-    assert lines[1].rstrip() == "loss 2.513  5 343 tokens/s  383 ms/step"
+    assert lines[1].rstrip() == "loss 2.513  5 343 tokens/s  383 ms/step  MFU n/a"
     assert lines[2].rstrip() == "rank dp/pp/tp stage device   busy % wait %     memory tokens/s now"
     assert [row.split()[0] for row in lines[3:9]] == list("012345")
     assert lines[8].rstrip() == "5    0/2/1    2     vm:rank5   55.0   20.0    3.4 MiB      890 2F5"
@@ -118,6 +118,13 @@ def test_bare_steps_keep_the_figures_of_the_last_measured_one(six: Roster) -> No
     bare = tuple(load(rank, busy_percent=None, wait_percent=None, memory_bytes=1024) for rank in range(6))
     terminal.picture.show(line(4, ranks=bare), six)
     assert terminal.drawn()[3].split()[4:8] == ["50.0", "20.0", "1.0", "KiB"]
+
+
+def test_the_newest_validation_stays_in_the_picture(six: Roster) -> None:
+    terminal = Terminal(80, 24)
+    for step, validation_loss in enumerate((None, 2.75, None, None), 3):
+        terminal.picture.show(line(step, validation_loss=validation_loss, **loads(6)), six)
+    assert "validation loss 2.750" in terminal.drawn()[1]
 
 
 def test_a_line_that_names_no_rank_leaves_the_rows_as_they_were(six: Roster) -> None:

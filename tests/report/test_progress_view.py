@@ -14,7 +14,7 @@ from hybrid_runtime.report.roster import Roster
 from hybrid_runtime.run_folder import RunFolder
 from tests.report.running import line
 
-WORDS = "(measure)  loss 2.513  5 343 tokens/s  383 ms/step  busiest rank 3 91 %  idlest rank 0 72 %"
+WORDS = "(measure)  loss 2.513  5 343 tokens/s  383 ms/step  MFU n/a  busiest rank 3 91 %  idlest rank 0 72 %"
 
 
 def shown(lines: list[tuple[float, ProgressLine]], *, quiet: bool = False) -> list[str]:
@@ -30,6 +30,13 @@ def test_plain_lines_come_first_then_every_two_seconds_then_last_and_are_not_wra
     assert shown(lines) == [f"candidate step {step}/40 {WORDS}" for step in (1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 40)]
 
 
+def test_a_validation_is_always_told() -> None:
+    lines = [(step * 0.1, line(step, validation_loss=2.75 if step == 7 else None)) for step in range(1, 11)]
+    told = shown(lines)
+    assert [text.split()[2] for text in told] == ["1/40", "7/40", "10/40"]
+    assert "loss 2.513  validation loss 2.750  5 343 tokens/s" in told[1]
+
+
 def test_a_run_that_ends_early_still_shows_its_last_step_once() -> None:
     assert shown([(0.0, line(1)), (0.1, line(2)), (0.2, line(3))])[-1].startswith("candidate step 3/40")
     assert len(shown([(0.0, line(1))])) == 1
@@ -37,7 +44,7 @@ def test_a_run_that_ends_early_still_shows_its_last_step_once() -> None:
 
 def test_each_side_has_its_own_lines() -> None:
     lines = [(0.0, line(1)), (0.1, line(1, side="baseline", loss=None, busiest=None, idlest=None))]
-    assert shown(lines)[1] == "baseline step 1/40 (measure)  5 343 tokens/s  383 ms/step"
+    assert shown(lines)[1] == "baseline step 1/40 (measure)  5 343 tokens/s  383 ms/step  MFU n/a"
 
 
 def test_quiet_says_only_how_it_ended() -> None:

@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybrid_runtime.records import Host
 from hybrid_runtime.telemetry import host as this
-from hybrid_runtime.telemetry.host import Found, Gpu, cores_owned, devices_of, physical_cores, ranges, share_out
+from hybrid_runtime.telemetry.host import (
+    Found,
+    Gpu,
+    cores_owned,
+    devices_of,
+    physical_cores,
+    ranges,
+    share_out,
+    with_own_names,
+)
+from hybrid_runtime.telemetry.kernel import Kernel
 from tests.telemetry.examples import host
 
 
@@ -36,31 +47,53 @@ def test_ranks_get_cores_of_their_own_or_none() -> None:
     assert share_out(cores, 1, 0, 2, 1) is None  # the quota is tighter than the mask
 
 
+def found(host: Host, gpu: Gpu | None = None, boot_id: str = "") -> Found:
+    """What a rank finds; a host name is a machine unless a boot id says otherwise."""
+    return Found(host, gpu, "a CPU", Kernel(boot_id or host.name, "time:[1]"))
+
+
 def test_owning_needs_enough_cores_and_no_sharing() -> None:
-    assert cores_owned([host(affinity=(0,)), host(affinity=(1,))]) == (True, True)
-    assert cores_owned([host(affinity=(0,)), host(affinity=(0,))]) == (False, False)  # pinning had no effect
-    assert cores_owned([host(affinity=(0, 1))] * 3) == (False, False, False)
-    assert cores_owned([host(affinity=(0, 1), available_cores=1)] * 1) == (True,)
-    assert cores_owned([host(affinity=(0,), available_cores=1), host(affinity=(1,), available_cores=1)]) == (
-        False,
-        False,
-    )
-    assert cores_owned([host(affinity=(0,), threads_per_rank=2)]) == (False,)
+    def owned(*hosts: Host) -> tuple[bool, ...]:
+        return cores_owned([found(host) for host in hosts])
+
+    assert owned(host(affinity=(0,)), host(affinity=(1,))) == (True, True)
+    assert owned(host(affinity=(0,)), host(affinity=(0,))) == (False, False)  # pinning had no effect
+    assert owned(*[host(affinity=(0, 1))] * 3) == (False, False, False)
+    assert owned(host(affinity=(0, 1), available_cores=1)) == (True,)
+    assert owned(host(affinity=(0,), available_cores=1), host(affinity=(1,), available_cores=1)) == (False, False)
+    assert owned(host(affinity=(0,), threads_per_rank=2)) == (False,)
     # the same core numbers on another host are other cores; only the pair on "two" shares
-    assert cores_owned([host(), host("two"), host("two")]) == (True, False, False)
+    assert owned(host(), host("two"), host("two")) == (True, False, False)
+
+
+def test_containers_of_one_machine_share_its_cores() -> None:
+    apart = [found(host("pod-a"), boot_id="b"), found(host("pod-b"), boot_id="b")]
+    assert cores_owned(apart) == (False, False)
+    assert cores_owned([apart[0], found(host("pod-b", affinity=(1,)), boot_id="b")]) == (True, True)
+
+
+def test_machines_of_one_name_get_names_of_their_own() -> None:
+    clones = [found(host("localhost"), boot_id=boot_id) for boot_id in ("1" * 36, "2" * 36, "1" * 36)]
+    names = [rank.host.name for rank in with_own_names(clones)]
+    assert names == ["localhost@11111111", "localhost@22222222", "localhost@11111111"]
+    assert [device.id for device in devices_of(with_own_names(clones))] == [
+        "localhost@11111111:rank0", "localhost@22222222:cores=0", "localhost@11111111:rank2",
+    ]  # fmt: skip
+    others = [found(host("pod-a"), boot_id="b"), found(host("pod-b"), boot_id="b")]
+    assert [rank.host.name for rank in with_own_names(others)] == ["pod-a", "pod-b"]
 
 
 def test_devices_have_names_that_tell_them_apart() -> None:
-    own = devices_of([Found(host(affinity=(0, 1), available_cores=4), None, "a CPU")])
+    own = devices_of([found(host(affinity=(0, 1), available_cores=4))])
     assert (own[0].id, own[0].owned, own[0].kind, own[0].total_bytes) == ("one:cores=0-1", True, "cpu", None)
-    shared = devices_of([Found(host(affinity=(0, 1)), None, "a CPU")] * 3)
+    shared = devices_of([found(host(affinity=(0, 1)))] * 3)
     assert [device.id for device in shared] == ["one:rank0", "one:rank1", "one:rank2"]
     assert not any(device.owned for device in shared)
 
 
 def test_ranks_on_one_gpu_own_nothing() -> None:
     first, second = Gpu("GPU-a", "H100", 80), Gpu("GPU-b", "H100", 80)
-    devices = devices_of([Found(host(), gpu, "a CPU") for gpu in (first, second, second)])
+    devices = devices_of([found(host(), gpu) for gpu in (first, second, second)])
     assert [(device.id, device.owned) for device in devices] == [("GPU-a", True), ("GPU-b", False), ("GPU-b", False)]
     assert devices[0].kind == "cuda"
     assert devices[0].total_bytes == 80

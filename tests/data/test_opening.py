@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hybrid_runtime.data import text, tokens
-from hybrid_runtime.data.tokens import ArrayTokens, InVocabulary, check_source, open_source
+from hybrid_runtime.data import opening, text
+from hybrid_runtime.data.corpus import open_corpus
+from hybrid_runtime.data.opening import Opened, check_source, open_data, open_source
+from hybrid_runtime.data.tokens import ArrayTokens, InVocabulary
 from hybrid_runtime.deployment import Data
 from hybrid_runtime.errors import UsageError
+from tests.data.corpora import write_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +106,7 @@ BAD_DATA = {  # kind: (the [data] table, what the message must say)
     "bad glob": ({"source": "text", "path": ".", "glob": "/abs"}, r"glob '/abs' is not a pattern"),
     "no tokenizer": (
         {"source": "text", "path": "latin", "tokenizer": "t.json"},
-        r"t.json: no such tokenizer file; set",
+        r"t.json: no such tokenizer file; name",
     ),
     "not a tokenizer": (
         {"source": "text", "path": "latin", "tokenizer": "latin"},
@@ -163,7 +168,7 @@ def test_a_source_that_cannot_exceed_the_model_is_not_scanned(monkeypatch: pytes
 
 
 def test_a_huge_file_is_checked_at_every_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "SCANNED_IN_ADVANCE", 3)
+    monkeypatch.setattr(opening, "SCANNED_IN_ADVANCE", 3)
     checked = check_source(source_of(1, 2, 3, 4, 99), 50, sequence_length=2)
     assert isinstance(checked, InVocabulary)
     assert (len(checked), checked.name, checked.read(1, 3).tolist()) == (5, "ids.bin", [2, 3, 4])
@@ -172,5 +177,68 @@ def test_a_huge_file_is_checked_at_every_read(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_token_source_needs_no_torch() -> None:
-    probe = "import sys, hybrid_runtime.data.tokens; sys.exit('torch' in sys.modules)"
+    probe = "import sys, hybrid_runtime.data.opening; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def corpus_table(folder: Path, name: str, documents: list[list[int]], **header: str) -> dict[str, object]:
+    return {"source": "corpus", "path": str(write_corpus(folder / name, documents, **header))}  # type: ignore[arg-type]
+
+
+def opened(vocab_size: int | None = 50, sequence_length: int = 4, **data: object) -> Opened:
+    return open_data(Data.model_validate(data), vocab_size, sequence_length)
+
+
+def test_one_source_several_sources_and_what_is_held_out(tmp_path: Path) -> None:
+    documents = [[number % 50] * 5 for number in range(100)]
+    one = corpus_table(tmp_path, "one", documents)
+    two = {**corpus_table(tmp_path, "two", documents[:10]), "weight": Decimal(3)}
+    assert [len(source) for source in opened(**one).training.sources] == [500]
+    assert opened(**one).validation is None
+    both = opened(sources=[one, two], validation_fraction=Decimal("0.1"))
+    assert [len(source) for source in both.training.sources] == [450, 45]
+    assert both.training.weights == (1, 3)
+    assert both.validation is not None
+    assert [len(source) for source in both.validation.sources] == [50, 5]
+    checksums = [source.header.tokens_sha256 for source in map(open_corpus, (tmp_path / "one", tmp_path / "two"))]
+    assert both.contents == tuple(zip((450, 45, 50, 5), checksums * 2))
+    apart = opened(**one, validation_sources=[two])
+    assert [len(source) for source in apart.training.sources] == [500]
+    assert apart.validation is not None
+    assert len(apart.validation) == 50
+
+
+BAD_MIXTURES: dict[str, tuple[dict[str, Any], str]] = {
+    "missing": ({"sources": [{"path": "nowhere"}]}, "nowhere: is no folder, so it is no finished corpus"),
+    "short": ({"sources": [{"path": "good"}, {"path": "short"}]}, r"short: holds 3 tokens, but one sample needs .* 5"),
+    "large id": ({"sources": [{"path": "large"}]}, "large: has id 50, but the model's vocab_size is 50; use this"),
+    "other tokenizer": (
+        {"sources": [{"path": "good"}, {"path": "other"}]},
+        "other: another tokenizer than that of good, so the same ids would mean other words; tokenize all",
+    ),
+    "text among ids": ({"sources": [{"path": "other"}, {"source": "text", "path": "t.txt"}]}, "'bytes': another tok"),
+    "no documents to pack": ({"pack": True}, r"python-stdlib: \[data\] pack = true needs to know where documents"),
+    "no documents to keep": ({"validation_fraction": Decimal("0.1")}, r"\[data\] validation_fraction needs to know"),
+    "one document": (
+        {"sources": [{"path": "short"}], "validation_fraction": Decimal("0.1")},
+        r"short: has 1 document\(s\), too few",
+    ),
+    "too little is kept": (
+        {"sources": [{"path": "good"}], "validation_fraction": Decimal("0.1")},
+        r"good \(validation\): holds 2 tokens, but one sample needs",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_MIXTURES)
+def test_bad_corpora_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(Path("good"), [[1, 2]] * 10)
+    write_corpus(Path("short"), [[1, 2, 3]])
+    write_corpus(Path("large"), [[50] * 10], vocab_size=51)
+    write_corpus(Path("other"), [[1, 2]] * 10, tokenizer_sha256="0" * 64)
+    Path("t.txt").write_text("to be or not")
+    table, message = BAD_MIXTURES[kind]
+    with pytest.raises(UsageError, match=message) as caught:
+        opened(**table)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,177 @@
+"""The corpus is the documents' tokens in order, however many processes and pieces made it; bad lines are named."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hybrid_runtime.data import inputs, tokenise
+from hybrid_runtime.data.corpus import Corpus, open_corpus
+from hybrid_runtime.data.tokenise import Progress, coding_of
+from hybrid_runtime.errors import EnvironmentProblem, UsageError
+from tests.commands import run
+from tests.data.test_opening import words_tokenizer
+
+WORDS = ("?", "to", "be", "or", "not", "</s>")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words_tokenizer(tmp_path / "t.json", *WORDS)
+
+
+def make(*names: str, out: str = "corpus", end: str | None = None, **how: Any) -> tuple[Corpus, Progress]:
+    coding = coding_of(how.pop("tokenizer", "t.json"), end, how.pop("field", "text"))
+    how = {"num_processes": 1} | how
+    _, done = tokenise.tokenise([Path(name) for name in names], Path(out), coding, **how)
+    return open_corpus(Path(out)), done
+
+
+def texts(corpus: Corpus) -> list[str]:
+    bounds = corpus.offsets.tolist()
+    ids = corpus.read(0, len(corpus)).tolist()
+    return [" ".join(WORDS[id] for id in ids[first:stop]) for first, stop in pairwise(bounds)]
+
+
+def jsonl(name: str, values: Sequence[object]) -> str:
+    Path(name).write_text("".join(json.dumps(value) + "\n" for value in values))
+    return name
+
+
+def test_a_line_of_jsonl_is_a_document_and_empty_ones_are_left_out() -> None:
+    jsonl("a.jsonl", [{"text": "to be"}, {"text": ""}, {"text": "or not", "more": 3}])
+    corpus, done = make("a.jsonl")
+    assert texts(corpus) == ["to be </s>", "or not </s>"]
+    assert (done.num_empty, done.num_bad, done.num_tokens, done.num_bytes) == (1, 0, 6, done.total_bytes)
+    header = corpus.header
+    assert (header.dtype, header.vocab_size, header.largest_id, header.end_of_document) == ("uint16", 6, 5, 5)
+    assert header.tokenizer == "t.json"
+
+
+def test_another_field_and_no_end() -> None:
+    jsonl("a.ndjson", [{"body": "to be"}])
+    assert texts(make("a.ndjson", field="body", end="none")[0]) == ["to be"]
+    assert texts(make("a.ndjson", field="body", end="not", out="other")[0]) == ["to be not"]
+
+
+def test_files_of_a_folder_are_documents_in_order_of_their_paths() -> None:
+    os.mkdir("books")
+    for name, text in {"b.txt": "or not", "a.txt": "to be\n", "c.md": "\n", ".hidden": "to"}.items():
+        Path("books", name).write_text(text)
+    corpus, done = make("books")
+    assert texts(corpus) == ["to be </s>", "or not </s>"]
+    assert done.num_empty == 1
+
+
+def test_bytes_need_no_tokenizer() -> None:
+    Path("a.txt").write_text("né")
+    corpus, _ = make("a.txt", tokenizer="bytes")
+    assert corpus.read(0, len(corpus)).tolist() == [110, 0xC3, 0xA9, 0]
+    assert (corpus.header.dtype, corpus.header.tokenizer_sha256) == ("uint8", None)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10**6])
+def test_it_does_not_matter_how_files_are_cut_into_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    lines = [" ".join(random.choice(WORDS[1:5], count)) for count in random.integers(0, 9, 60)]
+    jsonl("a.jsonl", [{"text": line} for line in lines])
+    Path("b.txt").write_text("\n".join(lines))  # the last line has no end
+    monkeypatch.setattr(inputs, "PIECE_BYTES", size)
+    corpus, _ = make("a.jsonl", "b.txt")
+    assert texts(corpus) == [f"{line} </s>" for line in lines if line] + [" ".join(filter(None, [*lines, "</s>"]))]
+
+
+BAD_LINES = {
+    "not json": ('{"text": to}', r"a.jsonl: line 3: is not JSON \(Expecting value at character 10\); correct it, or"),
+    "a list": ("[1]", "line 3: is no JSON object"),
+    "no field": ('{"txt": "to"}', r"line 3: has no field 'text' \(it has txt\)"),
+    "no text": ('{"text": 7}', "line 3: its field 'text' is int, not text"),
+    "half a pair": (r'{"text": "\ud800"}', "line 3: its field 'text' holds half of a surrogate pair"),
+    "not utf-8": (b'{"text": "\xff"}', "line 3: is not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_a_bad_line_is_named_and_nothing_is_left_or_it_is_left_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "PIECE_BYTES", 20)  # lines are counted over pieces, blank ones too
+    line, message = BAD_LINES[kind]
+    bad = line if isinstance(line, bytes) else line.encode()
+    Path("a.jsonl").write_bytes(b'{"text": "to be"}\n\n' + bad + b'\n{"text": "or"}\n')
+    with pytest.raises(UsageError, match=message):
+        make("a.jsonl")
+    assert sorted(os.listdir()) == ["a.jsonl", "t.json"]
+    corpus, done = make("a.jsonl", skip_bad=True)
+    assert texts(corpus) == ["to be </s>", "or </s>"]
+    assert (done.num_bad, len(done.bad)) == (1, 1)
+
+
+def test_parquet_rows_are_documents() -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"text": ["to be", "or", "", "not"], "number": [1, 2, 3, 4]})
+    parquet.write_table(table, "a.parquet", row_group_size=3)
+    assert texts(make("a.parquet")[0]) == ["to be </s>", "or </s>", "not </s>"]
+    with pytest.raises(UsageError, match=r"a.parquet: row 1: its column 'number' is int, not text"):
+        make("a.parquet", field="number", out="other")
+    with pytest.raises(UsageError, match=r"a.parquet: has no column 'body'; name one of text, number with --field"):
+        make("a.parquet", field="body", out="other")
+    Path("b.parquet").write_text("to be")
+    with pytest.raises(UsageError, match=r"b.parquet: is no Parquet file"):
+        make("b.parquet", out="other")
+
+
+def test_without_pyarrow_parquet_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    Path("a.parquet").touch()
+    with pytest.raises(
+        EnvironmentProblem, match=r"Parquet files need the package pyarrow: run `pip install 'hybrid-ru"
+    ):
+        make("a.parquet")
+
+
+REFUSED = {
+    "missing": (("nowhere",), {}, "nowhere: does not exist; name a text file or a folder"),
+    "compressed": (("a.jsonl.gz",), {}, r"a.jsonl.gz: is compressed; unpack it first"),
+    "no text": (("empty.txt",), {}, r"empty.txt: hold no text; name files with documents"),
+    "no tokenizer": (("empty.txt",), {"tokenizer": "nope.json"}, r"nope.json: no such tokenizer file; name 'bytes' or"),
+    "no such token": (("empty.txt",), {"end": "<x>"}, r"t.json: has no token '<x>' to set behind a document; name one"),
+    "bytes have none": (("empty.txt",), {"tokenizer": "bytes", "end": "<x>"}, "bytes have no such token"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_bad_input_is_one_sentence(kind: str) -> None:
+    for name in ("a.jsonl.gz", "empty.txt"):
+        Path(name).touch()
+    names, how, message = REFUSED[kind]
+    with pytest.raises(UsageError, match=message) as caught:
+        make(*names, **how)
+    assert "\n" not in str(caught.value)
+    assert not Path("corpus").exists()
+
+
+def test_a_tokenizer_without_a_usual_end_is_refused() -> None:
+    words_tokenizer(Path("u.json"), "?", "to")
+    with pytest.raises(UsageError, match=r"u.json: has none of .*</s>.* behind a document; name one .* or 'none'"):
+        coding_of("u.json", None, "text")
+
+
+def test_the_command_with_several_processes_makes_the_same_corpus(tmp_path: Path) -> None:
+    jsonl("a.jsonl", [{"text": "to be or not " * (number % 900)} for number in range(900)])  # several pieces
+    alone, _ = make("a.jsonl", out="alone")
+    made = run("tokenize", "a.jsonl", "--tokenizer", "t.json", "--out", "many", "--processes", "2", folder=tmp_path)
+    assert made.code == 0, made.err
+    assert "many: 899 documents, 1,619,099 tokens of uint16, vocabulary 6 (t.json), id 5 behind every" in made.out
+    assert open_corpus(Path("many")).header == alone.header
+    shown = run("corpus", "many", folder=tmp_path)
+    assert shown.code == 0, shown.err
+    assert "checksums are right" in shown.out
