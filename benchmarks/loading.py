@@ -89,7 +89,7 @@ def deployment(folder: Path, mesh: tuple[int, int], device: str, kind: str) -> D
         "name": "loading",
         "model": {"hf_config": model, "weights": model},
         "parallel": {"tp_degree": mesh[0], "pp_degree": mesh[1]},
-        "batch": {"global_batch_size": mesh[1], "microbatch_size": 1, "sequence_length": 8},
+        "batch": {"global_batch_size": 2, "microbatch_size": 1, "sequence_length": 8},
         "workload": {"steps": 2, "kind": kind},
         "hardware": {"device": device, "oversubscribe": True},
         "checkpoint": {"folder": str(folder / "checkpoints")},
@@ -113,7 +113,6 @@ def make_checkpoint(rank: int, folder: Path, shape: LlamaShape) -> None:
     """One step on one rank, and everything that it leaves: folder/checkpoints."""
     settings = deployment(folder, (1, 1), "cpu", "train")
     (folder / "checkpoints").mkdir()
-    settings = settings.model_copy(update={"batch": settings.batch.model_copy(update={"global_batch_size": 2})})
     plan, training = joined(settings)
     built = build(settings, plan, training.specs, training.groups)
     checkpoints = open_checkpoints(training, built, None, LastWords(), writing=True)
