@@ -24,7 +24,7 @@ from hybrid_runtime.weights.convert import Converted, Progress, held_types, main
 from hybrid_runtime.weights.layout import MAX_FILE_BYTES, Layout, header_of, lay_out
 from hybrid_runtime.weights.number_types import DTYPES
 from hybrid_runtime.weights.source import Source
-from hybrid_runtime.weights.target import refuse_too_full
+from hybrid_runtime.weights.target import is_empty, refuse_too_full
 from hybrid_runtime.weights.tensor_file import ITEM_BYTES, Block, TensorWriter, blocks, create_file
 from hybrid_runtime.weights.tensor_names import joined_tensors, tensor_shapes
 
@@ -57,7 +57,8 @@ def from_hugging_face(
     if there := folders.whole(checkpoints):
         raise UsageError(f"{checkpoints}: already holds checkpoints, the newest {there[-1].name}; name another folder")
     with Source(folder) as source:
-        trained_in = dtype or main_dtype(held_types(source, shape), tensor_shapes(shape))
+        held = held_types(source, shape)
+        trained_in = dtype or main_dtype(held, tensor_shapes(shape))
         if trained_in not in TRAINED_IN:
             raise UsageError(
                 f"{folder}: its numbers are {trained_in}, and models are trained in {' or '.join(TRAINED_IN)}; "
@@ -68,14 +69,14 @@ def from_hugging_face(
         folders.refuse_unwritable(checkpoints)
         refuse_too_full(checkpoints, shutil.disk_usage(checkpoints).free, packed.layout.tensor_bytes)
         partial = folders.partial(checkpoints, 0)
+        shutil.rmtree(partial, ignore_errors=True)  # what an earlier try left
         try:
-            folders.clear_partial(checkpoints)
             partial.mkdir()
             tensors = packed.write(source, partial, progress)
             folders.commit(checkpoints, _manifest(folder, shape, trained_in, packed.files, tensors), keep=1)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            if made:
+            if made and is_empty(checkpoints):
                 checkpoints.rmdir()
             raise
     return Converted(len(tensors), packed.layout.tensor_bytes, len(packed.files))

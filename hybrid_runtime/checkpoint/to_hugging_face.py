@@ -56,12 +56,14 @@ def to_hugging_face(
     wanted = dtype or manifest.training[DTYPE]
     sizes = {name: (DTYPES[wanted], size) for name, size in tensor_shapes(shape).items()}
     sources = [like] if like is not None else _origin(manifest)
-    config = config_of(
-        shape,
-        dtype=wanted,
-        max_position_embeddings=int(manifest.training.get(LENGTH, 0)),
-        source=next((read_config(folder) for folder in sources if (folder / CONFIG).is_file()), None),
-    )
+    source = next((read_config(folder) for folder in sources if (folder / CONFIG).is_file()), None)
+    if source is None and LENGTH not in manifest.training:
+        raise UsageError(
+            f"{checkpoint}: was made from a folder that is gone and says nothing of the longest sequence; name the "
+            "model's folder with --like FOLDER"
+        )
+    length = int(manifest.training.get(LENGTH, 0))
+    config = config_of(shape, dtype=wanted, max_position_embeddings=length, source=source)
     tokenizer = Path(manifest.origin.get("data.tokenizer", ""))
     copied = files_to_copy(sources, tokenizer if like is None and tokenizer.is_file() else None)
     output = Target(target, lay_out(sizes, max_file_bytes))

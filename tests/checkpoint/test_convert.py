@@ -12,7 +12,7 @@ import torch
 from hybrid_runtime.checkpoint.folders import name_of, whole
 from hybrid_runtime.checkpoint.from_hugging_face import from_hugging_face
 from hybrid_runtime.checkpoint.manifest import MANIFEST, read_manifest
-from hybrid_runtime.checkpoint.model_words import MODEL, shape_of_words, words_of_shape
+from hybrid_runtime.checkpoint.model_words import LENGTH, MODEL, shape_of_words, words_of_shape
 from hybrid_runtime.checkpoint.reader import check_whole
 from hybrid_runtime.checkpoint.to_hugging_face import to_hugging_face
 from hybrid_runtime.errors import CheckpointError, UsageError
@@ -65,12 +65,17 @@ def test_as_commands(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_gone(root: Path, tmp_path: Path) -> None:
-    """Its sizes are in the checkpoint; its tokenizer is not, and that is said."""
+    """Its sizes are in the checkpoint; the longest sequence and the tokenizer are not, and that is said."""
     (tmp_path / "models").mkdir()
     moved = (root / QWEN2).rename(tmp_path / "models" / "moved")
     from_hugging_face(moved, tmp_path / "begun")
     moved.rename(root / QWEN2)
-    done = command("convert", tmp_path / "begun" / name_of(0), tmp_path / "back")
+    checkpoint = tmp_path / "begun" / name_of(0)
+    done = command("convert", checkpoint, tmp_path / "back")
+    assert done.code == 2
+    assert "name the model's folder with --like FOLDER" in done.err
+    forged(checkpoint, training=read_manifest(checkpoint).training | {LENGTH: "64"})  # as a training has it
+    done = command("convert", checkpoint, tmp_path / "back")
     assert done.code == 0, done
     assert "no tokenizer.json went with it" in done.out
     assert shape_from_hugging_face(tmp_path / "back") == shape_from_hugging_face(root / QWEN2)
@@ -143,6 +148,20 @@ def test_a_folder_that_fails_leaves_no_checkpoint(root: Path, tmp_path: Path) ->
         (tmp_path / "there").mkdir(exist_ok=True)
     assert {path.name for path in tmp_path.iterdir()} == {"source", "there"}
     assert not whole(tmp_path / "there")
+
+
+def test_a_tensor_that_the_model_lacks_is_not_left_out(root: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_bytes((root / LLAMA / "config.json").read_bytes())
+    more = {"model.layers.0.mlp.up_proj.bias": torch.ones(48)}
+    save_file(models.tensors_of(root / LLAMA) | more, source / "model.safetensors")
+    for dtype in (None, "bfloat16"):
+        with pytest.raises(UsageError, match=r"has a tensor model.layers.0.mlp.up_proj.bias that the model lacks"):
+            from_hugging_face(source, tmp_path / "new", dtype=dtype)
+    assert not (tmp_path / "new").exists()
 
 
 def test_shapes_in_words() -> None:
