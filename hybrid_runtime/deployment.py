@@ -318,7 +318,11 @@ class Deployment(Table):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-_CAME_LATER = (("optimizer", "master_weights", True), ("pipeline", "recompute", "none"))
+_CAME_LATER = (
+    ("model", "compile", False),
+    ("optimizer", "master_weights", True),
+    ("pipeline", "recompute", "none"),
+)
 
 
 def load_deployment(path: Path) -> Deployment:
