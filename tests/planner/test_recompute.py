@@ -94,22 +94,22 @@ def test_time_is_that_of_the_flops_done_again() -> None:
 
 def large(memory: str, **search: Any) -> Deployment:
     return deployment(
-        model={"preset": "llama-3-8b", "num_layers": 32, "vocab_size": 128_256, "dtype": "bfloat16"},
+        model={"preset": "llama-3-8b", "num_layers": 16, "vocab_size": 128_256, "dtype": "bfloat16"},
         parallel={},
         batch={"global_batch_size": 16, "microbatch_size": 1, "sequence_length": 8192},
         hardware={"devices": 8, "memory_per_device": memory},
-        search={"top": 0, "schedules": ["zb_v", "1f1b"]} | search,
+        search={"top": 0, "schedules": ["zb_v"]} | search,
     )
 
 
 def test_as_little_is_forgotten_as_fits() -> None:
-    found = {memory: plan_deployment(large(memory), None).best[0] for memory in ("200 GB", "26 GB")}
+    found = {memory: plan_deployment(large(memory), None).best[0] for memory in ("200 GB", "15 GB")}
     assert found["200 GB"].layout.recompute == "none"
-    assert found["26 GB"].layout.recompute != "none"
-    assert found["26 GB"].peak_bytes <= 26e9 * 0.95
+    assert found["15 GB"].layout.recompute != "none"
+    assert found["15 GB"].peak_bytes <= 15e9 * 0.95
     fixed = ["tp_degree", "pp_degree", "dp_degree", "microbatch_size", "schedule", "cuts", "embedding"]
-    with pytest.raises(PlanError, match="no layout fits 26 GB less 5 %"):
-        plan_deployment(large("26 GB", vary=fixed), None)
+    with pytest.raises(PlanError, match="no layout fits 15 GB less 5 %"):
+        plan_deployment(large("15 GB", vary=fixed), None)
 
 
 def test_what_a_plan_says_is_what_runs_and_is_planned_with_again(tmp_path: Path) -> None:
