@@ -23,9 +23,9 @@ from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.analytic import Kept, UnitModel, analytic_line
 from hybrid_runtime.planner.candidates import SMALLER_FIRST_STAGE
-from hybrid_runtime.planner.choose_plan import searched
 from hybrid_runtime.planner.evaluate import Evaluated, evaluate
 from hybrid_runtime.planner.layout import Layout, Setting
+from hybrid_runtime.planner.orders import searched
 from hybrid_runtime.planner.residuals import residuals
 from hybrid_runtime.planner.rows import fill_rows
 from hybrid_runtime.planner.staged import Staged, stage, weigh

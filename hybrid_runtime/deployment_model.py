@@ -33,6 +33,9 @@ class Model(Table):
         None, description="folder of safetensors files in Hugging Face names; else random", examples=["models/my-llama"]
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = Field(
+        False, description="torch.compile of units: refused, for it gains nothing here; an own unit may compile itself"
+    )
     vocab_size: Positive | None = Field(None, examples=[32000])
     hidden_size: Positive | None = Field(None, examples=[256])
     num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] | None = Field(None, examples=[4])
@@ -72,6 +75,17 @@ class Model(Table):
                 "write 'bfloat16', which is as short and has float32's range",
             )
         return name
+
+    @field_validator("compile")
+    @classmethod
+    def _nothing_to_compile(cls, wanted: bool) -> bool:
+        if wanted:
+            raise refuse(
+                "is true, but torch.compile breaks its graph at every parallel layer, whose backward leaves weight "
+                "gradients in a queue and waits for other ranks, and finds nothing between them to fuse",
+                "remove it; a unit of your own may call torch.compile in its build function",
+            )
+        return wanted
 
     @field_validator("units")
     @classmethod

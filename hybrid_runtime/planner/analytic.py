@@ -211,10 +211,15 @@ def llama_forgets(
         def between(total: int) -> int:
             return total // tp_degree * stop // cost.parts - total // tp_degree * start // cost.parts
 
-        stays = columns if kind == "selective" else 0
         first = kept.first - row * shape.hidden_size // divisor if start == 0 else 0
+        if kind == "full":
+            forgotten = come_back = first + between(kept.divided)
+        else:  # attention's heads come back, turned, beside the column's output; the normed input only after them
+            forgotten = first + between(kept.divided - columns)
+            come_back = max(first, between(kept.divided if name == "attn" else kept.divided - columns))
         return Forgotten(
-            first + between(kept.divided - stays),
+            forgotten,
+            come_back,
             Fraction(again[kind], cost.forward_flops),
             gather_ns if kind == "full" and start == 0 else 0,
         )

@@ -19,25 +19,24 @@ from hybrid_runtime.planner.candidates import Impossible, Space, layouts
 from hybrid_runtime.planner.evaluate import Evaluated, as_run, broken_promises, evaluate, replicas_ns, update_ns
 from hybrid_runtime.planner.layout import Layout, Setting, forgetting_more, in_flight
 from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_not
-from hybrid_runtime.planner.rows import water_level
+from hybrid_runtime.planner.orders import MOST_REPLAYED, known_rows, searched
 from hybrid_runtime.planner.staged import (
     Staged,
-    embedding_parameters,
+    line_and_lookup,
     line_of,
     lower_bound_ns,
     stage,
     state_of,
-    step_costs,
     weigh,
 )
 from hybrid_runtime.planner.step_model import StepModel
+from hybrid_runtime.planner.work import stage_works
 from hybrid_runtime.schedule.choose import is_searched
-from hybrid_runtime.schedule.registry import SCHEDULES, generate
-from hybrid_runtime.schedule.rows import Rows, to_rows
+from hybrid_runtime.schedule.registry import SCHEDULES
+from hybrid_runtime.schedule.rows import Rows
 
-# Actions replayed in a round of annealing, all searched layouts of a plan together: some twenty seconds in all.
-MOST_REPLAYED = 250_000_000
 MOST_SEARCHED = 6_000  # actions of a step; annealing more than that takes minutes to beat the known schedules
+KEPT_ROWS = 16  # of a few megabytes each
 LONG = 10_000  # actions of a step that take a second to replay
 _STAND_IN = "zb_v"  # whose idle time a searched schedule is guessed to have
 
@@ -80,7 +79,7 @@ def choose(
     found = Found()
     tell = progress or (lambda what, part: None)
     possible = _possible(space, setting, model, found, tell)
-    waiting = _replayed(possible, setting, model, found, keep, tell)
+    waiting = _Replays(setting, model, found, keep).all_of(possible, tell)
     _anneal(waiting[:annealed], setting, model, found, most_replayed, tell)
     found.losers += [
         Loser(str(layout), f"not searched: {annealed} other searched layouts have lower bounds", layout)
@@ -124,7 +123,7 @@ class _Open:
 def _possible(
     space: Space, setting: Setting, model: StepModel, found: Found, tell: Callable[[str, float], None]
 ) -> list[_Open]:
-    """The layouts, the one that promises most first; those that cannot fit are dropped."""
+    """The layouts without those that cannot fit."""
     every = list(layouts(space, setting))
     possible = []
     for number, layout in enumerate(every):
@@ -142,7 +141,6 @@ def _possible(
             found.losers.append(too_large(layout, int(lacking), setting, "already with equal parts"))
             continue
         possible.append(_Open(bound, _guess_ns(layout, bound), layout))
-    possible.sort(key=lambda one: (_is_long(one.layout), one.guess_ns, str(one.layout)))
     return possible
 
 
@@ -153,9 +151,10 @@ def _forgetting_enough(layout: Layout, setting: Setting, model: StepModel) -> tu
     return (layout, lacking) if more is None else _forgetting_enough(more, setting, model)
 
 
-def _is_long(layout: Layout) -> bool:
-    """Whether a replay takes seconds: such layouts come last, when more of them are hopeless."""
-    return 3 * len(layout.stage_to_rank) * layout.num_microbatches > LONG
+def _turn(one: _Open) -> tuple[bool, int, str]:
+    """What promises most comes first; where a replay takes seconds, last, when more of them are hopeless."""
+    is_long = 3 * len(one.layout.stage_to_rank) * one.layout.num_microbatches > LONG
+    return is_long, one.guess_ns, str(one.layout)
 
 
 def _idle_free_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
@@ -218,56 +217,81 @@ def _guess_ns(layout: Layout, bound_ns: int) -> int:
     return int(bound_ns * (1 + idle / layout.num_microbatches))
 
 
-def _replayed(
-    possible: Sequence[_Open],
-    setting: Setting,
-    model: StepModel,
-    found: Found,
-    keep: int,
-    tell: Callable[[str, float], None],
-) -> list[tuple[int, Layout]]:
-    """Replays what may be among the best; returns the layouts whose schedule is still to be searched, by bound."""
-    best: list[int] = []  # the negated step times of the best `keep`, a heap
-    cuts = _Cuts(setting, model)
-    waiting: list[tuple[int, Layout]] = []
-    left = list(reversed(possible))
-    while left:
-        one = left.pop()
-        tell("replaying", 1 - len(left) / len(possible))
-        reached_ns = -best[0] if len(best) == keep else None
-        if _hopeless(one.layout, one.bound_ns, reached_ns, found):
-            continue
-        try:
-            staged = cuts.of(one.layout)
-        except PlanError as problem:
-            found.losers.append(Loser(str(one.layout), str(problem), one.layout))
-            continue
-        bound_ns = max(one.bound_ns, lower_bound_ns(staged, setting, model) + model.step_ns)
-        if _hopeless(one.layout, bound_ns, reached_ns, found):
-            continue
-        lacking = _expected_lack(staged, setting, model)
-        if lacking > 0 and not _may_fit_whole(one.layout, staged, setting, model):
-            more = forgetting_more(one.layout, setting)
+class _Replays:
+    """Replays what may be among the best, the one that promises most first; what does not fit comes back forgetting
+    more, where that is allowed.
+
+    Attributes:
+        waiting: layouts whose schedule is still to be searched, with their bounds.
+    """
+
+    def __init__(self, setting: Setting, model: StepModel, found: Found, keep: int) -> None:
+        self._setting, self._model, self._found, self._keep = setting, model, found, keep
+        self._best: list[int] = []  # the negated step times of the best `keep`, a heap
+        self._cuts = _Cuts(setting, model)
+        self._rows: dict[tuple[object, ...], Rows] = {}
+        self.waiting: list[tuple[int, Layout]] = []
+
+    def all_of(self, possible: Sequence[_Open], tell: Callable[[str, float], None]) -> list[tuple[int, Layout]]:
+        """Goes through the layouts; returns `waiting`, the lowest bound first."""
+        left = [(_turn(one), one) for one in possible]
+        heapq.heapify(left)
+        count = 0
+        while left:
+            _, one = heapq.heappop(left)
+            tell("replaying", count / (count + len(left) + 1))
+            count += 1
+            more = self._instead(one)
             if more is not None:
-                left.append(replace(one, bound_ns=_idle_free_ns(more, setting, model), layout=more))
-                continue
-            found.losers.append(too_large(one.layout, lacking, setting, "what the schedule holds with equal stages"))
-            continue
-        if is_searched(one.layout.schedule):
-            actions = 3 * len(staged.works) * one.layout.num_microbatches
-            if actions <= MOST_SEARCHED:
-                waiting.append((bound_ns, one.layout))
-            else:
-                why = f"not searched: {actions} actions are more than the {MOST_SEARCHED} that a search improves"
-                found.losers.append(Loser(str(one.layout), why, one.layout))
-            continue
-        done = _within_memory(one.layout, setting, model, known_rows(one.layout, setting), staged, found)
+                bound = _idle_free_ns(more, self._setting, self._model)
+                again = _Open(bound, _guess_ns(more, bound), more)
+                heapq.heappush(left, (_turn(again), again))
+        self.waiting.sort(key=lambda pair: (pair[0], str(pair[1])))
+        return self.waiting
+
+    def _instead(self, one: _Open) -> Layout | None:
+        """None for a layout that fits, waits or cannot win, and where nothing fits; else the one that forgets more."""
+        layout, setting, model, found = one.layout, self._setting, self._model, self._found
+        reached_ns = -self._best[0] if len(self._best) == self._keep else None
+        if _hopeless(layout, one.bound_ns, reached_ns, found):
+            return None
+        try:
+            staged = self._cuts.of(layout)
+        except PlanError as problem:
+            found.losers.append(Loser(str(layout), str(problem), layout))
+            return forgetting_more(layout, setting)
+        bound_ns = max(one.bound_ns, lower_bound_ns(staged, setting, model) + model.step_ns)
+        if _hopeless(layout, bound_ns, reached_ns, found):
+            return None
+        lacking = _expected_lack(staged, setting, model)
+        if lacking > 0 and not _may_fit_whole(layout, staged, setting, model):
+            found.losers.append(too_large(layout, lacking, setting, "what the schedule holds with equal stages"))
+            return _fitting(staged, setting, model)
+        if is_searched(layout.schedule):
+            self._wait(layout, bound_ns, 3 * len(staged.works) * layout.num_microbatches)
+            return None
+        done = _within_memory(layout, setting, model, self._rows_of(layout), staged, found)
         if done is not None and not broken_promises(done, setting):
-            heapq.heappush(best, -done.step_ns)
-            if len(best) > keep:
-                heapq.heappop(best)
-    waiting.sort(key=lambda pair: (pair[0], str(pair[1])))
-    return waiting
+            heapq.heappush(self._best, -done.step_ns)
+            if len(self._best) > self._keep:
+                heapq.heappop(self._best)
+        return forgetting_more(layout, setting) if done is None else None
+
+    def _rows_of(self, layout: Layout) -> Rows:
+        """The order of a schedule; kept, for a layout that forgets more has the same."""
+        key = layout.schedule, layout.mesh.pp_degree, layout.num_microbatches, layout.virtual_stages
+        if key not in self._rows:
+            if len(self._rows) == KEPT_ROWS:
+                del self._rows[next(iter(self._rows))]
+            self._rows[key] = known_rows(layout, self._setting)
+        return self._rows[key]
+
+    def _wait(self, layout: Layout, bound_ns: int, actions: int) -> None:
+        if actions <= MOST_SEARCHED:
+            self.waiting.append((bound_ns, layout))
+            return
+        why = f"not searched: {actions} actions are more than the {MOST_SEARCHED} that a search improves"
+        self._found.losers.append(Loser(str(layout), why, layout))
 
 
 def _expected_lack(staged: Staged, setting: Setting, model: StepModel) -> int:
@@ -275,6 +299,18 @@ def _expected_lack(staged: Staged, setting: Setting, model: StepModel) -> int:
     if setting.memory_bytes is None:
         return 0
     return max(_expected(staged, setting, model)) * 19 // 20 - setting.memory_bytes
+
+
+def _fitting(staged: Staged, setting: Setting, model: StepModel) -> Layout | None:
+    """The first layout that forgets more and would fit if it were cut alike; None if there is none."""
+    more: Layout | None = forgetting_more(staged.layout, setting)
+    while more is not None:
+        line, _ = line_and_lookup(more, model)
+        works = tuple(stage_works(line, staged.boundaries))
+        if _expected_lack(replace(staged, layout=more, line=line, works=works), setting, model) <= 0:
+            return more
+        more = forgetting_more(more, setting)
+    return None
 
 
 def _may_fit_whole(layout: Layout, staged: Staged, setting: Setting, model: StepModel) -> bool:
@@ -294,18 +330,6 @@ def _expected(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
     ]
 
 
-def known_rows(layout: Layout, setting: Setting) -> Rows:
-    """The order of a schedule that has a name.
-
-    Raises:
-        PlanError: the schedule does not accept the layout.
-    """
-    lists = generate(
-        layout.schedule, layout.mesh.pp_degree, layout.num_microbatches, setting.workload, layout.virtual_stages
-    )
-    return to_rows(lists, layout.stage_to_rank)
-
-
 def _hopeless(layout: Layout, bound_ns: int, reached_ns: int | None, found: Found) -> bool:
     """Whether a layout cannot be among the best, whatever its schedule; then it says why."""
     if reached_ns is None or bound_ns < reached_ns:
@@ -323,9 +347,7 @@ def _within_memory(
     staged: Staged | None,
     found: Found,
 ) -> Evaluated | None:
-    """A layout replayed, if it fits; where fractional cuts do not, cuts between units that know the memory may, and
-    where nothing is forgotten, forgetting may.
-    """
+    """A layout replayed, if it fits; where fractional cuts do not, cuts between units that know the memory may."""
     try:
         done = evaluate(layout, setting, model, rows, staged)
     except PlanError as problem:
@@ -335,9 +357,6 @@ def _within_memory(
     lacking = done.peak_bytes - (setting.memory_bytes or math.inf)
     if lacking > 0 and _may_fit_whole(layout, done.staged, setting, model):
         return _within_memory(replace(layout, cuts="whole"), setting, model, rows, None, found)
-    more = forgetting_more(layout, setting) if lacking > 0 else None
-    if more is not None:
-        return _within_memory(more, setting, model, rows, None, found)
     return _keep_if_it_fits(done, setting, found)
 
 
@@ -369,60 +388,11 @@ def _anneal(
             tell("searching schedules", begun + part / len(waiting))
 
         tried: Layout | None = layout
-        while tried is not None:
+        fits = None
+        while tried is not None and fits is None:
             try:
                 rows = searched(tried, setting, model, most_replayed // len(waiting), done)
+                fits = _within_memory(tried, setting, model, rows, None, found)
             except PlanError as problem:
-                more = forgetting_more(tried, setting)
-                if more is None:
-                    found.losers.append(Loser(str(tried), str(problem), tried))
-                tried = more
-                continue
-            _within_memory(tried, setting, model, rows, None, found)
-            break
-
-
-def searched(
-    layout: Layout,
-    setting: Setting,
-    model: StepModel,
-    most_replayed: int = MOST_REPLAYED,
-    progress: Callable[[float], None] | None = None,
-) -> Rows:
-    """The order of the shortest step that a search with a fixed amount of work finds for a layout.
-
-    Raises:
-        PlanError: no schedule holds so little, or as `stage`.
-    """
-    from hybrid_runtime.schedule.auto.search import search  # compiled loops: numba takes a while to import
-
-    staged = stage(layout, setting, model)
-    ranks = layout.mesh.pp_degree
-    tries = max(1, most_replayed // (3 * len(staged.works) * layout.num_microbatches))
-    found = search(
-        ranks,
-        layout.num_microbatches,
-        step_costs(staged, setting, model),
-        limits(staged, setting, model),
-        setting.seed,
-        math.inf,
-        None if progress is None else lambda state: progress(state.done),
-        stage_to_rank=staged.stage_to_rank,
-        most_tries=tries,
-    )
-    return to_rows(found.lists, staged.stage_to_rank)
-
-
-def limits(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
-    """Bytes that the actions of every rank may hold: so many microbatches of its share, the head's logits once, and
-    no more than its memory leaves.
-    """
-    layout, state = staged.layout, state_of(staged.layout, setting, model)
-    ranks = range(layout.mesh.pp_degree)
-    states = [state.held(staged.rank_parameters(rank)) for rank in ranks]
-    held = [weigh(staged.line, layout, state, rank, staged.rank_work(rank), staged.tied_parameters) for rank in ranks]
-    most = setting.memory_bytes or max(held)
-    if layout.level:
-        rows = state.held(embedding_parameters(layout, setting)) if layout.sharded else 0
-        most = min(most, int(water_level(held, rows)))
-    return [min(here, most) - below for here, below in zip(held, states)]
+                found.losers.append(Loser(str(tried), str(problem), tried))
+            tried = forgetting_more(tried, setting)

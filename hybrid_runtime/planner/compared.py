@@ -14,9 +14,9 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.mesh import Mesh, divisors
 from hybrid_runtime.planner.candidates import MOST_ACTIONS
-from hybrid_runtime.planner.choose_plan import known_rows
 from hybrid_runtime.planner.evaluate import Evaluated, evaluate
 from hybrid_runtime.planner.layout import Layout, Setting
+from hybrid_runtime.planner.orders import known_rows
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import PredictedBaseline
 

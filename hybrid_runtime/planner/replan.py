@@ -15,7 +15,6 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.analytic import AnalyticCosts
-from hybrid_runtime.planner.choose_plan import known_rows, searched
 from hybrid_runtime.planner.compared import baselines
 from hybrid_runtime.planner.evaluate import (
     Evaluated,
@@ -27,6 +26,7 @@ from hybrid_runtime.planner.evaluate import (
 )
 from hybrid_runtime.planner.layout import CutKind, Layout, Setting
 from hybrid_runtime.planner.network import Network
+from hybrid_runtime.planner.orders import known_rows, searched
 from hybrid_runtime.planner.recorded import A_RUN, Evidence, RecordedCosts, recompute_of
 from hybrid_runtime.planner.rehearsed import busy_ns, rehearsed_costs, update_ns_per_million
 from hybrid_runtime.planner.request import rates_of, setting_of

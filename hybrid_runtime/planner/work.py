@@ -88,17 +88,18 @@ class Forgotten(NamedTuple):
     """What a unit, or a piece of one, forgets after F and computes again at the beginning of its backward.
 
     Attributes:
-        num_bytes: of `saved`, less from F on; they come back for the unit's own I or B.
+        num_bytes: of `saved`, less from F on.
+        come_back: bytes that are there at once for a moment of the unit's own I or B.
         share: of the time of F, done again.
         collectives: time of those that are done again and that nothing hides.
     """
 
     num_bytes: int = 0
+    come_back: int = 0
     share: Fraction = Fraction(0)
     collectives: int = 0
 
 
-NOTHING_FORGOTTEN = Forgotten()
 Forgets = Callable[[RecomputeKind, int, int], Forgotten]  # of parts start .. stop
 
 
@@ -114,7 +115,7 @@ class Unit:
         in_i: bytes that the unit, or a first piece of it, holds for a moment in its I beyond what it keeps before or
             after.
         forgets: what recomputation would make of it; None where nothing is left to choose.
-        comes_back: (start, stop) -> bytes that were forgotten and come back for the backward.
+        comes_back: (start, stop) -> `Forgotten.come_back` of a unit that does compute again.
     """
 
     cost: UnitCost
@@ -139,10 +140,9 @@ class Unit:
         def piece(start: int, stop: int) -> Work:
             return _forgetting(self.piece(start, stop), forgets(kind, start, stop))
 
-        def comes_back(start: int, stop: int) -> int:
-            return self.piece(start, stop).saved - piece(start, stop).saved
-
-        return replace(self, piece=piece, forgets=None, comes_back=comes_back)
+        return replace(
+            self, piece=piece, forgets=None, comes_back=lambda start, stop: forgets(kind, start, stop).come_back
+        )
 
 
 def _forgetting(work: Work, forgotten: Forgotten) -> Work:

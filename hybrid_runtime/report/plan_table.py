@@ -48,9 +48,11 @@ def plan_tables(plan: Plan, sentences: Sequence[str], why_not: Sequence[str]) ->
 
 
 def _chosen(plan: Plan) -> str:
+    kinds = dict.fromkeys(stage.recompute for stage in plan.stages)
+    recompute = "" if list(kinds) == ["none"] else f", recompute {'/'.join(kinds)}"
     return (
         f"{plan.mesh}, {printable(plan.schedule)}, {len(plan.stages)} stages, {plan.num_microbatches} microbatches of "
-        f"{plan.microbatch_size}"
+        f"{plan.microbatch_size}{recompute}"
     )
 
 

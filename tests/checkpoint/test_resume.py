@@ -28,9 +28,11 @@ LLAMA = {"tie_embeddings": True, "num_kv_heads": 1, "vocab_size": 51}
 
 
 def straight_and_resumed(rank: int, folder: str) -> None:
-    """dp 2 and pp 2 with dropout, a buffer and the optimizer sharded over dp, then tp 2 and pp 2."""
+    """dp 2 and pp 2 with dropout, a buffer and the optimizer sharded over dp; tp 2 and pp 2 in bfloat16 with master
+    copies."""
     dropping = {"units": "tests.checkpoint.dropping_model:units"}
-    for name, mesh, model in (("dropping", (1, 2, 2), dropping), ("llama", (2, 2, 1), dict(LLAMA))):
+    llama = {**LLAMA, "dtype": "bfloat16"}
+    for name, mesh, model in (("dropping", (1, 2, 2), dropping), ("llama", (2, 2, 1), llama)):
         pipeline = {"schedule": "gpipe" if name == "dropping" else "zb_h1"}
         straight, halves = Path(folder, f"{name}-straight"), Path(folder, f"{name}-halves")
         changes: dict[str, Any] = {"model": dict(model), "pipeline": pipeline, "shard_optimizer": name == "dropping"}

@@ -35,8 +35,10 @@ PIECES = [
     "embedding..0.mlp[:64]", "0.mlp[64:]..1.mlp", "2.attn..2.mlp[:64]",
     "2.mlp[64:]..3.mlp", "4.attn[:1]", "4.attn[1:]..head",
 ]  # fmt: skip
-CASES: tuple[tuple[str, str | list[str]], ...] = (
-    ("1f1b", "even"), ("interleaved_1f1b", "even"), ("zb_v", "even"), ("v_half", "even"), ("zb_v", PIECES),
+CASES: tuple[tuple[str, str | list[str], str], ...] = (
+    ("1f1b", "even", "none"), ("interleaved_1f1b", "even", "none"), ("zb_v", "even", "none"),
+    ("v_half", "even", "none"), ("zb_v", PIECES, "none"), ("1f1b", "even", "full"), ("zb_v", PIECES, "selective"),
+    ("v_half", "even", "full"),
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -64,12 +66,12 @@ class Scales(NullRecorder):
 
 
 def parts_of(
-    schedule: str, cuts: str | list[str], num_microbatches: int, weigh: bool
+    schedule: str, cuts: str | list[str], recompute: str, num_microbatches: int, weigh: bool
 ) -> tuple[Parts, Built, Groups, Scales | None]:
     settings = deployment(
         model={"num_layers": NUM_LAYERS, "hidden_size": 128, "ffn_size": 192},
         parallel={"pp_degree": PP_DEGREE},
-        pipeline={"schedule": schedule, "cuts": cuts},
+        pipeline={"schedule": schedule, "cuts": cuts, "recompute": recompute},
         batch={"global_batch_size": num_microbatches, "microbatch_size": 1, "sequence_length": 16},
     )
     specs = model_units(settings.model, settings.shape)
@@ -80,9 +82,9 @@ def parts_of(
     return assemble(settings, plan, groups, built, source(), scales or NullRecorder(CPU)), built, groups, scales
 
 
-def weighed(schedule: str, cuts: str | list[str]) -> ActionBytes:
+def weighed(schedule: str, cuts: str | list[str], recompute: str) -> ActionBytes:
     """Bytes of all ranks' actions, from a step of one microbatch. The second step's: the first one makes buffers."""
-    parts, _, groups, scales = parts_of(schedule, cuts, 1, weigh=True)
+    parts, _, groups, scales = parts_of(schedule, cuts, recompute, 1, weigh=True)
     assert scales is not None
     for step in range(2):
         run_step(parts, Order(step, step))
@@ -95,9 +97,11 @@ def weighed(schedule: str, cuts: str | list[str]) -> ActionBytes:
     return ActionBytes(kept, freed, temporary)
 
 
-def executed_peaks(schedule: str, cuts: str | list[str], num_microbatches: int) -> tuple[Plan, list[int]]:
+def executed_peaks(
+    schedule: str, cuts: str | list[str], recompute: str, num_microbatches: int
+) -> tuple[Plan, list[int]]:
     """Most bytes of activations that each rank held in a whole step."""
-    parts, built, groups, _ = parts_of(schedule, cuts, num_microbatches, weigh=False)
+    parts, built, groups, _ = parts_of(schedule, cuts, recompute, num_microbatches, weigh=False)
     run_step(parts, Order(0, 0))
     with built.ledger.watching():
         run_step(parts, Order(1, 1))
@@ -106,9 +110,9 @@ def executed_peaks(schedule: str, cuts: str | list[str], num_microbatches: int) 
 
 
 def compare(rank: int) -> None:
-    for schedule, cuts in CASES:
-        action_bytes = weighed(schedule, cuts)
-        plan, executed = executed_peaks(schedule, cuts, 2 * PP_DEGREE)
+    for schedule, cuts, recompute in CASES:
+        action_bytes = weighed(schedule, cuts, recompute)
+        plan, executed = executed_peaks(schedule, cuts, recompute, 2 * PP_DEGREE)
         lists = list(map(parse_actions, plan.actions))
         durations = {(stage, kind): 1 for stage in range(len(plan.stages)) for kind in (Kind.F, Kind.I, Kind.W, Kind.B)}
         step = replay_step(lists, plan.stage_to_rank, StepCosts(durations, action_bytes=action_bytes))

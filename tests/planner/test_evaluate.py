@@ -8,9 +8,9 @@ import pytest
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import layouts
-from hybrid_runtime.planner.choose_plan import known_rows
 from hybrid_runtime.planner.evaluate import Evaluated, as_run, evaluate
 from hybrid_runtime.planner.layout import Layout
+from hybrid_runtime.planner.orders import known_rows
 from hybrid_runtime.planner.planned import plan_deployment
 from hybrid_runtime.planner.predicted_step import predicted_step
 from hybrid_runtime.planner.request import model_of, setting_of, space_of
