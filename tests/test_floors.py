@@ -17,9 +17,10 @@ PACKAGE = Path(hybrid_runtime.__file__).parent
 FLOORS = [
     "__init__ errors exact mesh shapes deployment deployment_declared deployment_fields deployment_errors "
     "deployment_checkpoint deployment_data deployment_export deployment_measurement deployment_search "
-    "deployment_telemetry deployment_model deployment_optimizer deployment_text hugging_face_config pieces predicted calibration company "
-    "rehearsal would fingerprint plan planted records nvml_records verdict verdict_modelled verdict_prediction "
-    "prediction_history schemas run_folder turns launches git_state plan_contradictions peak_rates deployment_faults",
+    "deployment_telemetry deployment_model deployment_optimizer deployment_text hugging_face_config pieces predicted "
+    "calibration company rehearsal would fingerprint plan planted records nvml_records verdict verdict_modelled "
+    "verdict_prediction prediction_history schemas run_folder turns launches git_state plan_contradictions peak_rates "
+    "deployment_faults",
     "schedule",
     "planner verifier report weights faults comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint",
