@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_runtime.comm.axis import Axis
-from hybrid_runtime.data.tokens import open_source
+from hybrid_runtime.data.opening import open_source
 from hybrid_runtime.data_parallel.buckets import GradientBuckets
 from hybrid_runtime.deployment import Data
 from hybrid_runtime.errors import DeploymentError
