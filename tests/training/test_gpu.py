@@ -59,7 +59,7 @@ def gradients(kind: RecomputeKind, dtype: torch.dtype) -> tuple[dict[str, Tensor
             stage.weight_gradient(index)
     torch.cuda.synchronize()
     assert ledger.in_use.activations == 0
-    assert all(buffer.dtype == torch.float32 for buffer in buckets.buffers)
+    assert all(bucket.gradients.dtype == torch.float32 for bucket in buckets.buckets)
     named = {f"{name}.{own}": p for name, unit in units.items() for own, p in unit.named_parameters()}
     return {name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None}, kept
 
