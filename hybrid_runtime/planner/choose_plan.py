@@ -133,15 +133,25 @@ def _possible(
             continue
         try:
             layout, lacking = _forgetting_enough(layout, setting, model)
-            bound = _idle_free_ns(layout, setting, model)
+            one = _open(layout, setting, model)
         except PlanError as problem:
             found.losers.append(Loser(str(layout), str(problem), layout))
             continue
         if lacking > 0:
             found.losers.append(too_large(layout, int(lacking), setting, "already with equal parts"))
             continue
-        possible.append(_Open(bound, _guess_ns(layout, bound), layout))
+        possible.append(one)
     return possible
+
+
+def _open(layout: Layout, setting: Setting, model: StepModel) -> _Open:
+    """A layout with its bounds. One that forgets is held to its guess: a schedule with a name idles that long, but for
+    stages that happen to suit it, and layouts that forget would else double the time of a search.
+    """
+    bound = _idle_free_ns(layout, setting, model)
+    guess = _guess_ns(layout, bound)
+    held = layout.recompute != setting.recomputes[0] and not is_searched(layout.schedule)
+    return _Open(guess if held else bound, guess, layout)
 
 
 def _forgetting_enough(layout: Layout, setting: Setting, model: StepModel) -> tuple[Layout, float]:
@@ -243,8 +253,7 @@ class _Replays:
             count += 1
             more = self._instead(one)
             if more is not None:
-                bound = _idle_free_ns(more, self._setting, self._model)
-                again = _Open(bound, _guess_ns(more, bound), more)
+                again = _open(more, self._setting, self._model)
                 heapq.heappush(left, (_turn(again), again))
         self.waiting.sort(key=lambda pair: (pair[0], str(pair[1])))
         return self.waiting
