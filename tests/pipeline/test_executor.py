@@ -81,15 +81,16 @@ def one_rank(rank: int) -> None:
     loss = executor("0UNSHARD", "0F0", "0I0", "0W0", "0REDUCE_GRAD", modules=units(3)).run_step(microbatches(1))
     assert loss is not None
     assert loss.item() == pytest.approx(oracle(3, 1)[0], rel=1e-6)
-    done: list[int] = []
+    done: list[tuple[int, torch.Tensor | None]] = []
     two = {n: Stage(n, [("unit", module)], training=True) for n, module in enumerate(units(2))}
     lists = parse_actions(["0F0", "0F1", "1F0", "1F1", "1I0", "0I0", "1W0", "1B1", "0W0", "0B1"])
     together = Executor(
-        lists, two, (0, 0), groups, loss_scale=1.0, recorder=recorder, stage_done=lambda stage: done.append(stage)
+        lists, two, (0, 0), groups, loss_scale=1.0, recorder=recorder, stage_done=lambda *told: done.append(told)
     )
     for times in (1, 2):
-        together.run_step(microbatches(2))
-        assert done == [1, 0] * times, "each stage once, after its last gradient"
+        loss = together.run_step(microbatches(2))
+        assert [stage for stage, _ in done] == [1, 0] * times, "each stage once, after its last gradient"
+        assert done[-2:] == [(1, loss), (0, None)], "the last one with the loss"
     untrained = [Microbatch(m.tokens) for m in microbatches(1)]
     assert executor("0F0", modules=units(3)).run_step(untrained) is None
 
