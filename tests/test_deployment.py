@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import subprocess
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 
 from hybrid_runtime.deployment import json_schema, load_deployment, parse_deployment
 from hybrid_runtime.errors import UsageError
-from tests.commands import small
 from tests.deployment_files import CONFIGS, write
 
 jsonschema: Any = importlib.import_module("jsonschema")  # has no type hints
@@ -53,19 +51,32 @@ def test_where_figures_go_is_no_part_of_what_is_compared(tmp_path: Path) -> None
         assert again.telemetry == telling.telemetry
 
 
-def test_the_defaults_of_later_keys_leave_the_fingerprint_as_it_was() -> None:
-    """Old records are judged with their deployment's fingerprint, which was made without these keys."""
-    plain = parse_deployment(small(), source="test")
-    stated = parse_deployment(small(optimizer={"schedule": "cosine"}), source="test")
-    assert stated.fingerprint == plain.fingerprint
-    before = {name: value for name, value in plain.model_dump(mode="json").items() if name not in _NO_PART}
-    assert [before["optimizer"].pop(name) for name in ("schedule", "decay_steps")] == ["cosine", None]
-    assert plain.fingerprint == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
-    for changed in ({"schedule": "linear"}, {"decay_steps": 7}):
-        assert parse_deployment(small(optimizer=changed), source="test").fingerprint != plain.fingerprint
-
-
-_NO_PART = ("telemetry", "search", "export", "checkpoint")
+def test_newer_keys_with_their_defaults_leave_the_fingerprint_as_it_was() -> None:
+    """Old records are judged with their deployment's fingerprint: this one is of version 0.1.0 before such keys."""
+    values: dict[str, Any] = {
+        "name": "a",
+        "model": {"preset": "tiny"},
+        "parallel": {"dp_degree": 2},
+        "pipeline": {"schedule": "gpipe"},
+        "batch": {"global_batch_size": 4, "microbatch_size": 1, "sequence_length": 8},
+        "workload": {"steps": 3},
+        "optimizer": {"warmup_steps": 1},
+        "data": {"source": "text", "path": "x"},
+    }
+    before = "442ade8682be029be54fe85e0cedaed63ac8d192b681d156ed79e9ac196f7cb6"
+    assert parse_deployment(values, source="test").fingerprint == before
+    for table, keys in (
+        ("optimizer", {"schedule": "linear"}),
+        ("optimizer", {"decay_steps": 7}),
+        ("optimizer", {"master_weights": False}),
+        ("parallel", {"shard_optimizer": True}),
+        ("pipeline", {"recompute": "full"}),
+        ("workload", {"validation_batches": 9}),
+        ("data", {"pack": True, "source": "corpus"}),
+        ("faults", {"non_finite": "skip"}),
+    ):
+        changed = values | {table: values.get(table, {}) | keys}
+        assert parse_deployment(changed, source="test").fingerprint != before, keys
 
 
 def test_a_file_without_checkpoints_keeps_its_fingerprint(tmp_path: Path) -> None:
@@ -78,19 +89,6 @@ def test_a_file_without_checkpoints_keeps_its_fingerprint(tmp_path: Path) -> Non
     assert kept.checkpoint is not None
     assert kept.checkpoint.every == 100
     assert kept.fingerprint != plain.fingerprint
-
-
-def test_a_file_without_newer_keys_keeps_its_fingerprint(tmp_path: Path) -> None:
-    """The text is what was hashed before [data] and [workload] had them."""
-    plain = load_deployment(write(tmp_path, 'name = "a"'))
-    old = json.loads(plain.canonical_json())
-    for name in ("telemetry", "search", "export", "checkpoint"):
-        del old[name]
-    old["data"] = {name: old["data"][name] for name in ("source", "path", "glob", "tokenizer", "token_dtype")}
-    old["workload"] = {name: old["workload"][name] for name in ("kind", "steps", "seed")}
-    assert plain.fingerprint == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
-    for table in ("[data]\npack = true", "[workload]\nvalidation_batches = 9"):
-        assert load_deployment(write(tmp_path, f'name = "a"\n{table}')).fingerprint != plain.fingerprint
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

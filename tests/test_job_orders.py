@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hybrid_runtime.comm.axis import Clocks
 from hybrid_runtime.job_orders import expected_steps, orders, plain_turns
 from hybrid_runtime.records import PLANTED, SPEED, TRACE
 from hybrid_runtime.turns import Turn
@@ -17,7 +18,7 @@ DEPLOYED = deployment(measurement={"warmup_steps": 5, "block_steps": 2, "settle_
 
 def groups() -> Any:
     place = SimpleNamespace(rank=0)
-    return SimpleNamespace(barrier=lambda: None, gather_objects=lambda mine: [mine], place=place)
+    return SimpleNamespace(barrier=lambda: None, gather_objects=lambda mine: [mine], place=place, clocks=Clocks())
 
 
 class Given:

@@ -125,6 +125,8 @@ def open_source(data: Source) -> TokenSource:
         return open_corpus(path)
     if data.source == "tokens":
         return map_tokens(path, data.token_dtype, vocab_size=2 ** (8 * np.dtype(data.token_dtype).itemsize))
+    if not path.exists():
+        raise UsageError(f"{path}: does not exist; name a text file or a folder of them in [data] path")
     files = text.text_files(path, data.glob)
     if data.tokenizer != text.BYTES:
         return _tokenised(str(path), files, Path(data.tokenizer).expanduser())

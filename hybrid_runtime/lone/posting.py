@@ -21,7 +21,7 @@ from hybrid_runtime.comm.axis import Axis
 from hybrid_runtime.lone.company import Work
 from hybrid_runtime.lone.unit_times import PASSES
 
-_LEAST_ROUNDS, _MOST_ROUNDS, _ROUNDS_S = 3, 40, 15.0
+_LEAST_ROUNDS, _MOST_ROUNDS, _ROUNDS_S = 3, 40, 12.0
 
 
 def posts_ns(axis: Axis, sizes: Sequence[int], work: Work) -> dict[int, int]:
