@@ -32,7 +32,7 @@ def tokenize(
     skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="leave unusable lines out")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a corpus for the table data: a document per line of JSONL, row of Parquet or text file, in constant memory."""
+    """Make a corpus for the table data: a document per line of JSONL, Parquet row or text file, in constant memory."""
     from hybrid_runtime.data.tokenise import coding_of, cores, tokenise
 
     coding = coding_of(tokenizer, end_of_document, field)
