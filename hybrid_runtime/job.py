@@ -88,17 +88,13 @@ def run_rank(
     plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
     last_words.memory = MemoryFacts(plan, launch.rank, device)
     data = _open_data(deployment, plan, specs)
-    warning = refuse_too_full(folder, plan, deployment.workload.steps)
-    if warning and launch.rank == 0:
-        print(f"hybrid_runtime: {warning}", file=sys.stderr, flush=True)
+    _demand_room(folder, plan, deployment, launch)
     facts = training_facts(deployment, len(data.training))
     exported = prepare_export(deployment, launch.rank, facts, resumed) if turns is None else None
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
-    _demand_one_plan(plan, groups)
-    _demand_one_data(data, groups)
-    _demand_one_folder(folder, launch, groups)
+    _demand_one_of_each(plan, data, folder, launch, groups)
     if launch.rank == 0:
         write_whole(folder.plan, plan.to_json())
         write_whole(folder.deployment, deployment.canonical_json())
@@ -136,6 +132,19 @@ def run_rank(
             recorder.note(EXPORT)
             export(exported, deployment, built.units, groups)
         groups.barrier()
+
+
+def _demand_room(folder: RunFolder, plan: Plan, deployment: Deployment, launch: Launch) -> None:
+    """The records of the first steps fit on the disk, or nothing begins; whether all will is only said."""
+    warning = refuse_too_full(folder, plan, deployment.workload.steps)
+    if warning and launch.rank == 0:
+        print(f"hybrid_runtime: {warning}", file=sys.stderr, flush=True)
+
+
+def _demand_one_of_each(plan: Plan, data: Opened, folder: RunFolder, launch: Launch, groups: Groups) -> None:
+    _demand_one_plan(plan, groups)
+    _demand_one_data(data, groups)
+    _demand_one_folder(folder, launch, groups)
 
 
 def _demand_one_plan(plan: Plan, groups: Groups) -> None:
