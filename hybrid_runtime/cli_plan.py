@@ -74,7 +74,7 @@ def plan(
     if rehearsal is not None:
         found, sentences = _again(deployment, rehearsal, measured)
         return _write(found, sentences, (), out, json_file)
-    planned = _search(deployment, measured, max(5, try_best), quiet)
+    planned = _search(deployment, measured, try_best, quiet)
     if try_best:
         from hybrid_runtime.tried import try_plans
 
@@ -126,14 +126,14 @@ def _again(deployment: Deployment, folder: Path, measured: Calibration | None) -
     return after, (balance_moved(rehearsal, before, after), f"communication: {network.source}", *network.missing())
 
 
-def _search(deployment: Deployment, measured: Calibration | None, keep: int, quiet: bool) -> Planned:
-    from hybrid_runtime.planner.planned import plan_deployment
+def _search(deployment: Deployment, measured: Calibration | None, tried: int, quiet: bool) -> Planned:
+    from hybrid_runtime.planner.planned import SHOWN_ALTERNATIVES, plan_deployment
 
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
         task = progress.add_task("planning", total=1.0)
         return plan_deployment(
             deployment,
             measured,
-            keep=keep,
+            keep=max(1 + SHOWN_ALTERNATIVES, tried),
             progress=lambda what, part: progress.update(task, description=what, completed=part),
         )

@@ -36,7 +36,7 @@ from hybrid_runtime.schedule.registry import SCHEDULES
 from hybrid_runtime.schedule.rows import Rows
 
 MOST_SEARCHED = 6_000  # actions of a step; annealing more than that takes minutes to beat the known schedules
-KEPT_ROWS = 16  # of a few megabytes each
+KEPT_ROWS = 64  # of a few megabytes each
 LONG = 10_000  # actions of a step that take a second to replay
 _STAND_IN = "zb_v"  # whose idle time a searched schedule is guessed to have
 

@@ -20,7 +20,7 @@ from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.planner.write_plan import write_plan
 from hybrid_runtime.predicted import Alternative
 
-SHOWN_ALTERNATIVES = 4
+SHOWN_ALTERNATIVES = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def plan_deployment(
     deployment: Deployment,
     calibration: Calibration | None,
     *,
-    keep: int = 5,
+    keep: int = 1 + SHOWN_ALTERNATIVES,
     progress: Callable[[str, float], None] | None = None,
 ) -> Planned:
     """Plans a deployment. Equal arguments give equal plans.

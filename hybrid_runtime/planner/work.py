@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
+from operator import add, sub
 from typing import NamedTuple
 
 from hybrid_runtime.deployment_fields import RecomputeKind
@@ -70,11 +71,11 @@ Load = Callable[[Work], int]
 
 
 def plus(one: Work, other: Work) -> Work:
-    return Work(*(a + b for a, b in zip(one, other)))
+    return Work._make(map(add, one, other))
 
 
 def minus(one: Work, other: Work) -> Work:
-    return Work(*(a - b for a, b in zip(one, other)))
+    return Work._make(map(sub, one, other))
 
 
 class Position(NamedTuple):
@@ -196,8 +197,12 @@ class Line:
     def total(self) -> Work:
         return self.upto[-1]
 
-    def work(self, start: Position, stop: Position) -> Work:
-        """What lies between two positions."""
+    @cached_property
+    def work(self) -> Callable[[Position, Position], Work]:
+        """What lies between two positions; remembered, for a search asks again and again."""
+        return lru_cache(maxsize=1 << 16)(self._between)
+
+    def _between(self, start: Position, stop: Position) -> Work:
         if start.unit == stop.unit:
             return self.units[start.unit].piece(start.part, stop.part) if stop.part > start.part else NOTHING
         found = minus(self.upto[stop.unit], self.upto[start.unit + bool(start.part)])

@@ -46,6 +46,8 @@ class Kind(enum.Enum):
     RESHARD = "RESHARD"
     REDUCE_GRAD = "REDUCE_GRAD"
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name in Python, every time
+
     @property
     def is_compute(self) -> bool:
         return self in _COMPUTE

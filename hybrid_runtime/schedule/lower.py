@@ -41,11 +41,13 @@ def lower(
     """
     receives = _receives_in_send_order(compute, stage_to_rank)
     lowered = _lower(compute, receives, stage_to_rank, pool_depth)
-    if walk(lowered, stage_to_rank, rendezvous=False):
-        return lowered  # stuck whatever the pool; `check` says where
-    while walk(lowered, stage_to_rank, rendezvous=True):  # ends: a pool for all receives posts them before anything
+    stuck = walk(lowered, stage_to_rank, rendezvous=True)
+    if stuck and walk(lowered, stage_to_rank, rendezvous=False):
+        return lowered  # whatever the pool; `check` says where
+    while stuck:  # ends: a pool for all receives posts them before anything
         pool_depth += 1
         lowered = _lower(compute, receives, stage_to_rank, pool_depth)
+        stuck = walk(lowered, stage_to_rank, rendezvous=True)
     return lowered
 
 

@@ -21,6 +21,8 @@ _PARTNER = {
     Kind.RECV_B: (Kind.SEND_B, 1),
 }
 
+PRODUCERS = {Kind.SEND_F: (Kind.F,), Kind.SEND_B: (Kind.I, Kind.B)}  # kinds of action of which one makes what is sent
+
 
 def partner(action: Action) -> Action:
     """The RECV that takes what a SEND sends, and the other way round: `0SEND_F3` <-> `1RECV_F3`."""
@@ -30,7 +32,7 @@ def partner(action: Action) -> Action:
 
 def edge_of(action: Action, stage_to_rank: StageToRank) -> DirectedEdge:
     """The directed edge that a SEND or RECV uses; both its stages must exist."""
-    here, there = stage_to_rank[action.stage], stage_to_rank[partner(action).stage]
+    here, there = stage_to_rank[action.stage], stage_to_rank[action.stage + _PARTNER[action.kind][1]]
     return (here, there) if action.kind.is_send else (there, here)
 
 
@@ -59,12 +61,11 @@ def received_by(action: Action, stage_to_rank: StageToRank) -> Action | None:
 
 def producers(send: Action) -> tuple[Action, ...]:
     """The compute actions of which one makes what a SEND sends."""
-    kinds = (Kind.F,) if send.kind is Kind.SEND_F else (Kind.I, Kind.B)
-    return tuple(Action(send.stage, kind, send.microbatch) for kind in kinds)
+    return tuple(Action(send.stage, kind, send.microbatch) for kind in PRODUCERS[send.kind])
 
 
 def _crossing(message: Action, stage_to_rank: StageToRank) -> Action | None:
-    other = partner(message).stage
+    other = message.stage + _PARTNER[message.kind][1]
     if not 0 <= other < len(stage_to_rank):
         return None
     return message if stage_to_rank[other] != stage_to_rank[message.stage] else None

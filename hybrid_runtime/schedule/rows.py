@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 
 from hybrid_runtime.schedule.actions import Action, ActionList, Kind
 from hybrid_runtime.schedule.dependencies import lookup_stages, needs
-from hybrid_runtime.schedule.messages import DirectedEdge, edge_of, partner, producers, received_by, sent_by
+from hybrid_runtime.schedule.messages import PRODUCERS, DirectedEdge, edge_of, partner, received_by, sent_by
 from hybrid_runtime.schedule.placement import StageToRank
+from hybrid_runtime.schedule.step_costs import StageKind
 
 NOTHING = -1  # no operation
 NEVER = -2  # one that no list holds
@@ -106,25 +107,34 @@ class _Building:
     messages: dict[DirectedEdge, list[tuple[Action, int]]] = field(default_factory=lambda: defaultdict(list))
     posted: dict[Action, int] = field(default_factory=dict)  # per RECV, the place that it stands behind
 
+    sends: dict[StageKind, tuple[Kind, DirectedEdge] | None] = field(default_factory=dict)  # what follows an action
+
     def add(self, rank: int, actions: ActionList) -> None:
         row: list[Action] = []
         for action in actions:
             if action.kind.is_compute:
-                receive = received_by(action, self.stage_to_rank)
+                receive = received_by(action, self.stage_to_rank) if self.blocking else None
                 if receive is not None and edge_of(receive, self.stage_to_rank) in self.blocking:
                     row.append(receive)
                 row.append(action)
-                send = None if self.lowered else sent_by(action, self.stage_to_rank)
+                send = None if self.lowered else self._send_after(action)
                 if send is not None:
-                    self._send(row, send)
+                    self._send(row, Action(action.stage, send[0], action.microbatch), send[1])
             elif action.kind.is_send:
-                self._send(row, action)
+                self._send(row, action, edge_of(action, self.stage_to_rank))
             elif action.kind.is_receive:
                 self.posted[action] = len(row) - 1
         self.ranks.append(row)
 
-    def _send(self, row: list[Action], send: Action) -> None:
-        edge = edge_of(send, self.stage_to_rank)
+    def _send_after(self, action: Action) -> tuple[Kind, DirectedEdge] | None:
+        """The same for every microbatch."""
+        key = action[:2]
+        if key not in self.sends:
+            send = sent_by(action, self.stage_to_rank)
+            self.sends[key] = None if send is None else (send.kind, edge_of(send, self.stage_to_rank))
+        return self.sends[key]
+
+    def _send(self, row: list[Action], send: Action, edge: DirectedEdge) -> None:
         if edge in self.blocking:
             row.append(send)
         else:
@@ -134,31 +144,38 @@ class _Building:
 def _dependencies(
     rows: _Building, actions: Sequence[Action], row_starts: Sequence[int], edges: Sequence[DirectedEdge]
 ) -> Iterator[list[int]]:
-    """What every operation waits for."""
-    index = {action: number for number, action in enumerate(actions)}
+    """What every operation waits for. Keys are plain tuples: equal to actions, and made in a fraction of the time."""
+    index: dict[tuple[int, Kind, int], int] = {action: number for number, action in enumerate(actions)}
+    rules: dict[StageKind, Sequence[Sequence[StageKind]]] = {}
     for action in actions[: row_starts[len(rows.ranks)]]:
-        yield [] if action.kind.is_send else _needs(action, rows, index)
+        stage, kind, i = action
+        if (stage, kind) not in rules:
+            rules[stage, kind] = _rule(action, rows)
+        yield [
+            next((index[at, what, i] for at, what in alternatives if (at, what, i) in index), NEVER)
+            for alternatives in rules[stage, kind]
+        ]
     for (source, target), row in ((edge, rows.messages[edge]) for edge in edges):
         for send, place in row:
-            made = next((index[producer] for producer in producers(send) if producer in index), NEVER)
+            stage, kind, i = send
+            made = next((index[stage, what, i] for what in PRODUCERS[kind] if (stage, what, i) in index), NEVER)
             waits = [max(made, row_starts[source] + place) if made != NEVER else NEVER]
-            behind = rows.posted.get(partner(send), NOTHING)
+            behind = rows.posted.get(partner(send), NOTHING) if rows.posted else NOTHING
             yield waits if behind == NOTHING else [*waits, row_starts[target] + behind]
 
 
-def _needs(action: Action, rows: _Building, index: dict[Action, int]) -> list[int]:
-    """Indices of what an operation of a rank waits for, the order of its own row left aside."""
+def _rule(action: Action, rows: _Building) -> Sequence[Sequence[StageKind]]:
+    """What an operation of a rank waits for, whatever its microbatch: one of each; its own row's order left aside."""
+    if action.kind.is_send:
+        return ()
     if action.kind.is_receive:
-        return [index.get(partner(action), NEVER)]
-    waits = []
+        return (((partner(action).stage, partner(action).kind),),)
+    found: list[Sequence[StageKind]] = []
     for alternatives in needs(action, len(rows.stage_to_rank), rows.lookups):
-        source, target = rows.stage_to_rank[alternatives[0].stage], rows.stage_to_rank[action.stage]
-        if source == target or alternatives[0].kind.is_lookup:
-            found = next((index[other] for other in alternatives if other in index), NEVER)
-        elif (source, target) in rows.blocking:
-            continue  # its RECV stands directly before it
-        else:
-            other = alternatives[0]
-            found = index.get(Action(other.stage, _BEFORE_MESSAGE[other.kind], other.microbatch), NEVER)
-        waits.append(found)
-    return waits
+        other = alternatives[0]
+        source, target = rows.stage_to_rank[other.stage], rows.stage_to_rank[action.stage]
+        if source == target or other.kind.is_lookup:
+            found.append([(one.stage, one.kind) for one in alternatives])
+        elif (source, target) not in rows.blocking:  # else its RECV stands directly before it
+            found.append([(other.stage, _BEFORE_MESSAGE[other.kind])])
+    return found
