@@ -79,7 +79,8 @@ class LastWords:
         code = int(problem.exit_code if isinstance(problem, HybridRuntimeError) else RunError.exit_code)
         alike = getattr(problem, "alike", False) or not _in_the_run()  # every rank says the same
         if self.launch.local_rank == 0 or not alike:
-            print(f"hybrid_runtime: {message}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"hybrid_runtime: {message}\n")  # in one piece: other ranks say theirs into the same pipe
+            sys.stderr.flush()
         if self.folder is not None:
             failure = Failure(self.launch.rank, message, code, time.monotonic_ns(), lost_peer)
             self._write_down(self.folder, failure, "".join(traceback.format_exception(problem)))
