@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hybrid_runtime.checkpoint.manifest import MANIFEST, Manifest
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
-from hybrid_runtime.run_folder import write_whole
+from hybrid_runtime.run_folder import sync, write_whole
 
 LATEST = "latest"
 _WHOLE = re.compile(r"step-(\d{8,})")
@@ -154,20 +154,11 @@ def commit(folder: Path, manifest: Manifest, keep: int) -> None:
         file.write(manifest.to_json())
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(source)
+    sync(source)
     source.rename(target)
-    sync_folder(folder)
+    sync(folder)
     write_whole(folder / LATEST, f"{target.name}\n")
     for old in whole(folder)[:-keep]:
         gone = old.with_name(f"{_PARTIAL}{old.name}")  # a half removed one must not look whole
         old.rename(gone)
         shutil.rmtree(gone)
-
-
-def sync_folder(folder: Path) -> None:
-    """Names of files are on the disk when this returns."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

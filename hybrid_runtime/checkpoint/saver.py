@@ -21,7 +21,7 @@ from hybrid_runtime.checkpoint.manifest import Index, Manifest, with_indexes
 from hybrid_runtime.checkpoint.rank_file import RankFile
 from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.errors import EnvironmentProblem
-from hybrid_runtime.run_folder import write_whole
+from hybrid_runtime.run_folder import sync, write_whole
 
 _NICE = 19  # the least urgent
 
@@ -141,7 +141,7 @@ class Saver:
         partial.mkdir(parents=True, exist_ok=True)
         index = self._file.write(partial / f"rank{self._rank}.safetensors")
         write_whole(partial / f"rank{self._rank}.json", index.model_dump_json())
-        folders.sync_folder(partial)
+        sync(partial)
         self.written_step = step
 
     def _commit(self, ready: list[Manifest]) -> None:

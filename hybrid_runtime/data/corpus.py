@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -192,12 +191,3 @@ def _mapped(path: Path, dtype: str, count: int) -> NDArray[Any]:
 
 def _damaged(name: str, what: str) -> UsageError:
     return UsageError(f"{name}: the corpus is damaged: {what}; copy it again, or tokenize the text again")
-
-
-def sync(path: Path) -> None:
-    """What was written under this name is on the disk when this returns."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

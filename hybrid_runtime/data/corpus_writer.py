@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_runtime.data.corpus import DOCUMENTS, HEADER, TOKENS, CorpusHeader, sync
+from hybrid_runtime.data.corpus import DOCUMENTS, HEADER, TOKENS, CorpusHeader
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
+from hybrid_runtime.run_folder import sync
 
 
 class CorpusWriter:

@@ -25,8 +25,7 @@ _LEAST_ROUNDS, _MOST_ROUNDS, _ROUNDS_S = 3, 40, 12.0
 
 
 def posts_ns(axis: Axis, sizes: Sequence[int], work: Work) -> dict[int, int]:
-    """By size in bytes, what a message takes from each of the two ranks of an axis; ranks of one call agree nowhere
-    else, so their figures differ.
+    """By size in bytes, what a message takes from this one of the two ranks of an axis. Both call it.
 
     Rounds without and with messages of each size come by turns.
 

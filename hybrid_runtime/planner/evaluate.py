@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -17,7 +17,6 @@ from hybrid_runtime.planner.staged import (
     Staged,
     as_planned,
     lower_bound_ns,
-    overheads_ns,
     stage,
     state_of,
     step_costs,
@@ -29,7 +28,6 @@ from hybrid_runtime.schedule.held_bytes import Held, held_peaks
 from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.replay import Replay, replay_rows
 from hybrid_runtime.schedule.rows import Rows, to_rows
-from hybrid_runtime.schedule.step_costs import StageKind
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that are summed over replicas at once (data_parallel/buckets.py)
 
@@ -42,7 +40,6 @@ class Evaluated:
         step: the replay of the schedule's lists, in nanoseconds.
         rows: of a sharded embedding, per pipeline rank; empty where the first stage holds it.
         memory: per pipeline rank.
-        overheads_ns: what actions take beside compute and collectives.
         as_run: the replayed lists have the lookups that a run has, and memory counts every message of them.
         data_parallel_ns, optimizer_ns: per pipeline rank, after its last action.
         bound_ns: no pipeline of these stages is shorter.
@@ -52,7 +49,6 @@ class Evaluated:
     step: Replay
     rows: tuple[int, ...]
     memory: tuple[RankMemory, ...]
-    overheads_ns: Mapping[StageKind, int]
     data_parallel_ns: tuple[int, ...]
     optimizer_ns: tuple[int, ...]
     step_ns: int
@@ -220,7 +216,6 @@ def _evaluate(
         step,
         rows,
         memory,
-        overheads_ns(staged, setting, model, lookups=lookups),
         summed,
         update,
         int(step.makespan) + after + model.step_ns,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from hybrid_runtime.planner.evaluate import Evaluated
+from hybrid_runtime.planner.layout import Setting
+from hybrid_runtime.planner.staged import overheads_ns
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import PredictedRank, PredictedStep, RankTime
 from hybrid_runtime.schedule.account import rank_times
 from hybrid_runtime.schedule.actions import Kind
 
 
-def predicted_step(found: Evaluated, model: StepModel) -> PredictedStep:
+def predicted_step(found: Evaluated, setting: Setting, model: StepModel) -> PredictedStep:
     """The prediction of a layout, without what it was compared with."""
     return PredictedStep(
         step_time=model.interval(found.step_ns),
@@ -21,7 +23,7 @@ def predicted_step(found: Evaluated, model: StepModel) -> PredictedStep:
                 memory=found.memory[rank],
                 flops=found.layout.num_microbatches * found.staged.rank_work(rank).flops,
             )
-            for rank, time in enumerate(_rank_times(found, model))
+            for rank, time in enumerate(_rank_times(found, setting, model))
         ),
         bound_ns=found.bound_ns,
         labels=dict(model.labels),
@@ -30,14 +32,16 @@ def predicted_step(found: Evaluated, model: StepModel) -> PredictedStep:
     )
 
 
-def _rank_times(found: Evaluated, model: StepModel) -> list[RankTime]:
+def _rank_times(found: Evaluated, setting: Setting, model: StepModel) -> list[RankTime]:
     """The parts of every rank add up to the step: what is left over is waiting for the slowest rank."""
     times, lists, costs = [], found.lists, found.step.costs
+    lookups = any(action.kind.is_lookup for actions in lists for action in actions)
+    overheads = overheads_ns(found.staged, setting, model, lookups=lookups)
     for rank, replayed in enumerate(rank_times(found.step)):
         compute = dict.fromkeys(Kind, 0)
         for action in lists[rank]:
             compute[action.kind] += int(costs.compute(action.stage, action.kind))
-        overhead = sum(found.overheads_ns[action.stage, action.kind] for action in lists[rank])
+        overhead = sum(overheads[action.stage, action.kind] for action in lists[rank])
         time = RankTime(
             forward_ns=compute[Kind.F] + compute[Kind.EF],
             backward_ns=compute[Kind.B] + compute[Kind.I] + compute[Kind.EB],

@@ -37,7 +37,7 @@ def write_plan(
         raise PlanError(f"{layout}: its lists are wrong: {checked.findings[0]}; report this as a bug of the planner")
     costs = tuple(unit.cost for unit in staged.line.units)
     pieces = pieces_of(found.rows, costs[0].name)
-    prediction = predicted_step(found, model)
+    prediction = predicted_step(found, setting, model)
     return Plan(
         name=setting.name,
         workload=setting.workload,

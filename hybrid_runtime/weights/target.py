@@ -17,6 +17,7 @@ from typing import Any
 
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
 from hybrid_runtime.hugging_face_config import CONFIG
+from hybrid_runtime.run_folder import sync
 from hybrid_runtime.weights.layout import Layout, header_of
 from hybrid_runtime.weights.source import INDEX
 from hybrid_runtime.weights.tensor_file import TensorWriter, create_file, unwritable
@@ -106,9 +107,9 @@ class Target:
             for name, text in texts.items():
                 (self._partial / name).write_text(text, encoding="utf-8")
             for path in [*(self._partial / name for name in (*copied, *texts)), self._partial]:
-                _sync(path)
+                sync(path)
             self._put_in_place()
-            _sync(self.folder.parent)
+            sync(self.folder.parent)
         except OSError as problem:
             raise unwritable(self.folder, problem) from None
 
@@ -166,11 +167,3 @@ def files_to_copy(folders: list[Path], tokenizer: Path | None = None) -> dict[st
     """
     found = {name: folder / name for name in COPIED for folder in reversed(folders) if (folder / name).is_file()}
     return ({} if tokenizer is None else {TOKENIZER: tokenizer}) | found
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
