@@ -242,15 +242,18 @@ def balance(model: Published, pp_degree: int, in_flight: int) -> Balance:
     return Balance(staged, rows, tuple(held))
 
 
+_TRIES_ON_8 = ((HALF, 0), (HALF, 1), (HALF, 2), (SMALLER_FIRST_STAGE, 1), (SMALLER_FIRST_STAGE, 3))
+
+
 def utilisation(model: Published, pp_degree: int, num_microbatches: int) -> Evaluated:
-    """The best of a few searches: two sizes of the first stages, on 8 ranks three seeds and the head's weight gradient
-    deferred.
+    """The best of a few searches: two sizes of the first stages, on 8 ranks several seeds, too, and the head's weight
+    gradient deferred. A search ends where it no longer improves, so more of them help, and longer ones do not.
     """
     setting = setting_of(model, pp_degree, num_microbatches)
     reference = Reference(model, pp_degree, head_w_deferred=pp_degree > 4)
     layout = layout_of(model, pp_degree, num_microbatches, pp_degree + 1)
     tried = []
-    for share, seed in ((HALF, 0), (HALF, 1), (HALF, 2)) if pp_degree > 4 else ((HALF, 0), (SMALLER_FIRST_STAGE, 0)):
+    for share, seed in _TRIES_ON_8 if pp_degree > 4 else ((HALF, 0), (SMALLER_FIRST_STAGE, 0)):
         one = replace(layout, share=share)
         order = searched(one, replace(setting, seed=seed), reference, MOST_REPLAYED)
         tried.append(evaluate(one, setting, reference, order))
