@@ -44,6 +44,7 @@ from hybrid_runtime.deployment_fields import (
     Table,
     given_keys,
 )
+from hybrid_runtime.deployment_load import Load
 from hybrid_runtime.deployment_measurement import Measurement
 from hybrid_runtime.deployment_model import Model
 from hybrid_runtime.deployment_optimizer import Optimizer as Optimizer
@@ -62,6 +63,7 @@ _NEWER_KEYS = {  # by table: left out of a fingerprint while they have their def
     "optimizer": ("schedule", "decay_steps", "master_weights"),
     "parallel": ("shard_optimizer",),
     "pipeline": ("recompute",),
+    "batch": ("prefill_chunk_tokens",),
 }
 BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
 BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
@@ -140,17 +142,34 @@ class Pipeline(Table):
 
 
 class Batch(Table):
-    """Sizes of one optimizer step, in sequences and tokens."""
+    """Sizes of one optimizer step, in sequences and tokens; of a serving deployment, of its caches."""
 
-    global_batch_size: Positive = Field(description="sequences of one optimizer step, over all replicas", examples=[16])
+    global_batch_size: Positive = Field(
+        description="sequences of one optimizer step, over all replicas; of a serving deployment (one with [load]), "
+        "those that are served at once",
+        examples=[16],
+    )
     microbatch_size: Positive = Field(description="sequences that pass the pipeline together", examples=[2])
-    sequence_length: Positive = Field(description="tokens of one sequence", examples=[128])
+    sequence_length: Positive = Field(
+        description="tokens of one sequence; of a serving deployment the most, prompt and answer together",
+        examples=[128],
+    )
+    prefill_chunk_tokens: Positive | None = Field(
+        None,
+        description="of a serving deployment: most tokens of prompts that pass the pipeline together; default: whole "
+        "prompts",
+        examples=[256],
+    )
 
 
 class Workload(Table):
     """What one step does."""
 
-    kind: Literal["train", "forward"] = "train"
+    kind: Literal["train", "forward", "generate"] = Field(
+        "train",
+        description="train; forward: losses only, or with [load] prompts to their first tokens (prefill); generate: "
+        "prompts of [load] to whole answers",
+    )
     steps: Positive = Field(100, description="steps of a plain run, warm-up included")
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     validate_every: Positive | None = Field(
@@ -239,6 +258,7 @@ class Deployment(Table):
     checkpoint: Checkpoint | None = None
     export: Export | None = None
     faults: Faults = Faults()
+    load: Load | None = None
 
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -248,6 +268,7 @@ class Deployment(Table):
                 "has [export], which writes models of the Llama family, and a model of your own units",
                 "leave [export] out: transformers has no such model",
             )
+        yield from _load_rules(values)
         workload, data = values.get("workload"), values.get("data")
         if isinstance(workload, Workload) and workload.validate_every is not None:
             if workload.kind != "train":
@@ -259,15 +280,20 @@ class Deployment(Table):
                 )
         pipeline = values.get("pipeline")
         recomputes = isinstance(pipeline, Pipeline) and pipeline.recompute != "none"
-        if recomputes and isinstance(workload, Workload) and workload.kind == "forward":
+        if recomputes and isinstance(workload, Workload) and workload.kind != "train":
             yield (
-                "has pipeline.recompute and a workload of kind 'forward', which keeps nothing for a backward",
+                f"has pipeline.recompute and a workload of kind {workload.kind!r}, which keeps nothing for a backward",
                 "remove recompute",
             )
 
     @property
     def mesh(self) -> Mesh:
         return self.parallel.mesh
+
+    @property
+    def serves(self) -> bool:
+        """Whether it answers requests, each step being one round of [load]."""
+        return self.load is not None
 
     @cached_property
     def shape(self) -> LlamaShape | None:
@@ -299,10 +325,14 @@ class Deployment(Table):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs.
 
-        Without [checkpoint] and [faults], and without the newer keys of a table, it is what it was before there were
-        such.
+        Without [checkpoint], [faults] and [load], and without the newer keys of a table, it is what it was before there
+        were such.
         """
-        absent = {"checkpoint": self.checkpoint is None, "faults": self.faults == Faults()}
+        absent = {
+            "checkpoint": self.checkpoint is None,
+            "faults": self.faults == Faults(),
+            "load": self.load is None,
+        }
         left_out = {"telemetry", "search", "export", *(name for name, is_absent in absent.items() if is_absent)}
         values = self.model_dump(mode="json", exclude=left_out)
         for name, keys in _NEWER_KEYS.items():
@@ -311,6 +341,30 @@ class Deployment(Table):
                 if getattr(table, key) == type(table).model_fields[key].default:
                     del values[name][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _load_rules(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What [load] allows beside it."""
+    workload, parallel, batch = (values.get(name) for name in ("workload", "parallel", "batch"))
+    kind = workload.kind if isinstance(workload, Workload) else "train"
+    if values.get("load") is None:
+        if kind == "generate":
+            yield "has a workload of kind 'generate' and no [load]", "add [load]: what it is to be asked"
+        if isinstance(batch, Batch) and batch.prefill_chunk_tokens is not None:
+            yield "has batch.prefill_chunk_tokens and no [load]", "remove it: only prompts are cut into chunks"
+        return
+    if kind == "train":
+        yield "has [load], which no training obeys", "set workload.kind to 'forward' or 'generate', or remove [load]"
+    if isinstance(parallel, Parallel) and parallel.dp_degree > 1:
+        yield (
+            f"serves with dp_degree = {parallel.dp_degree}; replicas that share nothing are deployments of their own",
+            "set dp_degree = 1 and start one deployment for each",
+        )
+    if isinstance(parallel, Parallel) and parallel.sequence_parallel:
+        yield (
+            "serves with sequence_parallel, which a decode's single tokens cannot be sharded by",
+            "set sequence_parallel = false",
+        )
 
 
 def load_deployment(path: Path) -> Deployment:
