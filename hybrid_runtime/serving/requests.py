@@ -72,8 +72,8 @@ class Row(NamedTuple):
         start: tokens of the sequence that the cache holds already; the positions of the row's are start, start + 1, ...
         length: tokens of this row.
         request: id of its request; with `answer_index` it says what a sampled token is drawn from.
-        answer_index: of the token that is sampled after the row's last one, in the answer; -1 where none is wanted (more of
-            the prompt follows).
+        answer_index: place in the answer of the token that is sampled after the row's last one; -1 where none is
+            wanted (more of the prompt follows).
     """
 
     slot: int
