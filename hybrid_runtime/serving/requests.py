@@ -18,10 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 ItemKind = Literal["prefill", "decode"]
 End = Literal["stop", "length", "cancelled", "refused"]
+
+NOT_FINITE: Final = -1  # instead of a sampled token: the largest logit is nan or infinite; the request is cancelled
 
 
 @dataclass(frozen=True, slots=True)
