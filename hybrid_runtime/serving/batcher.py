@@ -25,8 +25,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from hybrid_runtime.serving import sequences
-from hybrid_runtime.serving.refusals import Limits, used_twice
-from hybrid_runtime.serving.requests import Answer, End, Item, ItemKind, Request, Row
+from hybrid_runtime.serving.refusals import Limits, not_finite, used_twice
+from hybrid_runtime.serving.requests import NOT_FINITE, Answer, End, Item, ItemKind, Request, Row
 
 
 class Progress(NamedTuple):
@@ -186,12 +186,16 @@ class Batcher:
         for sequence, token in sampled:
             if sequence.has_left:  # cancelled on the way
                 continue
-            tokens.append((sequence.request, token))
-            end = sequence.take(token, now_ns)
+            if token == NOT_FINITE:
+                end: End | None = "cancelled"
+                why = not_finite(sequence.request, len(sequence.answer))
+            else:
+                tokens.append((sequence.request, token))
+                end, why = sequence.take(token, now_ns), ""
             if end is not None:
                 microbatch.leave(sequence)
                 del self._active[sequence.request.id]
-                ended.append(sequence.ended(end, now_ns))
+                ended.append(sequence.ended(end, now_ns, why))
         return Progress(tuple(tokens), tuple(ended))
 
 

@@ -57,3 +57,11 @@ class Limits:
 def used_twice(request: Request) -> str:
     """The refusal of a request whose id another one has."""
     return f"request {request.id} has the id of another request; give every request an id of its own"
+
+
+def not_finite(request: Request, answer_index: int) -> str:
+    """Why a request is cancelled whose next token cannot be sampled."""
+    return (
+        f"request {request.id}: the logits of token {answer_index} of its answer are not finite; check the weights, and "
+        "the data type"
+    )

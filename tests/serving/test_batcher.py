@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid_runtime.serving.batcher import Batcher
-from hybrid_runtime.serving.requests import Item, Request
+from hybrid_runtime.serving.requests import NOT_FINITE, Item, Request
 from tests.serving.traffic import LIMITS, Pipe, asked, said, text, token_of
 
 
@@ -124,6 +124,21 @@ def test_a_cancelled_request_frees_its_slot_and_what_is_under_way_of_it_is_ignor
     assert answered.batcher.cancel(0, "twice", 7) is None
     assert answered.back() == ((), ())
     assert answered.drain() == ["P0 0:0+2?"]
+
+
+def test_logits_that_are_not_finite_end_their_own_request() -> None:
+    answered = pipe(batcher(1, 2), asked(0, 2, 2), asked(1, 2, 2))
+    item = answered.send()
+    assert item is not None
+    progress = answered.batcher.sampled(item, [NOT_FINITE, 5], 3)
+    assert [request.id for request, _ in progress.tokens] == [1]
+    [answer] = progress.ended
+    assert (answer.end, answer.tokens, answer.first_token_ns) == ("cancelled", (), None)
+    assert (
+        answer.why
+        == "request 0: the logits of token 0 of its answer are not finite; check the weights, and the data type"
+    )
+    assert text(answered.batcher.next_item()) == "D0 1:2+1?"
 
 
 def test_a_waiting_request_is_cancelled() -> None:
