@@ -24,8 +24,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.serving import sequences
-from hybrid_runtime.serving.refusals import Limits, not_finite, used_twice
+from hybrid_runtime.serving.refusals import Limits, limits_of, not_finite, used_twice
 from hybrid_runtime.serving.requests import NOT_FINITE, Answer, End, Item, ItemKind, Request, Row
 
 
@@ -197,6 +198,19 @@ class Batcher:
                 del self._active[sequence.request.id]
                 ended.append(sequence.ended(end, now_ns, why))
         return Progress(tuple(tokens), tuple(ended))
+
+
+def batcher_of(deployment: Deployment, most_in_flight: int | None = None) -> Batcher:
+    """A batcher for a round of a deployment, whose [batch] is known.
+
+    Raises:
+        UsageError: as `limits_of`.
+    """
+    limits, batch = limits_of(deployment), deployment.batch
+    assert batch is not None
+    return Batcher(
+        deployment.num_microbatches, batch.microbatch_size, limits, batch.prefill_chunk_tokens, most_in_flight
+    )
 
 
 def _prefill(members: list[sequences.Sequence], chunk_tokens: int | None) -> list[tuple[Row, tuple[int, ...]]]:

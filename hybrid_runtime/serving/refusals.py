@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import UsageError
 from hybrid_runtime.serving.requests import Request
 
 
@@ -54,6 +56,20 @@ class Limits:
         )
 
 
+def limits_of(deployment: Deployment) -> Limits:
+    """What one request may ask for.
+
+    Raises:
+        UsageError: the deployment has no batch, or a model whose vocabulary is not known.
+    """
+    shape = deployment.shape
+    if shape is None or deployment.batch is None:
+        raise UsageError(
+            "only models of the Llama family can be served, and with a [batch]; add [batch], or set a preset"
+        )
+    return Limits(deployment.batch.sequence_length, shape.vocab_size)
+
+
 def used_twice(request: Request) -> str:
     """The refusal of a request whose id another one has."""
     return f"request {request.id} has the id of another request; give every request an id of its own"
@@ -62,6 +78,6 @@ def used_twice(request: Request) -> str:
 def not_finite(request: Request, answer_index: int) -> str:
     """Why a request is cancelled whose next token cannot be sampled."""
     return (
-        f"request {request.id}: the logits of token {answer_index} of its answer are not finite; check the weights, and "
-        "the data type"
+        f"request {request.id}: the logits of token {answer_index} of its answer are not finite; check the weights "
+        "and their data type"
     )

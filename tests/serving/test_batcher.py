@@ -136,7 +136,7 @@ def test_logits_that_are_not_finite_end_their_own_request() -> None:
     assert (answer.end, answer.tokens, answer.first_token_ns) == ("cancelled", (), None)
     assert (
         answer.why
-        == "request 0: the logits of token 0 of its answer are not finite; check the weights, and the data type"
+        == "request 0: the logits of token 0 of its answer are not finite; check the weights and their data type"
     )
     assert text(answered.batcher.next_item()) == "D0 1:2+1?"
 
