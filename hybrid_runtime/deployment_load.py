@@ -41,9 +41,9 @@ class Load(Table):
         "default: random token ids of `prompt_tokens`",
         examples=["prompts.jsonl"],
     )
-    prompt_tokens: Positive | Length = Field(
-        32,
-        description="length of synthetic prompts, or [shortest, longest] for equally likely ones",
+    prompt_tokens: Positive | Length | None = Field(
+        None,
+        description="length of synthetic prompts, or [shortest, longest] for equally likely ones; default: 32",
         examples=[[16, 64]],
     )
     output_tokens: Positive | Length = Field(

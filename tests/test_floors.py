@@ -20,7 +20,7 @@ FLOORS = [
     "deployment_telemetry deployment_model deployment_optimizer deployment_text hugging_face_config pieces predicted "
     "calibration company rehearsal would fingerprint plan planted records nvml_records verdict verdict_modelled "
     "verdict_prediction prediction_history schemas run_folder turns launches git_state plan_contradictions peak_rates "
-    "deployment_faults deployment_load",
+    "deployment_faults deployment_load tokenizer_file",
     "schedule serving",
     "planner verifier report weights faults comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint inference",

@@ -7,11 +7,11 @@
     decode    rows of one token, the newest of each sequence
 
 A microbatch is a fixed set of cache slots, `Batch.microbatch_size` of them, in `Deployment.num_microbatches`
-microbatches: microbatch i has slots i*B to (i+1)*B. A sequence keeps its slot from its prefill until it has ended. At
-most one item of a microbatch is under way, since its next tokens depend on it; items of different microbatches fill the
-pipeline.
+microbatches: microbatch i has slots i*B to (i+1)*B - 1. A sequence keeps its slot from its prefill until it has ended.
+Items pass every stage in the order in which they were sent, and come back in it. At most one decode of a microbatch is
+under way, since its next tokens depend on it; its chunks of prompts do not. Together they fill the pipeline.
 
-Times are nanoseconds of the clock of rank 0's host (CLOCK_MONOTONIC).
+Times are nanoseconds after the begin of the round, by the clock of rank 0's host (CLOCK_MONOTONIC).
 """
 
 from __future__ import annotations
