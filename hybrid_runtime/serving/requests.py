@@ -23,7 +23,9 @@ from typing import Final, Literal, NamedTuple, Protocol
 ItemKind = Literal["prefill", "decode"]
 End = Literal["stop", "length", "cancelled", "refused"]
 
-NOT_FINITE: Final = -1  # instead of a sampled token: the largest logit was nan or infinite, and the request is cancelled
+NOT_FINITE: Final = (
+    -1
+)  # instead of a sampled token: the largest logit was nan or infinite, and the request is cancelled
 
 
 @dataclass(frozen=True, slots=True)
