@@ -145,13 +145,15 @@ class Memory(_Record):
     Attributes:
         activations_peak: largest sum of saved activations at any instant of the step.
         buffers_peak: largest sum of receive and send buffers.
-        ledger_peak: parameters + gradients + optimizer + largest (activations + buffers) at one instant.
+        kv_cache: keys and values of the sequences that are served, all of their room.
+        ledger_peak: parameters + gradients + optimizer + cache + largest (activations + buffers) at one instant.
         allocated_peak / reserved_peak: the CUDA allocator's peaks; None on CPU.
     """
 
     parameters: int
     gradients: int
     optimizer: int
+    kv_cache: int = 0
     activations_peak: int | None
     buffers_peak: int | None
     ledger_peak: int | None

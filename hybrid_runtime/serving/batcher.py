@@ -200,7 +200,7 @@ class Batcher:
         return Progress(tuple(tokens), tuple(ended))
 
 
-def batcher_of(deployment: Deployment, most_in_flight: int | None = None) -> Batcher:
+def batcher_of(deployment: Deployment) -> Batcher:
     """A batcher for a round of a deployment, whose [batch] is known.
 
     Raises:
@@ -209,7 +209,7 @@ def batcher_of(deployment: Deployment, most_in_flight: int | None = None) -> Bat
     limits, batch = limits_of(deployment), deployment.batch
     assert batch is not None
     return Batcher(
-        deployment.num_microbatches, batch.microbatch_size, limits, batch.prefill_chunk_tokens, most_in_flight
+        deployment.num_microbatches, batch.microbatch_size, limits, batch.prefill_chunk_tokens, batch.items_in_flight
     )
 
 
