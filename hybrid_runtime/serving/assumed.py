@@ -1,22 +1,27 @@
 """What `generate` makes of a deployment file that was written for something else: the same model on the same ranks.
 
-    with [load]       caches, chunks and items in flight are the file's own
-    without           degrees and cuts are the file's, caches are made for the prompts; one sentence says what was assumed
+with [load]       caches, chunks and items in flight are the file's own
+without           degrees and cuts are the file's, caches are made for the prompts; one sentence says what was assumed
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from hybrid_runtime.deployment import Batch, Deployment, Targets
+from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.deployment_load import Load
+from hybrid_runtime.deployment_parallel import Pipeline
+from hybrid_runtime.deployment_targets import Targets
+from hybrid_runtime.deployment_workload import Batch
 
 ROWS = 8  # most sequences of a microbatch that is made for the prompts
 
 
-def served(deployment: Deployment, prompt_lengths: Sequence[int], max_new_tokens: int) -> tuple[Deployment, str]:
-    """The deployment that answers prompts of these lengths with at most so many tokens each.
+def served(deployment: Deployment, num_prompts: int, longest: int) -> tuple[Deployment, str]:
+    """The deployment that answers so many prompts.
+
+    Args:
+        longest: tokens of the longest prompt and its answer.
 
     Returns:
         It, and a sentence that says what was assumed; "" where nothing was.
@@ -26,7 +31,7 @@ def served(deployment: Deployment, prompt_lengths: Sequence[int], max_new_tokens
     if deployment.load is not None:
         return deployment.model_copy(update={**plain, "workload": workload}), ""
     dropped = list(_dropped(deployment))
-    batch = _caches(deployment.parallel.pp_degree, prompt_lengths, max_new_tokens)
+    batch = _caches(deployment.parallel.pp_degree, num_prompts, longest)
     parallel = deployment.parallel.model_copy(
         update={"dp_degree": 1, "sequence_parallel": False, "shard_optimizer": False}
     )
@@ -34,7 +39,7 @@ def served(deployment: Deployment, prompt_lengths: Sequence[int], max_new_tokens
         update={
             **plain,
             "workload": workload,
-            "load": Load(requests=max(1, len(prompt_lengths))),
+            "load": Load(requests=num_prompts),
             "batch": batch,
             "parallel": parallel,
             "pipeline": _one_stage_a_rank(deployment),
@@ -59,7 +64,7 @@ def _dropped(deployment: Deployment) -> list[str]:
     return found
 
 
-def _one_stage_a_rank(deployment: Deployment) -> Any:
+def _one_stage_a_rank(deployment: Deployment) -> Pipeline:
     """The table [pipeline] with the file's own cuts, where those are one stage for each rank in their order."""
     pipeline = deployment.pipeline
     is_line = (pipeline.virtual_stages or 1) == 1 and pipeline.schedule in ("1f1b", "gpipe", "zb_h1", "zb_h2")
@@ -78,13 +83,8 @@ def _one_stage_a_rank(deployment: Deployment) -> Any:
     )
 
 
-def _caches(pp_degree: int, prompt_lengths: Sequence[int], max_new_tokens: int) -> Batch:
-    """A cache for each prompt, as far as a microbatch for every stage has room for, of the longest one's length."""
-    prompts = max(1, len(prompt_lengths))
-    num_microbatches = min(pp_degree, prompts)
-    rows = min(ROWS, -(-prompts // num_microbatches))
-    return Batch(
-        global_batch_size=rows * num_microbatches,
-        microbatch_size=rows,
-        sequence_length=max(prompt_lengths, default=0) + max_new_tokens,
-    )
+def _caches(pp_degree: int, num_prompts: int, longest: int) -> Batch:
+    """A cache for each prompt, as far as a microbatch for every stage has room for them."""
+    num_microbatches = min(pp_degree, num_prompts)
+    rows = min(ROWS, -(-num_prompts // num_microbatches))
+    return Batch(global_batch_size=rows * num_microbatches, microbatch_size=rows, sequence_length=longest)
