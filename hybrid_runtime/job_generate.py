@@ -22,7 +22,7 @@ from hybrid_runtime.checkpoint.model_alone import load_model
 from hybrid_runtime.comm.start import Launch, choose_device, launch_from_environment, start_distributed
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import ExitCode, UsageError
-from hybrid_runtime.inference.build import build_engine
+from hybrid_runtime.inference.engine import build_engine
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_out_of_memory import MemoryFacts
 from hybrid_runtime.job_parts import build, join_mesh

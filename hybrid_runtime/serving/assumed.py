@@ -46,9 +46,10 @@ def served(deployment: Deployment, num_prompts: int, longest: int) -> tuple[Depl
         }
     )
     without = f", without {', '.join(dropped)}" if dropped else ""
+    caches = f"{batch.global_batch_size} caches" if batch.global_batch_size > 1 else "a cache"
     return found, (
-        f"{deployment.name} has no [load]: it answers as tp {parallel.tp_degree} x pp {parallel.pp_degree} with "
-        f"{batch.global_batch_size} caches of {batch.sequence_length} tokens{without}"
+        f"{deployment.name} has no [load]: it answers as tp {parallel.tp_degree} x pp {parallel.pp_degree}, with "
+        f"{caches} of {batch.sequence_length} tokens{without}"
     )
 
 

@@ -99,7 +99,7 @@ def test_a_file_that_trains_serves_on_its_ranks() -> None:
     )
     found, words = served(deployment, 3, 40)
     assert words == (
-        "small has no [load]: it answers as tp 2 x pp 2 with 4 caches of 40 tokens, without dp_degree = 2, "
+        "small has no [load]: it answers as tp 2 x pp 2, with 4 caches of 40 tokens, without dp_degree = 2, "
         "sequence_parallel, schedule = 'zb_v'"
     )
     assert (found.mesh.world_size, found.num_microbatches, found.workload.kind) == (4, 2, "generate")
