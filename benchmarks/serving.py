@@ -86,7 +86,7 @@ def _figure(claim: dict[str, Any]) -> str:
     measured = claim["measured"]
     if measured is None:
         return f"- ({claim['reason']})"
-    value, low, high = (f"{float(measured[name]):.2f}" for name in ("value", "lower", "upper"))
+    value, low, high = (f"{float(measured[name]):.2f}" for name in ("point", "lower", "upper"))
     return f"{value} [{low}, {high}]"
 
 
