@@ -44,10 +44,10 @@ from hybrid_runtime.comm.collectives import (
 )
 from hybrid_runtime.pieces import Slice
 from hybrid_runtime.tensor_parallel.applied import applied
-from hybrid_runtime.tensor_parallel.few_tokens import FEW_TOKENS, product_of_tokens
 from hybrid_runtime.tensor_parallel.gradients import bias_gradient, weight_gradient
 from hybrid_runtime.tensor_parallel.initialise import Init, draw_normal_, init_from_default_generator
 from hybrid_runtime.tensor_parallel.recompute import Again
+from hybrid_runtime.tensor_parallel.served_product import served_product
 from hybrid_runtime.tensor_parallel.shard import ShardSpec, split_evenly
 from hybrid_runtime.tensor_parallel.weight_product import WeightProduct
 from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
@@ -270,9 +270,10 @@ class _Row(torch.autograd.Function):
             y[:, ctx.rows].add_(addend)
         else:
             once = None if is_residual and layer.axis.rank > 0 else addend
-            x_NI = x.reshape(-1, x.shape[-1])
-            y_NO = product_of_tokens(x_NI, weight) if once is None else _product(x_NI, weight.t(), once)
-            y = y_NO.view(*x.shape[:-1], -1)
+            if once is None:
+                y = _linear(x, weight, None)
+            else:
+                y = _product(x.reshape(-1, x.shape[-1]), weight.t(), once).view(*x.shape[:-1], -1)
         if layer.sums_output:
             y = (start_reduce_scatter_sequence if layer.sequence_parallel else start_all_reduce)(y, layer.axis).wait()
         return y if bias is None else y.add_(bias)
@@ -326,9 +327,8 @@ def _product(a_NK: Tensor, b_KM: Tensor, addend: Tensor | None) -> Tensor:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """One 2-D matmul over all tokens."""
     x_NI = x.reshape(-1, x.shape[-1])
-    if bias is not None and len(x_NI) > FEW_TOKENS:
-        y_NO = torch.addmm(bias, x_NI, weight.t())
+    if torch.is_inference_mode_enabled():
+        y_NO = served_product(x_NI, weight, bias)
     else:
-        y_NO = product_of_tokens(x_NI, weight)
-        y_NO = y_NO if bias is None else y_NO.add_(bias)
+        y_NO = x_NI.mm(weight.t()) if bias is None else torch.addmm(bias, x_NI, weight.t())
     return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
