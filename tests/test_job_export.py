@@ -141,6 +141,7 @@ def test_trained_models_and_memory_on_four_ranks(tmp_path: Path) -> None:
         assert_loss_of_transformers(settings)
 
 
+@pytest.mark.alone
 def test_a_run_exports_at_its_end_and_tells_so_before_if_it_cannot(tmp_path: Path) -> None:
     values = small(
         export={"folder": "models/mine"}, data={"source": "python-stdlib"}, checkpoint={"folder": "checkpoints"}

@@ -10,7 +10,7 @@ the slices do; `moments_of` finds a parameter's part in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -56,14 +56,11 @@ class _Part:
 
     def update(self, rate: float) -> None:
         if self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
+            self.optimizer.step(rate)
 
-    def state_of(self, run: _Run) -> dict[str, Any]:
+    def state_of(self, run: _Run) -> Mapping[str, Tensor]:
         assert self.optimizer is not None, "a run has an optimizer"
-        state: dict[str, Any] = self.optimizer.state[run.values]
-        return state
+        return self.optimizer.state[run.values]
 
 
 class FlatAdamW:
@@ -92,7 +89,7 @@ class FlatAdamW:
                 gather.wait()
 
     @property
-    def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
+    def state(self) -> Mapping[Tensor, Mapping[str, Tensor]]:
         """By run, what torch's optimizers call so: the moments, and the count of updates."""
         found = [part.optimizer.state for part in self._parts if part.optimizer is not None]
         return {run: state for states in found for run, state in states.items()}
@@ -137,14 +134,9 @@ def _run(bucket: Bucket, decay: bool, start: int, stop: int) -> _Run:
 
 
 def _adamw(runs: Sequence[_Run], settings: Optimizer) -> MasterAdamW:
-    groups: list[dict[str, object]] = [
-        {"params": [run.values for run in runs if run.decays], "weight_decay": float(settings.weight_decay)},
-        {"params": [run.values for run in runs if not run.decays], "weight_decay": 0.0},
-    ]
+    decay = float(settings.weight_decay)
     return MasterAdamW(
-        [group for group in groups if group["params"]],
-        lr=float(settings.learning_rate),
+        {run.values: decay if run.decays else 0.0 for run in runs},
         betas=(float(settings.beta1), float(settings.beta2)),
         eps=float(settings.eps),
-        fused=True,
     )

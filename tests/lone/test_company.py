@@ -14,6 +14,8 @@ import pytest
 from hybrid_runtime.errors import EnvironmentProblem, RunError, UsageError
 from hybrid_runtime.lone.company import Companions, company_for
 
+pytestmark = pytest.mark.alone
+
 
 @contextmanager
 def noting(folder: Path) -> Iterator[Callable[[], object]]:
