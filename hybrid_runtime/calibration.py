@@ -44,6 +44,7 @@ class UnitTimes(_Frozen):
         clock: "cuda_event" device time, or "thread_cpu".
         forward, backward, input_grad, weight_grad: device time of F, B, I and W.
         host: time the host needs to launch F, B, I and W (the same as device time on a CPU).
+        compiled: with model.compile.
         saved_bytes: kept from F on; `until_w_bytes` of them, with what I adds, stay until W.
         temporary_bytes: most that is held beyond that while I runs, which keeps for W before it lets go of what F kept.
         output_bytes: of the carry that the unit passes on.
@@ -56,6 +57,7 @@ class UnitTimes(_Frozen):
     microbatch_size: int
     sequence_length: int
     dtype: str
+    compiled: bool = False
     parts: int
     clock: Literal["cuda_event", "thread_cpu"]
     forward: Spread

@@ -57,6 +57,7 @@ class Wanted:
     Attributes:
         specs: of all units of the model, in order.
         asked: pairs of tensor-parallel degree and microbatch size, the most important first.
+        compiled: units are compiled, which happens in the passes that warm up.
         master_weights: gradients of bfloat16 parameters are float32.
         vocab_size: bounds random tokens.
     """
@@ -66,6 +67,7 @@ class Wanted:
     sequence_length: int
     sequence_parallel: bool
     dtype: str
+    compiled: bool
     master_weights: bool
     vocab_size: int
     device: torch.device
@@ -139,6 +141,7 @@ def wanted_of(deployment: Deployment, device: torch.device) -> Wanted:
         sequence_length=deployment.batch.sequence_length,
         sequence_parallel=deployment.parallel.sequence_parallel,
         dtype=deployment.model.dtype,
+        compiled=deployment.model.compile,
         master_weights=deployment.optimizer.master_weights,
         vocab_size=deployment.shape.vocab_size if deployment.shape else _OWN_VOCABULARY,
         device=device,
@@ -217,6 +220,7 @@ def _row(case: _Case, wanted: Wanted, held: _Held) -> UnitTimes:
         microbatch_size=case.microbatch_size,
         sequence_length=wanted.sequence_length,
         dtype=wanted.dtype,
+        compiled=wanted.compiled,
         parts=case.of.parts,
         clock="thread_cpu" if on_cpu else "cuda_event",
         forward=device["F"],
@@ -292,6 +296,7 @@ def _family(wanted: Wanted, tp_degree: int, left_out: dict[str, str]) -> _Family
         sequence_parallel=wanted.sequence_parallel and tp_degree > 1,
         device=wanted.device,
         dtype=getattr(torch, wanted.dtype),
+        compiled=wanted.compiled,
     )
     first = {kind_of(spec.name): spec for spec in reversed(wanted.specs)}
     names = [name for spec in first.values() for name in _widths(spec, tp_degree)]

@@ -40,6 +40,7 @@ class CalibratedCosts:
     Attributes:
         calibration: of this model.
         rates: declared, for what the calibration did not measure.
+        compiled: units are those that were measured compiled.
         granule: parts of an MLP's granule on every tensor-parallel rank; None for the rule of `granule_of`.
     """
 
@@ -51,6 +52,7 @@ class CalibratedCosts:
     sequence_parallel: bool
     rates: Rates
     granule: int | None = None
+    compiled: bool = False
     _lines: dict[tuple[int, int], Line] = field(default_factory=dict, compare=False, repr=False)
     _said: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
 
@@ -216,14 +218,14 @@ class CalibratedCosts:
         known = [
             times
             for times in self.calibration.units
-            if (times.unit, times.dtype) == (kind, self.dtype)
+            if (times.unit, times.dtype, times.compiled) == (kind, self.dtype, self.compiled)
             and times.sequence_parallel == (self.sequence_parallel and times.tp_degree > 1)
         ]
         of_degree = [times for times in known if times.tp_degree == tp_degree]
         if not of_degree:
             degrees = sorted({times.tp_degree for times in known})
             raise PlanError(
-                f"{kind} at tp_degree = {tp_degree}, {self.dtype} was not measured"
+                f"{kind} at tp_degree = {tp_degree}, {self.dtype}{', compiled' * self.compiled} was not measured"
                 + (f", only at {', '.join(map(str, degrees))}" if degrees else "")
                 + "; calibrate it"
             )
@@ -247,6 +249,7 @@ class CalibratedCosts:
             (times.microbatch_size, times.temporary_bytes)
             for times in self.calibration.units
             if (times.unit, times.tp_degree, times.dtype) == (kind, tp_degree, self.dtype)
+            and times.compiled == self.compiled
         ]
         size, num_bytes = max(per_sequence)
         return num_bytes * microbatch_size // size if self.workload == "train" else 0

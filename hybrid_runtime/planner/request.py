@@ -78,6 +78,7 @@ def setting_of(deployment: Deployment) -> Setting:
         memory_share_limit=_share(targets.memory_balance_pp),
         shard_optimizer=deployment.parallel.shard_optimizer,
         recomputes=_recomputes(deployment),
+        compile=deployment.model is not None and deployment.model.compile,
         seed=deployment.workload.seed,
     )
 
@@ -95,7 +96,9 @@ def model_of(deployment: Deployment, calibration: Calibration | None) -> StepMod
     if calibration is None:
         master_weights = deployment.optimizer.master_weights
         return AnalyticCosts(shape, length, dtype, workload, sharded, rates_of(deployment), granule, master_weights)
-    return CalibratedCosts(calibration, shape, length, dtype, workload, sharded, rates_of(deployment), granule)
+    return CalibratedCosts(
+        calibration, shape, length, dtype, workload, sharded, rates_of(deployment), granule, deployment.model.compile
+    )
 
 
 def rates_of(deployment: Deployment) -> Rates:
