@@ -14,24 +14,16 @@ more than that; regret <= 3 %.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.planned_runs import BATCH, disturbed, predicted_and_run, times_of
 from benchmarks.results import RESULTS, arguments_given, environment, markdown_table, save
-from hybrid_runtime.plan import read_plan
-from hybrid_runtime.records import read_side
-from hybrid_runtime.verifier.metrics import measure
-from hybrid_runtime.verifier.side import load_side
 
 MEDIAN_GOAL, WORST_GOAL, BYTES_GOAL, REGRET_GOAL = 0.03, 0.06, 0.01, 0.03
-_MODEL = {"preset": "tiny", "hidden_size": 256, "num_layers": 4, "num_heads": 8, "num_kv_heads": 8, "ffn_size": 512}
-_BATCH = {"global_batch_size": 8, "microbatch_size": 1, "sequence_length": 256}
 _V = ["embedding..0.attn", "0.mlp..1.mlp", "2.attn..2.mlp", "3.attn..head"]
 _V_PIECES = ["embedding..0.mlp[:256]", "0.mlp[256:]..1.mlp", "2.attn..3.attn[:4]", "3.attn[4:]..head"]
 
@@ -40,13 +32,13 @@ def _pp2(schedule: str, *, microbatch_size: int = 1, **pipeline: Any) -> dict[st
     return {
         "parallel": {"pp_degree": 2},
         "pipeline": {"schedule": schedule, **pipeline},
-        "batch": _BATCH | {"microbatch_size": microbatch_size},
+        "batch": BATCH | {"microbatch_size": microbatch_size},
     }
 
 
 CASES: Mapping[str, dict[str, Any]] = {
     "tp2": {"parallel": {"tp_degree": 2}},
-    "tp2, b 2": {"parallel": {"tp_degree": 2}, "batch": _BATCH | {"microbatch_size": 2}},
+    "tp2, b 2": {"parallel": {"tp_degree": 2}, "batch": BATCH | {"microbatch_size": 2}},
     "dp2": {"parallel": {"dp_degree": 2}},
     "1f1b": _pp2("1f1b"),
     "1f1b, even": _pp2("1f1b", cuts="even"),
@@ -74,76 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names = options.only or list(CASES)
     with tempfile.TemporaryDirectory() as scratch:
-        cases = _measured(Path(scratch), names, steps=8 if options.quick else 40)
+        chosen = {name: CASES[name] for name in names}
+        cases = predicted_and_run(Path(scratch), chosen, steps=8 if options.quick else 40)
     result = {"environment": environment(arguments_given(), "predictions"), "cases": cases, "summary": summary(cases)}
     table = table_of(result)
     print(table)
     if options.save:
         print(f"saved {save('predictions', result, table, options.results).name}")
     return 0 if all(result["summary"]["met"].values()) else 1
-
-
-def _measured(folder: Path, names: Sequence[str], steps: int) -> dict[str, Any]:
-    files = [_write(folder / f"case{number}.json", CASES[name], steps) for number, name in enumerate(names)]
-    whole = _write(folder / "all.json", {"parallel": {"tp_degree": 2}}, steps)
-    _command("calibrate", str(whole), "--out", str(folder / "calibration.json"))
-    print("calibrated", flush=True)
-    for file in files:
-        _command("plan", str(file), "--calibration", str(folder / "calibration.json"), "--out", str(_plan(file)))
-    numbered = list(enumerate(files))
-    for turn, order in enumerate((numbered, numbered[::-1])):
-        for number, file in order:
-            _command("run", str(file), "--plan", str(_plan(file)), "--run-folder", str(_run(file, turn)))
-            print(f"{names[number]}: run {turn + 1} is done", flush=True)
-    return {name: _compared(file) for name, file in zip(names, files)}
-
-
-def _write(file: Path, case: Mapping[str, Any], steps: int) -> Path:
-    values = {
-        "name": file.stem,
-        "model": _MODEL,
-        "batch": _BATCH,
-        "workload": {"steps": steps},
-        "hardware": {"device": "cpu"},
-        "measurement": {"warmup_steps": min(10, steps // 2)},
-        "search": {"vary": []},
-    }
-    file.write_text(json.dumps(values | case), encoding="utf-8")
-    return file
-
-
-def _plan(file: Path) -> Path:
-    return file.with_suffix(".plan.json")
-
-
-def _run(file: Path, turn: int) -> Path:
-    return file.with_suffix(f".run{turn}")
-
-
-def _command(name: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", "hybrid_runtime", name, *arguments, "--quiet"]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode not in (0, 3):  # without targets there is little to conclude
-        raise SystemExit(f"{' '.join(command)}: {done.stderr.decode()}")
-
-
-def _compared(file: Path) -> dict[str, Any]:
-    predicted = read_plan(_plan(file)).predicted
-    assert predicted is not None
-    runs = [json.loads((_run(file, turn) / "verdict.json").read_text())["prediction"] for turn in (0, 1)]
-    steps_ns = [int(measure(load_side(_run(file, turn), "candidate")).bare.median_step_ns) for turn in (0, 1)]
-    held = {rank.header.pp: rank for rank in read_side(_run(file, 0))}
-    peaks = [max(step.memory.ledger_peak or 0 for step in held[rank.pp_rank].steps) for rank in predicted.ranks]
-    measured_ns = sum(steps_ns) / len(steps_ns)
-    return {
-        "predicted_ns": predicted.step_time.p50_ns,
-        "measured_ns": steps_ns,
-        "error": predicted.step_time.p50_ns / measured_ns - 1,
-        "inside": [predicted.step_time.p10_ns <= step_ns <= predicted.step_time.p90_ns for step_ns in steps_ns],
-        "bytes_errors": [rank.memory.ledger_peak / peak - 1 for rank, peak in zip(predicted.ranks, peaks)],
-        "budgets": [run["budget"] for run in runs],
-        "disturbed": [run["detail"] if run["verdict"] == "UNJUDGED" else "" for run in runs],
-    }
 
 
 def summary(cases: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,25 +103,16 @@ def table_of(result: Mapping[str, Any]) -> str:
     """One row per plan, and one of the figures that have goals."""
     rows = []
     for name, case in result["cases"].items():
-        inside = "".join("y" if each else "n" for each in case["inside"])
         worst = max(case["bytes_errors"], key=abs)
-        measured = " / ".join(f"{step_ns / 1e6:.1f}" for step_ns in case["measured_ns"])
-        step = [f"{case['predicted_ns'] / 1e6:.1f}", measured, f"{100 * case['error']:+.2f} %", inside]
-        rows.append([name, *step, f"{100 * worst:+.3f} %"])
+        rows.append([name, *times_of(case), f"{100 * worst:+.3f} %"])
     found = result["summary"]
     verdicts = ", ".join(f"{goal} {'met' if met else 'missed'}" for goal, met in found["met"].items())
     total = f"median {100 * found['median_error']:.2f} %, worst {100 * found['worst_error']:.2f} %"
     regret = f"regret {100 * found['regret']:.2f} % (chosen {found['chosen']}, fastest {found['fastest']})"
     rows.append(["all", verdicts, regret, total, "", f"{100 * found['worst_bytes_error']:.3f} %"])
     table = markdown_table(["plan", "predicted ms", "measured ms", "error", "inside", "peak bytes, worst rank"], rows)
-    notes = [f"- {name}, run {turn}: {words}" for name, turn, words in _disturbed(result["cases"])]
+    notes = disturbed(result["cases"])
     return "\n".join([table.rstrip("\n"), *(["", *notes] if notes else [])])
-
-
-def _disturbed(cases: Mapping[str, Any]) -> list[tuple[str, int, str]]:
-    """Runs whose time the verifier would not judge, and why: goals that they miss say nothing."""
-    told = ((name, turn, words) for name, case in cases.items() for turn, words in enumerate(case["disturbed"], 1))
-    return [(name, turn, words.partition(";")[0]) for name, turn, words in told if words]
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ class Plan(_Frozen):
         embedding_pieces: per pp rank, the piece of the embedding whose rows it looks up ("" for none), where the rows
             are sharded over the pipeline; stage 0's own "embedding" then only sums what the ranks looked up. Empty
             where stage 0 holds the whole embedding.
+        compile: what units compute between their parallel layers is handed to torch.compile.
         predicted: step time and memory as they were predicted; None for a plan that nobody calculated through.
     """
 
@@ -139,6 +140,7 @@ class Plan(_Frozen):
     actions: tuple[tuple[str, ...], ...]
     prediction: Prediction
     embedding_pieces: tuple[str, ...] = ()
+    compile: bool = False
     predicted: PredictedStep | None = None
 
     @property

@@ -66,6 +66,24 @@ def test_mesh_equals_one_process(tp: int, pp: int, dp: int) -> None:
     run_ranks(tp * pp * dp, compare, tp, pp, dp, timeout_s=240)
 
 
+def compiled_units(rank: int) -> None:
+    """Compiled units, with what they forget and what they leave for W: the oracle's are not compiled."""
+    model: dict[str, Any] = {"qk_norm": True}
+    settings = deployment(
+        model=model | {"compile": True},
+        parallel={"pp_degree": 2},
+        pipeline={"schedule": "zb_h1", "cuts": "even", "recompute": "selective"},
+    )
+    plan, _, run = this_rank(settings)
+    assert plan.compile
+    assert_same(run, one_process(deployment(model=model)))
+
+
+@pytest.mark.ranks
+def test_compiled_units_equal_one_process() -> None:
+    run_ranks(2, compiled_units, timeout_s=240)
+
+
 def plain_tied(rank: int) -> None:
     """A user's plain modules with a tied weight on two stages: the copies start equal and stay equal."""
     model = {"units": "tests.own_model:units", "options": {"vocab_size": VOCABULARY, "width": 8, "tied": True}}

@@ -31,6 +31,7 @@ class Setting:
         beside_bytes: per pipeline rank, what it is known to hold beyond what is calculated; empty for nothing.
         shard_optimizer: replicas share the optimizer's state.
         recomputes: what stages may forget, the least first; a layout gets the first that fits.
+        compile: units are compiled.
         seed: of the schedule search.
     """
 
@@ -49,6 +50,7 @@ class Setting:
     beside_bytes: tuple[int, ...] = ()
     shard_optimizer: bool = False
     recomputes: tuple[RecomputeKind, ...] = ("none",)
+    compile: bool = False
     seed: int = 0
 
 

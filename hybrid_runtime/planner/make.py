@@ -78,6 +78,7 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
         actions=tuple(map(texts, lists)),
         prediction=predict(lists, stage_to_rank, stages, costs, checked, pieces, recompute),
         embedding_pieces=pieces,
+        compile=deployment.model is not None and deployment.model.compile,
     )
 
 

@@ -17,7 +17,7 @@ def calibration_tables(found: Calibration) -> RenderableType:
     """All of it; times are medians."""
     where = f"{printable(found.fingerprint['device'])}, torch {printable(found.fingerprint['torch'])}"
     parts: list[RenderableType] = [Text(f"calibrated on {where}", style="bold")]
-    parts += [Text(f"company: {printable(str(found.company))}"), _units(found.units)]
+    parts += [Text(f"company: {printable(str(found.company))}"), _units((*found.units, *found.forgetting))]
     if found.collectives or found.messages:
         parts.append(_communication(found))
     parts.append(Text(f"\n{_rest(found)}"))
@@ -32,7 +32,8 @@ def _units(rows: tuple[UnitTimes, ...]) -> RenderableType:
     for row in rows:
         times = (_time(time) for time in (row.forward, row.backward, row.input_grad, row.weight_grad))
         sizes = bytes_text(row.saved_bytes), bytes_text(row.until_w_bytes)
-        names = printable(row.unit), str(row.parts), str(row.tp_degree), str(row.microbatch_size)
+        forgets = "" if row.recompute == "none" else f", recompute {row.recompute}"
+        names = printable(row.unit + forgets), str(row.parts), str(row.tp_degree), str(row.microbatch_size)
         table.add_row(*map(Text, (*names, *times, *sizes)))
     return table
 
