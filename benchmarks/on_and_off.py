@@ -23,6 +23,7 @@ from hybrid_runtime.verifier.decide_ratio import decide_ratio
 
 ON, OFF = "on", "off"
 MeasureRank = Callable[..., dict[str, Any]]  # (rank, deployment, folder, timing, device) -> answer of `measure_sides`
+Judge = Callable[[Case, Sequence[Mapping[str, Any]]], dict[str, Any]]
 Column = Callable[[Mapping[str, Any]], str]
 
 
@@ -36,6 +37,7 @@ def bench(
     *,
     steps: int = 1,
     columns: Mapping[str, Column] | None = None,
+    judge: Judge | None = None,
 ) -> int:
     """Runs the cases, prints the table, and with --save keeps the result. Returns 1 unless every goal is met.
 
@@ -45,6 +47,7 @@ def bench(
         measure_rank: measures sides "on" and "off"; what its answer says beside them is kept, a list over the ranks.
         steps: of the training in one step of `measure_rank`; the table shows the time of one.
         columns: more of the table: heading -> cell of a case.
+        judge: makes figures of all ranks' answers, and says whether the goal is met; default: `judged`.
     """
     result: dict[str, Any] = {"environment": environment(arguments_given(), name), "cases": {}}
     with tempfile.TemporaryDirectory() as scratch:
@@ -54,7 +57,7 @@ def bench(
             deployment = make_deployment(case, sizes, folder, options.device)
             given = (deployment, folder, timing, options.device)
             ranks = run_ranks(case.world_size, measure_rank, *given, device=options.device)
-            result["cases"][case.name] = judged(case, ranks)
+            result["cases"][case.name] = (judge or judged)(case, ranks)
             print(f"{case.name}: done", flush=True)
     table = table_of(result["cases"], steps, columns or {})
     print(table)

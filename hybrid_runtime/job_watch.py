@@ -27,6 +27,7 @@ from hybrid_runtime.run_folder import Failure, RunFolder, read_failures, write_f
 from hybrid_runtime.telemetry.account import process_state, read_account
 from hybrid_runtime.telemetry.status import StatusFile
 
+THREAD_NAME = "hang detector"
 _HEARD_S = 5.0  # within which the rank that found the hang has told of it
 
 
@@ -54,7 +55,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self._limit_s:
-            self._thread = threading.Thread(target=self._run, name="hang detector", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
             self._thread.start()
         return self
 
