@@ -33,6 +33,7 @@ from hybrid_runtime.comm.start import (
 from hybrid_runtime.data.opening import Opened, open_data
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, PlanError, RunError, UsageError
+from hybrid_runtime.faults.meeting_point import meeting_point
 from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
 from hybrid_runtime.job_disk import refuse_too_full
 from hybrid_runtime.job_export import export, prepare_export
@@ -112,8 +113,8 @@ def run_rank(
         validation = open_validation(deployment, parts, built, data.validation) if turns is None else None
         guard = NotFiniteGuard(deployment.faults, built, folder)
         assert recorder.status is not None
-        limit_s, offset_ns = deployment.faults.hang_limit_s, header.clock_offset_ns
-        stack.enter_context(Watch(folder, plan, launch.rank, recorder.status, offset_ns, limit_s))
+        limit_s, offset_ns, met = deployment.faults.hang_limit_s, header.clock_offset_ns, meeting_point(os.environ)
+        stack.enter_context(Watch(folder, plan, launch.rank, recorder.status, offset_ns, limit_s, met))
         work = None  # the self-test's matrices must not be in memory while the model's is measured
         for order in orders(deployment, turns, groups, checkpoints.trained_before):
             work = (work or KnownWork(device)) if order.purpose == PLANTED else None

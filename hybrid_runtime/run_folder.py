@@ -79,6 +79,10 @@ class RunFolder:
     def hang(self) -> Path:
         return self.path / "hang.txt"
 
+    def hang_told_on(self, host: str) -> Path:
+        """Made by the first rank of a machine that tells of the hang there."""
+        return self.failures / f".hang-{host}"
+
     @property
     def skipped(self) -> Path:
         return self.path / "skipped.jsonl"
