@@ -9,7 +9,7 @@ import pytest
 
 from hybrid_runtime.schedule.choose import AUTO
 from hybrid_runtime.schedule.registry import SCHEDULES
-from tests.parity import VOCABULARY, assert_same, deployment, one_process, this_rank
+from tests.parity import BATCH, VOCABULARY, assert_same, deployment, one_process, this_rank
 from tests.ranks import run_ranks
 
 # tp, pp, dp
@@ -27,7 +27,8 @@ def compare(rank: int, tp: int, pp: int, dp: int) -> None:
         for sequence_parallel in (False, True) if tp > 1 else (False,):
             parallel = {"tp_degree": tp, "pp_degree": pp, "dp_degree": dp, "sequence_parallel": sequence_parallel}
             pipeline = {"schedule": "gpipe" if sequence_parallel else "1f1b", "cuts": "balanced" if tied else "even"}
-            settings = deployment(model=dict(model), parallel=parallel, pipeline=pipeline)
+            batch = BATCH | {"microbatch_size": 2 if pp == 1 and dp == 1 else 1}  # fewer, where no pipeline needs them
+            settings = deployment(model=dict(model), parallel=parallel, pipeline=pipeline, batch=batch)
             _, _, run = this_rank(settings)
             assert_same(run, oracle, tied=("head.output.weight",))
 
