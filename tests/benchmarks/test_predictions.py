@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.planned_runs import write_case
+from benchmarks.calibrated_plans import write_case
 from benchmarks.predictions import CASES, summary, table_of
 from hybrid_runtime.deployment import load_deployment
 from hybrid_runtime.planner.candidates import layouts
