@@ -131,7 +131,7 @@ def run_rank(
         recorder.finish()
         if exported is not None:
             recorder.note(EXPORT)
-            export(exported, deployment, built.units, groups)
+            export(exported, deployment, built.units, groups, built.update)
         groups.barrier()
 
 

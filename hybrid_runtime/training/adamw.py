@@ -108,6 +108,23 @@ class FlatAdamW:
             for run in part.runs:
                 part.state_of(run)["step"].fill_(steps)
 
+    def masters_for_gradients(self) -> bool:
+        """Puts the whole master copies of all parameters where their gradients are, which nobody needs after the last
+        step; every replica calls it.
+
+        Returns:
+            Whether there are some; otherwise nothing has changed.
+        """
+        if not any(MASTER in state for state in self.state.values()):
+            return False
+        for part in self._parts:
+            for run in part.runs:
+                run.bucket.gradients[run.start : run.stop] = part.state_of(run)[MASTER]
+            for bucket in part.buckets:
+                if (gather := bucket.start_gather_gradients()) is not None:
+                    gather.wait()
+        return True
+
     def moments_of(self, parameter: Tensor) -> Iterator[Moment]:
         """What is remembered here of a parameter (or a tensor with its memory); nothing of one that is not trained.
 
