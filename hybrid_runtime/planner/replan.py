@@ -15,6 +15,7 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.analytic import AnalyticCosts
+from hybrid_runtime.planner.candidates import may_have_even_rows
 from hybrid_runtime.planner.compared import baselines
 from hybrid_runtime.planner.evaluate import (
     Evaluated,
@@ -77,7 +78,9 @@ def replan(
     if ledger_peaks:
         setting = replace(setting, beside_bytes=_beside(plan, layout, setting, model, ledger_peaks))
     kinds: tuple[CutKind, ...] = ("fractional", "whole") if pieces else ("whole",)
-    tried = [_solved(replace(layout, cuts=cuts), setting, model) for cuts in kinds]
+    strict = deployment.search.in_flight_limit or deployment.pipeline.in_flight_limit
+    rooms = (False, True) if may_have_even_rows(layout) and not strict else (False,)
+    tried = [_solved(replace(layout, cuts=cuts, even_rows=even), setting, model) for cuts in kinds for even in rooms]
     best = min(tried, key=lambda one: (len(broken_promises(one, setting)), one.compute_share_range, one.step_ns))
     return write_plan(best, setting, model, baselines(best, setting, model))
 
@@ -121,7 +124,7 @@ def layout_of(plan: Plan, *, pieces: bool = True) -> Layout:
     per_rank = len(plan.stages) // plan.pp_degree
     limit = None
     if is_searched(plan.schedule):
-        limit = max(1, int(max(plan.peak_microbatches)))
+        limit = max(1, int(max(_peaks_of_layers(plan))))
     cut = any(read_piece(name) for stage in plan.stages for name in stage.units)
     return Layout(
         plan.mesh,
@@ -135,6 +138,12 @@ def layout_of(plan: Plan, *, pieces: bool = True) -> Layout:
         in_flight=limit,
         recompute=recompute_of(plan),
     )
+
+
+def _peaks_of_layers(plan: Plan) -> tuple[Fraction, ...]:
+    """Microbatches held at once by the ranks without the head, whose rank may hold more in place of rows."""
+    others = [peak for rank, peak in enumerate(plan.peak_microbatches) if rank != plan.stage_to_rank[-1]]
+    return tuple(others) or plan.peak_microbatches
 
 
 def _first_share(plan: Plan) -> Fraction:
