@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from functools import cache, cached_property
@@ -29,27 +28,22 @@ from hybrid_runtime.deployment_declared import Declared
 from hybrid_runtime.deployment_errors import CUSTOM, explain
 from hybrid_runtime.deployment_export import Export
 from hybrid_runtime.deployment_faults import Faults
-from hybrid_runtime.deployment_fields import (
-    MAX_RANKS,
-    Cuts,
-    Degree,
-    DevicePair,
-    EmbeddingRows,
-    LinkRateText,
-    NonNegativeNumber,
-    Percent,
-    Positive,
-    Recomputes,
-    SizeText,
-    Table,
-    given_keys,
-)
+from hybrid_runtime.deployment_fields import DevicePair, LinkRateText, Positive, SizeText, Table, given_keys
+from hybrid_runtime.deployment_load import Load
 from hybrid_runtime.deployment_measurement import Measurement
 from hybrid_runtime.deployment_model import Model
 from hybrid_runtime.deployment_optimizer import Optimizer as Optimizer
+from hybrid_runtime.deployment_parallel import Parallel as Parallel
+from hybrid_runtime.deployment_parallel import Pipeline as Pipeline
+from hybrid_runtime.deployment_rules import rules_between_tables
 from hybrid_runtime.deployment_search import Search
+from hybrid_runtime.deployment_targets import Baseline as Baseline
+from hybrid_runtime.deployment_targets import BaselineKind as BaselineKind
+from hybrid_runtime.deployment_targets import Targets
 from hybrid_runtime.deployment_telemetry import Telemetry
 from hybrid_runtime.deployment_text import read_values
+from hybrid_runtime.deployment_workload import Batch as Batch
+from hybrid_runtime.deployment_workload import Workload
 from hybrid_runtime.errors import DeploymentError, Problem
 from hybrid_runtime.hugging_face_config import shape_from_hugging_face
 from hybrid_runtime.mesh import Mesh
@@ -62,101 +56,9 @@ _NEWER_KEYS = {  # by table: left out of a fingerprint while they have their def
     "optimizer": ("schedule", "decay_steps", "master_weights"),
     "parallel": ("shard_optimizer",),
     "pipeline": ("recompute",),
+    "batch": ("prefill_chunk_tokens", "items_in_flight"),
+    "targets": ("first_token_s", "output_token_s", "request_latency_s"),
 }
-BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
-BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
-
-
-class Parallel(Table):
-    """Degrees of the mesh."""
-
-    tp_degree: Degree = Field(1, description="ranks that share every layer")
-    pp_degree: Degree = Field(1, description="stages in a row")
-    dp_degree: Degree = Field(1, description="replicas of the whole pipeline")
-    sequence_parallel: bool = Field(False, description="shard the sequence between tensor-parallel regions over tp")
-    shard_optimizer: bool = Field(
-        False,
-        description="ZeRO-1: every replica updates a part of the parameters and has the optimizer's state of no other "
-        "part; changes nothing where dp_degree is 1",
-    )
-
-    @classmethod
-    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        degrees = [values.get(name, 1) for name in ("tp_degree", "pp_degree", "dp_degree")]
-        if all(isinstance(degree, int) and 0 < degree <= MAX_RANKS for degree in degrees):
-            ranks = math.prod(degrees)
-            if ranks > MAX_RANKS:
-                yield f"makes {ranks} ranks", f"lower the degrees: at most {MAX_RANKS} ranks are supported"
-
-    @property
-    def mesh(self) -> Mesh:
-        return Mesh(tp_degree=self.tp_degree, pp_degree=self.pp_degree, dp_degree=self.dp_degree)
-
-
-class Pipeline(Table):
-    """How units become stages and stages are walked."""
-
-    schedule: str = Field(
-        "1f1b",
-        description="gpipe, 1f1b, interleaved_1f1b, zb_h1, interleaved_zb, zb_h2, zb_v, dualpipe_v, v_half, v_min, "
-        "auto (searched for this model), or a .csv file of action lists",
-    )
-    virtual_stages: Annotated[int, Field(ge=1, le=64)] | None = Field(
-        None,
-        description="stages on each rank; default: 2 for the interleaved, V and auto schedules, else 1",
-        examples=[2],
-    )
-    in_flight_limit: Positive | None = Field(
-        None,
-        description="of schedule auto: most microbatches of activations that a rank may hold; default: pp_degree + 1",
-        examples=[5],
-    )
-    cuts: Cuts = Field(
-        "balanced",
-        description="even (equally many layers per stage), balanced (stages as equal in FLOPs as cuts between units "
-        "allow), or one 'first..last' of unit names per stage; an end may be a part of a unit, '3.mlp[:96]' or "
-        "'3.mlp[96:]', counted in an MLP's neurons or an attention's key/value heads",
-        examples=[["embedding..1.mlp", "2.attn..head"], ["embedding..1.mlp[:96]", "1.mlp[96:]..head"]],
-    )
-    embedding_rows: EmbeddingRows | None = Field(
-        None,
-        description="rows of the first unit on every pipeline rank: equal, or one number per rank, each a multiple of "
-        "tp_degree, adding up to the vocabulary padded to one; default: all on the first stage's rank",
-        examples=[[96, 160]],
-    )
-
-    recompute: Recomputes = Field(
-        "none",
-        description="what units forget after their forward and compute again for their backward: none, selective "
-        "(norms, attention's core and the MLP's product: little time) or full (all but a unit's input: up to a third "
-        "more time); one word, or one for each stage; the first and the last unit forget nothing",
-        examples=["selective", ["full", "none"]],
-    )
-
-    @classmethod
-    def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if "in_flight_limit" in given and values.get("schedule", "1f1b") != "auto":
-            yield "has in_flight_limit, which only schedule auto obeys", "remove it, or write schedule = 'auto'"
-
-
-class Batch(Table):
-    """Sizes of one optimizer step, in sequences and tokens."""
-
-    global_batch_size: Positive = Field(description="sequences of one optimizer step, over all replicas", examples=[16])
-    microbatch_size: Positive = Field(description="sequences that pass the pipeline together", examples=[2])
-    sequence_length: Positive = Field(description="tokens of one sequence", examples=[128])
-
-
-class Workload(Table):
-    """What one step does."""
-
-    kind: Literal["train", "forward"] = "train"
-    steps: Positive = Field(100, description="steps of a plain run, warm-up included")
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
-    validate_every: Positive | None = Field(
-        None, description="steps of a training between two validations; the last step ends with one", examples=[100]
-    )
-    validation_batches: Positive = Field(8, description="global batches of one validation, the same ones every time")
 
 
 class Hardware(Table):
@@ -174,45 +76,6 @@ class Hardware(Table):
         None, description="device pairs that must be linked", examples=[[[0, 1], [1, 2]]]
     )
     min_link_bandwidth: LinkRateText | None = Field(None, description="one direction", examples=["300 GB/s"])
-
-
-class Baseline(Table):
-    """What the candidate is compared with: same model, global batch and data; other parallel fields."""
-
-    kind: BaselineKind = Field(examples=["single"])
-    devices: Degree | None = Field(
-        None, description="ranks of the baseline; default: as many as the candidate's", examples=[2]
-    )
-    microbatch_size: Positive | None = Field(None, description="default: the candidate's", examples=[2])
-    others: list[BaselineKind] = Field(
-        [], description="other kinds to run and show beside it; they decide nothing", examples=[["tp_only", "pp_only"]]
-    )
-
-
-class Targets(Table):
-    """What is promised. Limits are inclusive: exactly 1 pp passes a limit of 1 pp. An absent target makes no claim."""
-
-    compute_balance_pp: Percent | None = Field(
-        None,
-        description="largest allowed gap between two devices' shares of compute, in percentage points",
-        examples=[1],
-    )
-    compute_balance_metric: BalanceMetric = "time_share_range"
-    memory_balance_pp: Percent | None = Field(
-        None, description="largest allowed gap between two devices' shares of peak memory, pp", examples=[1]
-    )
-    utilisation_percent: Percent | None = Field(
-        None, description="compute-busy share of the least busy device", examples=[90]
-    )
-    latency_reduction_percent: Percent | None = Field(
-        None, description="of one step, against the baseline", examples=[30]
-    )
-    throughput_gain_percent: NonNegativeNumber | None = Field(
-        None, description="tokens per second, against the baseline", examples=[50]
-    )
-
-
-# Keys that came after the first records, by table, with the values that leave a fingerprint as it was without them.
 
 
 class Deployment(Table):
@@ -239,35 +102,20 @@ class Deployment(Table):
     checkpoint: Checkpoint | None = None
     export: Export | None = None
     faults: Faults = Faults()
+    load: Load | None = None
 
     @classmethod
     def rules(cls, given: Collection[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        model = values.get("model")
-        if "export" in given and isinstance(model, Model) and model.units is not None:
-            yield (
-                "has [export], which writes models of the Llama family, and a model of your own units",
-                "leave [export] out: transformers has no such model",
-            )
-        workload, data = values.get("workload"), values.get("data")
-        if isinstance(workload, Workload) and workload.validate_every is not None:
-            if workload.kind != "train":
-                yield "has workload.validate_every, and a workload that trains nothing", "remove validate_every"
-            elif isinstance(data, Data) and not data.validates:
-                yield (
-                    "has workload.validate_every, but [data] keeps nothing to validate with",
-                    "add validation_fraction = 0.01 to [data], or [[data.validation_sources]]",
-                )
-        pipeline = values.get("pipeline")
-        recomputes = isinstance(pipeline, Pipeline) and pipeline.recompute != "none"
-        if recomputes and isinstance(workload, Workload) and workload.kind == "forward":
-            yield (
-                "has pipeline.recompute and a workload of kind 'forward', which keeps nothing for a backward",
-                "remove recompute",
-            )
+        yield from rules_between_tables(given, values)
 
     @property
     def mesh(self) -> Mesh:
         return self.parallel.mesh
+
+    @property
+    def serves(self) -> bool:
+        """Whether it answers requests, each step being one round of [load]."""
+        return self.load is not None
 
     @cached_property
     def shape(self) -> LlamaShape | None:
@@ -299,10 +147,14 @@ class Deployment(Table):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form without [telemetry], [search] and [export], which are no part of what runs.
 
-        Without [checkpoint] and [faults], and without the newer keys of a table, it is what it was before there were
-        such.
+        Without [checkpoint], [faults] and [load], and without the newer keys of a table, it is what it was before there
+        were such.
         """
-        absent = {"checkpoint": self.checkpoint is None, "faults": self.faults == Faults()}
+        absent = {
+            "checkpoint": self.checkpoint is None,
+            "faults": self.faults == Faults(),
+            "load": self.load is None,
+        }
         left_out = {"telemetry", "search", "export", *(name for name, is_absent in absent.items() if is_absent)}
         values = self.model_dump(mode="json", exclude=left_out)
         for name, keys in _NEWER_KEYS.items():
@@ -350,6 +202,7 @@ _RULED: dict[str, type[Table]] = {
     "pipeline": Pipeline,
     "optimizer": Optimizer,
     "data": Data,
+    "load": Load,
 }
 
 

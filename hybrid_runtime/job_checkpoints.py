@@ -39,7 +39,8 @@ def choose_checkpoint(deployment: Deployment, resume: str | None, *, restarted: 
     if deployment.workload.kind != "train" and (table or resume):
         what = "[checkpoint]" if table else "--resume"
         raise UsageError(
-            f"{what}: a workload of kind 'forward' trains nothing; remove it, or set workload.kind to 'train'"
+            f"{what}: a workload of kind {deployment.workload.kind!r} trains nothing; remove it, or set workload.kind "
+            "to 'train'"
         )
     folder = None if table is None else Path(table.folder)
     chosen = folders.choose(folder, resume, restarted=restarted)

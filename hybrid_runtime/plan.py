@@ -11,34 +11,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import ValidationError
 
 from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
-from hybrid_runtime.predicted import PredictedStep
+from hybrid_runtime.predicted import PlanPart, PredictedStep
 
 SCHEMA_VERSION = "1.1"
 
 
-class _Frozen(BaseModel):
-    """Fields named in `_later` are not written while they have their defaults: plans from before keep their hash."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _later: ClassVar[tuple[str, ...]] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        values: dict[str, Any] = write(self)
-        return {
-            name: value
-            for name, value in values.items()
-            if name not in self._later or getattr(self, name) != fields[name].default
-        }
-
-
-class StagePlan(_Frozen):
+class StagePlan(PlanPart):
     """One pipeline stage: a slice of the model's flat list of units, on one pipeline rank.
 
     Attributes:
@@ -54,7 +37,7 @@ class StagePlan(_Frozen):
     recompute: RecomputeKind = "none"
 
 
-class UnitCost(_Frozen):
+class UnitCost(PlanPart):
     """Exact cost of one unit for one microbatch of the whole model (all tensor-parallel ranks together).
 
     Attributes:
@@ -91,7 +74,7 @@ class UnitCost(_Frozen):
         return again[recompute]
 
 
-class Prediction(_Frozen):
+class Prediction(PlanPart):
     """What the plan expects before anything runs; every figure here is computed, none is measured.
 
     Attributes:
@@ -110,7 +93,7 @@ class Prediction(_Frozen):
     ideal_busy_ppm: tuple[int, ...]
 
 
-class Plan(_Frozen):
+class Plan(PlanPart):
     """Everything a rank needs to know before it starts.
 
     Attributes:
@@ -121,7 +104,10 @@ class Plan(_Frozen):
             where stage 0 holds the whole embedding.
         compile: what units compute between their parallel layers is handed to torch.compile.
         predicted: step time and memory as they were predicted; None for a plan that nobody calculated through.
+        prefill_chunk_tokens, items_in_flight: of [batch], where requests are served.
     """
+
+    _later: ClassVar[tuple[str, ...]] = ("prefill_chunk_tokens", "items_in_flight")
 
     schema_version: str = SCHEMA_VERSION
     name: str
@@ -142,6 +128,8 @@ class Plan(_Frozen):
     embedding_pieces: tuple[str, ...] = ()
     compile: bool = False
     predicted: PredictedStep | None = None
+    prefill_chunk_tokens: int | None = None
+    items_in_flight: int | None = None
 
     @property
     def mesh(self) -> Mesh:

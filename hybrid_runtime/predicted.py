@@ -7,9 +7,11 @@ real run), `modelled` (communication, and whatever follows from it), `declared` 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from hybrid_runtime.predicted_serving import PredictedServing
 
 Label = Literal["measured", "rehearsed", "modelled", "declared"]
 Source = Literal["analytic", "calibration", "rehearsal", "records"]
@@ -38,11 +40,25 @@ LABELS: dict[Source, dict[str, Label]] = {  # what a source makes of each figure
 }
 
 
-class _Frozen(BaseModel):
+class PlanPart(BaseModel):
+    """Base of all that plan.json consists of. Fields named in `_later` are not written while they have their defaults:
+    plans from before keep their hash."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        values: dict[str, Any] = write(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in self._later or getattr(self, name) != fields[name].default
+        }
 
 
-class TimeInterval(_Frozen):
+class TimeInterval(PlanPart):
     """A time that is expected to lie between p10 and p90 in eight runs of ten."""
 
     p10_ns: int
@@ -50,7 +66,7 @@ class TimeInterval(_Frozen):
     p90_ns: int
 
 
-class RankTime(_Frozen):
+class RankTime(PlanPart):
     """Where one step goes on a rank; the parts add up to the step's p50.
 
     Attributes:
@@ -82,28 +98,32 @@ class RankTime(_Frozen):
         return sum(getattr(self, name) for name in type(self).model_fields)
 
 
-class RankMemory(_Frozen):
+class RankMemory(PlanPart):
     """Most bytes that a rank holds at once, by component; the byte ledger's peak is their sum.
 
     Attributes:
         activations: with what waits for weight gradients.
         buffers: of messages between stages, and embedding results that were looked up early.
+        kv_cache: keys and values of the sequences that are served.
         allocated_peak: of the device's allocator, temporaries included; None where that was not predicted.
     """
+
+    _later: ClassVar[tuple[str, ...]] = ("kv_cache",)
 
     parameters: int
     gradients: int
     optimizer: int
     activations: int
     buffers: int
+    kv_cache: int = 0
     allocated_peak: int | None = None
 
     @property
     def ledger_peak(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers + self.kv_cache
 
 
-class PredictedRank(_Frozen):
+class PredictedRank(PlanPart):
     """One pipeline rank; all its tensor-parallel ranks and replicas are alike."""
 
     pp_rank: int
@@ -112,7 +132,7 @@ class PredictedRank(_Frozen):
     flops: int
 
 
-class PredictedBaseline(_Frozen):
+class PredictedBaseline(PlanPart):
     """The same figures for a plan that the chosen one is compared with: same devices, model, batch.
 
     Attributes:
@@ -130,7 +150,7 @@ class PredictedBaseline(_Frozen):
     why_not: str | None = None
 
 
-class Alternative(_Frozen):
+class Alternative(PlanPart):
     """A plan that was not chosen, and the one line that says why; with `plan --try` every plan that was tried.
 
     Attributes:
@@ -145,7 +165,7 @@ class Alternative(_Frozen):
     measured_ns: int | None = None
 
 
-class PredictedStep(_Frozen):
+class PredictedStep(PlanPart):
     """The prediction of a plan.
 
     Attributes:
@@ -157,7 +177,10 @@ class PredictedStep(_Frozen):
         source: "analytic" (FLOPs and declared rates), "calibration", "rehearsal" or "records" (of an earlier run).
         fingerprint: the machine and the versions that the costs were measured on; empty for "analytic".
         baselines, alternatives: what it was compared with.
+        serving: of a deployment that serves requests, whose step is one round of them.
     """
+
+    _later: ClassVar[tuple[str, ...]] = ("serving",)
 
     step_time: TimeInterval
     pipeline_ns: int
@@ -168,3 +191,4 @@ class PredictedStep(_Frozen):
     fingerprint: dict[str, str] = {}
     baselines: tuple[PredictedBaseline, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
+    serving: PredictedServing | None = None

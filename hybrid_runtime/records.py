@@ -34,9 +34,10 @@ DATA = "DATA"  # the batch is read and copied to the device
 PHASES = (REDUCE_GRAD, OPTIMIZER, DATA)
 COMPUTE_PHASES = (OPTIMIZER,)
 
-# What a status file says outside the steps; the last three may take as long as they take, and others wait meanwhile.
+# What a status file says outside of actions; the last four may take as long as they take, and others wait meanwhile.
 BETWEEN_STEPS, CHECKPOINT, EXPORT, TURN = "between steps", "CHECKPOINT", "EXPORT", "waiting for its turn"
-UNHURRIED = (CHECKPOINT, EXPORT, TURN)
+IDLE = "no request"  # rank 0 of a serving deployment has nothing to do until somebody asks
+UNHURRIED = (CHECKPOINT, EXPORT, TURN, IDLE)
 
 # Purposes of a block of steps.
 TRACE, SPEED, PLANTED, AGAINST = "trace", "speed", "planted", "against "
@@ -145,13 +146,15 @@ class Memory(_Record):
     Attributes:
         activations_peak: largest sum of saved activations at any instant of the step.
         buffers_peak: largest sum of receive and send buffers.
-        ledger_peak: parameters + gradients + optimizer + largest (activations + buffers) at one instant.
+        kv_cache: keys and values of the sequences that are served, all of their room.
+        ledger_peak: parameters + gradients + optimizer + cache + largest (activations + buffers) at one instant.
         allocated_peak / reserved_peak: the CUDA allocator's peaks; None on CPU.
     """
 
     parameters: int
     gradients: int
     optimizer: int
+    kv_cache: int = 0
     activations_peak: int | None
     buffers_peak: int | None
     ledger_peak: int | None

@@ -178,7 +178,7 @@ def _possible(baseline: Deployment) -> Deployment:
             baseline.shape,
             microbatch_size=baseline.batch.microbatch_size,
             sequence_length=baseline.batch.sequence_length,
-            workload=baseline.workload.kind,
+            workload=baseline.workload.passes,
         )
         make_plan(baseline, costs)
     return baseline

@@ -20,17 +20,18 @@ FLOORS = [
     "deployment_telemetry deployment_model deployment_optimizer deployment_text hugging_face_config pieces predicted "
     "calibration company rehearsal would fingerprint plan planted records nvml_records verdict verdict_modelled "
     "verdict_prediction prediction_history schemas run_folder turns launches git_state plan_contradictions peak_rates "
-    "deployment_faults",
-    "schedule",
+    "deployment_faults deployment_load deployment_parallel deployment_rules deployment_targets deployment_workload "
+    "tokenizer_file predicted_serving",
+    "schedule serving",
     "planner verifier report weights faults comm tensor_parallel data_parallel models data telemetry training",
-    "pipeline checkpoint",
+    "pipeline checkpoint inference",
     "job job_checkpoints job_export job_header job_last_words job_loss job_orders job_parts job_planted job_progress "
-    "job_validation lone job_shared_folder job_disk job_not_finite job_out_of_memory job_watch",
+    "job_validation job_serving lone job_shared_folder job_disk job_not_finite job_out_of_memory job_watch",
     "launcher sides sampling measure rebalance tried cli cli_convert cli_lone cli_output cli_plan cli_report "
     "cli_schedule cli_tokenize __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
-TORCH_FREE_ROOMS = {"schedule", "planner", "verifier", "report", "weights", "faults"}
+TORCH_FREE_ROOMS = {"schedule", "serving", "planner", "verifier", "report", "weights", "faults"}
 TORCH_FREE = {*FLOORS[0].split(), *TORCH_FREE_ROOMS, *FLOORS[-1].split()} - {"__main__"}
 # What launcher and commands use of a torch floor, itself free of torch (tested below by importing it).
 TORCH_FREE_MODULES = (

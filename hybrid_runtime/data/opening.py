@@ -25,6 +25,7 @@ from hybrid_runtime.data.split import Part, split
 from hybrid_runtime.data.tokens import ArrayTokens, InVocabulary, TokenSource, map_tokens
 from hybrid_runtime.deployment_data import Data, Source, WeightedSource
 from hybrid_runtime.errors import UsageError
+from hybrid_runtime.tokenizer_file import BYTES, load_tokenizer, tokenizer_sha256
 
 BYTE_VOCAB = 256
 SCANNED_AT_ONCE = 1 << 22  # tokens; what a check holds in memory
@@ -101,8 +102,8 @@ def _refuse_other_tokenizers(sources: Sequence[tuple[Source, TokenSource]]) -> N
     for source, opened in sources:
         if isinstance(opened, Corpus):
             known.append((opened.name, opened.header.tokenizer_sha256))
-        if source.source != "tokens" and (source.source != "corpus" or source.tokenizer != text.BYTES):
-            known.append((f"tokenizer = {source.tokenizer!r}", text.tokenizer_sha256(source.tokenizer)))
+        if source.source != "tokens" and (source.source != "corpus" or source.tokenizer != BYTES):
+            known.append((f"tokenizer = {source.tokenizer!r}", tokenizer_sha256(source.tokenizer)))
     other = next((name for name, found in known if found != known[0][1]), None)
     if other is not None:
         raise UsageError(
@@ -128,7 +129,7 @@ def open_source(data: Source) -> TokenSource:
     if not path.exists():
         raise UsageError(f"{path}: does not exist; name a text file or a folder of them in [data] path")
     files = text.text_files(path, data.glob)
-    if data.tokenizer != text.BYTES:
+    if data.tokenizer != BYTES:
         return _tokenised(str(path), files, Path(data.tokenizer).expanduser())
     if files == [path]:
         return map_tokens(path, "uint8", vocab_size=BYTE_VOCAB)
@@ -166,13 +167,13 @@ def check_source(source: TokenSource, vocab_size: int | None, sequence_length: i
 
 
 def _library(tokenizer: str) -> TokenSource:
-    if tokenizer == text.BYTES:
+    if tokenizer == BYTES:
         return ArrayTokens("python-stdlib", BYTE_VOCAB, np.frombuffer(text.library_text(), dtype=np.uint8))
     return _tokenised("python-stdlib", text.library_files(), Path(tokenizer).expanduser())
 
 
 def _tokenised(name: str, files: list[Path], tokenizer_file: Path) -> TokenSource:
-    tokenizer = text.load_tokenizer(tokenizer_file)
+    tokenizer = load_tokenizer(tokenizer_file)
     vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
     key = text.content_key(files, tokenizer_file)

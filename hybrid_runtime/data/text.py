@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_runtime.errors import UsageError
+from hybrid_runtime.tokenizer_file import END_OF_TEXT
 
-BYTES = "bytes"  # instead of a tokenizer's file
 SEPARATOR = b"\0"
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 BLOCK_CHARACTERS = 1 << 20  # whole lines; keeps memory bounded on files of any size
 LIBRARY_BYTES = 8 * 10**6
 KEY_VERSION = b"hybrid_runtime tokens 1"  # changes whenever the same text would give other tokens
@@ -78,35 +77,6 @@ def library_text() -> bytes:
         if size >= LIBRARY_BYTES:
             break
     return b"".join(parts)[:LIBRARY_BYTES]
-
-
-def load_tokenizer(path: Path) -> Any:
-    """A `tokenizers.Tokenizer` from its JSON file.
-
-    Raises:
-        UsageError: the file is missing or not a tokenizer.
-    """
-    from tokenizers import Tokenizer  # a third of a second, and byte data does not need it
-
-    if not path.is_file():
-        raise UsageError(f"{path}: no such tokenizer file; name 'bytes' or a tokenizer.json")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as problem:  # the library raises bare Exception for every malformed file
-        raise UsageError(f"{path}: is not a `tokenizers` JSON file ({problem}); name a tokenizer.json") from None
-
-
-def tokenizer_sha256(tokenizer: str) -> str | None:
-    """SHA-256 of a tokenizer's file; None for BYTES.
-
-    Raises:
-        UsageError: as `load_tokenizer`.
-    """
-    if tokenizer == BYTES:
-        return None
-    path = Path(tokenizer).expanduser()
-    load_tokenizer(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def content_key(files: Sequence[Path], tokenizer_file: Path | None) -> str:

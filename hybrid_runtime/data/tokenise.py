@@ -29,6 +29,7 @@ from hybrid_runtime.data.corpus import CorpusHeader
 from hybrid_runtime.data.corpus_writer import CorpusWriter
 from hybrid_runtime.data.inputs import Kind, Line, Piece, input_files, lines_of, pieces_of
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
+from hybrid_runtime.tokenizer_file import BYTES, END_OF_TEXT, load_tokenizer, tokenizer_sha256
 
 ENCODED_AT_ONCE = 256  # documents that the tokenizer gets in one call; it keeps more than their ids in memory
 NO_END = "none"  # instead of a token's name: nothing stands behind a document
@@ -51,7 +52,7 @@ class Coding(NamedTuple):
     @property
     def dtype(self) -> str:
         """The smallest type that the vocabulary fits; of a tokenizer's, at least uint16."""
-        if self.tokenizer == text.BYTES:
+        if self.tokenizer == BYTES:
             return "uint8"
         return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
 
@@ -94,11 +95,11 @@ def coding_of(tokenizer: str, end_of_document: str | None, field: str) -> Coding
     Raises:
         UsageError: the tokenizer is unusable, or has no such token.
     """
-    if tokenizer == text.BYTES:
+    if tokenizer == BYTES:
         if end_of_document not in (None, NO_END):
             raise UsageError(f"--end-of-document {end_of_document!r}: bytes have no such token; leave it out")
         return Coding(tokenizer, 256, None if end_of_document else text.SEPARATOR[0], field)
-    loaded = text.load_tokenizer(Path(tokenizer))
+    loaded = load_tokenizer(Path(tokenizer))
     size = 1 + max(loaded.get_vocab(with_added_tokens=True).values(), default=0)
     return Coding(tokenizer, size, _end_id(loaded, tokenizer, end_of_document), field)
 
@@ -106,7 +107,7 @@ def coding_of(tokenizer: str, end_of_document: str | None, field: str) -> Coding
 def _end_id(loaded: Any, tokenizer: str, name: str | None) -> int | None:
     if name == NO_END:
         return None
-    names = text.END_OF_TEXT if name is None else (name,)
+    names = END_OF_TEXT if name is None else (name,)
     found: int | None = next((id for token in names if (id := loaded.token_to_id(token)) is not None), None)
     if found is None:
         what = f"none of {', '.join(names)}" if name is None else f"no token {name!r}"
@@ -150,8 +151,8 @@ def tokenise(
         header = writer.finish(
             vocab_size=coding.vocab_size,
             end_of_document=coding.end_of_document,
-            tokenizer=coding.tokenizer if coding.tokenizer == text.BYTES else Path(coding.tokenizer).name,
-            tokenizer_sha256=text.tokenizer_sha256(coding.tokenizer),
+            tokenizer=coding.tokenizer if coding.tokenizer == BYTES else Path(coding.tokenizer).name,
+            tokenizer_sha256=tokenizer_sha256(coding.tokenizer),
         )
     return header, done
 
@@ -251,7 +252,7 @@ def _encode_here(piece: Piece) -> Encoded:
 def encoder_of(coding: Coding) -> Callable[[Piece], Encoded]:
     """Reads and encodes a piece, in the process that calls it."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes have the cores already
-    ids_of = _bytes_of if coding.tokenizer == text.BYTES else _tokenizer_ids(coding)
+    ids_of = _bytes_of if coding.tokenizer == BYTES else _tokenizer_ids(coding)
 
     def encode(piece: Piece) -> Encoded:
         lines = list(lines_of(piece, coding.field))
@@ -291,6 +292,6 @@ def _bytes_of(texts: list[str]) -> list[Any]:
 
 
 def _tokenizer_ids(coding: Coding) -> Callable[[list[str]], list[Any]]:
-    tokenizer = text.load_tokenizer(Path(coding.tokenizer))
+    tokenizer = load_tokenizer(Path(coding.tokenizer))
     encode_batch = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)  # fast: since tokenizers 0.20
     return lambda texts: [encoding.ids for encoding in encode_batch(texts, add_special_tokens=False)]

@@ -130,20 +130,20 @@ def model_costs(deployment: Deployment, specs: Sequence[UnitSpec]) -> tuple[Unit
     """
     if deployment.model is None or deployment.batch is None:
         raise UsageError(f"{deployment.name}: costs need the tables [model] and [batch]; add them")
-    batch, kind = deployment.batch, deployment.workload.kind
+    batch, passes = deployment.batch, deployment.workload.passes
     if deployment.shape is not None:
         return unit_costs(
             deployment.shape,
             microbatch_size=batch.microbatch_size,
             sequence_length=batch.sequence_length,
-            workload=kind,
+            workload=passes,
         )
     return measured_costs(
         specs,
         microbatch_size=batch.microbatch_size,
         sequence_length=batch.sequence_length,
         dtype=getattr(torch, deployment.model.dtype),
-        workload=kind,
+        workload=passes,
     )
 
 

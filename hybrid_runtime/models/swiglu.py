@@ -12,17 +12,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybrid_runtime.models.compiled import compiled
+from hybrid_runtime.tensor_parallel.applied import applied
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """(..., 2F) with the gate first -> (..., F)."""
-    y: Tensor = _SwiGLU.apply(gate_up, False)  # type: ignore[no-untyped-call]
+    y: Tensor = applied(_SwiGLU, gate_up, False)
     return y
 
 
 def compiled_swiglu(gate_up: Tensor) -> Tensor:
     """The same, compiled."""
-    y: Tensor = _SwiGLU.apply(gate_up, True)  # type: ignore[no-untyped-call]
+    y: Tensor = applied(_SwiGLU, gate_up, True)
     return y
 
 

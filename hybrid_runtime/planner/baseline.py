@@ -6,6 +6,7 @@
     pp_only          pp = N                      as declared, else candidate's    candidate's
     dp_only          dp = N                      as declared, else candidate's    candidate's
     naive_pipeline   the candidate's             one per replica: global / dp     gpipe
+                     where requests are served   the candidate's, one in flight   the candidate's
 
 N is `baseline.devices`, or the candidate's number of ranks. A single pipeline rank has nothing to schedule: unless the
 candidate's is gpipe, it runs 1f1b. So do other pp degrees where the candidate's schedule is a file, made for its own.
@@ -35,13 +36,17 @@ def baseline_deployment(deployment: Deployment, kind: BaselineKind | None = None
     if deployment.batch is None:
         raise PlanError(f"{deployment.name}: a baseline needs [batch]; add the table")
     baseline = deployment.baseline if kind is None else Baseline(kind=kind)
+    if deployment.serves and baseline.kind == "dp_only":
+        raise PlanError("baseline dp_only: replicas that serve share nothing; name another kind")
     mesh = _mesh(baseline, deployment.mesh)
     return Deployment(
         name=f"{deployment.name[:70]} baseline {baseline.kind}",
         model=deployment.model,
         parallel=_parallel(deployment, mesh),
         pipeline=_pipeline(deployment, baseline, mesh),
-        batch=_batch(deployment.batch, baseline, mesh),
+        batch=_serving_batch(deployment.batch, baseline)
+        if deployment.serves
+        else _batch(deployment.batch, baseline, mesh),
         workload=deployment.workload,
         optimizer=deployment.optimizer,
         data=deployment.data,
@@ -51,6 +56,7 @@ def baseline_deployment(deployment: Deployment, kind: BaselineKind | None = None
             threads_per_rank=deployment.hardware.threads_per_rank,
         ),
         measurement=deployment.measurement,
+        load=deployment.load,
     )
 
 
@@ -107,7 +113,8 @@ def _pipeline(deployment: Deployment, baseline: Baseline, mesh: Mesh) -> Pipelin
     """Explicit cuts were written for the candidate's stages; for others they are replaced by balanced ones. The
     embedding's rows stay sharded where the mesh is the same."""
     candidate = deployment.pipeline
-    schedule = _schedule(candidate.schedule, baseline, mesh.pp_degree, deployment.mesh.pp_degree)
+    naive = baseline.kind == "naive_pipeline" and not deployment.serves
+    schedule = "gpipe" if naive else _schedule(candidate.schedule, mesh.pp_degree, deployment.mesh.pp_degree)
     virtual_stages = candidate.virtual_stages if schedule == candidate.schedule else None
     cuts = candidate.cuts
     if not isinstance(cuts, str):
@@ -120,9 +127,7 @@ def _pipeline(deployment: Deployment, baseline: Baseline, mesh: Mesh) -> Pipelin
     )
 
 
-def _schedule(candidates: str, baseline: Baseline, pp_degree: int, candidates_pp_degree: int) -> str:
-    if baseline.kind == "naive_pipeline":
-        return "gpipe"
+def _schedule(candidates: str, pp_degree: int, candidates_pp_degree: int) -> str:
     made_for_another = is_file(candidates) and pp_degree != candidates_pp_degree
     return "1f1b" if made_for_another or (pp_degree == 1 and candidates != "gpipe") else candidates
 
@@ -136,6 +141,18 @@ def _batch(batch: Batch, baseline: Baseline, mesh: Mesh) -> Batch:
         microbatch_size=microbatch_size,
         sequence_length=batch.sequence_length,
     )
+
+
+def _serving_batch(batch: Batch, baseline: Baseline) -> Batch:
+    """As many cache slots; a naive pipeline lets a microbatch in when the one before has left."""
+    if baseline.kind == "naive_pipeline" and baseline.microbatch_size not in (None, batch.microbatch_size):
+        raise PlanError(
+            f"baseline.microbatch_size = {baseline.microbatch_size}: a naive pipeline serves the candidate's "
+            "microbatches one at a time; leave microbatch_size out"
+        )
+    in_flight = 1 if baseline.kind == "naive_pipeline" else batch.items_in_flight
+    microbatch_size = baseline.microbatch_size or batch.microbatch_size
+    return batch.model_copy(update={"microbatch_size": microbatch_size, "items_in_flight": in_flight})
 
 
 def _whole_share(batch: Batch, baseline: Baseline, mesh: Mesh) -> int:

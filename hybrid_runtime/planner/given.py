@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hybrid_runtime.deployment import Batch, Deployment, Parallel, Pipeline
+from hybrid_runtime.deployment import Deployment, Parallel, Pipeline
 from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece, unit_of
@@ -54,6 +54,7 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
     differing = next(_differences(deployment, plan), None)
     if differing is not None:
         raise PlanError(f"{source}: is a plan for other work: {differing}; plan this deployment, or name its own plan")
+    assert deployment.batch is not None, "a deployment without a batch differs from every plan"
     per_rank, rest = divmod(len(plan.stages), plan.pp_degree)
     return deployment.model_copy(
         update={
@@ -75,10 +76,12 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
                 recompute=_recompute(plan),
                 **_rows(plan),
             ),
-            "batch": Batch(
-                global_batch_size=plan.global_batch_size,
-                microbatch_size=plan.microbatch_size,
-                sequence_length=plan.sequence_length,
+            "batch": deployment.batch.model_copy(
+                update={
+                    "microbatch_size": plan.microbatch_size,
+                    "prefill_chunk_tokens": plan.prefill_chunk_tokens,
+                    "items_in_flight": plan.items_in_flight,
+                }
             ),
         }
     )
@@ -151,8 +154,8 @@ def checked_lists(plan: Plan, source: str) -> tuple[tuple[ActionList, ...], Chec
 def _differences(deployment: Deployment, plan: Plan) -> Iterator[str]:
     """What the work of a deployment and of a plan differ in, the first first."""
     batch, shape = deployment.batch, deployment.shape
-    if plan.workload != deployment.workload.kind:
-        yield f"workload {plan.workload!r} in the plan, {deployment.workload.kind!r} in {deployment.name}"
+    if plan.workload != deployment.workload.passes:
+        yield f"workload {plan.workload!r} in the plan, {deployment.workload.passes!r} in {deployment.name}"
     if batch is None:
         yield f"{deployment.name} has no [batch]"
         return

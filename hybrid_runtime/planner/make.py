@@ -22,7 +22,7 @@ from hybrid_runtime.schedule.check import CheckResult, check
 from hybrid_runtime.schedule.choose import accept, is_searched, lowered_lists, place
 from hybrid_runtime.schedule.dependencies import lookup_stages
 from hybrid_runtime.schedule.lookups import with_lookups
-from hybrid_runtime.schedule.placement import StageToRank
+from hybrid_runtime.schedule.placement import StageToRank, linear
 from hybrid_runtime.schedule.step_costs import StageKind, Time
 
 __all__ = ["baseline_deployment", "make_plan"]  # the planner's two doors: the candidate's plan and its baseline
@@ -43,9 +43,11 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
     mesh = mesh or deployment.mesh
     batch = batch_of(deployment)
     num_microbatches = _num_microbatches(batch, mesh)
-    schedule, workload = deployment.pipeline.schedule, deployment.workload.kind
+    schedule, workload = deployment.pipeline.schedule, deployment.workload.passes
     virtual_stages = deployment.pipeline.virtual_stages
     stage_to_rank = place(schedule, mesh.pp_degree, virtual_stages)
+    if deployment.serves:
+        demand_linear(schedule, stage_to_rank)
     stages = checked_stages(deployment.pipeline.cuts, costs, len(stage_to_rank), mesh)
     pieces = embedding_pieces(deployment.pipeline.embedding_rows, costs, mesh)
     recompute = _recompute_of(deployment.pipeline.recompute, len(stages))
@@ -78,8 +80,23 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
         actions=tuple(map(texts, lists)),
         prediction=predict(lists, stage_to_rank, stages, costs, checked, pieces, recompute),
         embedding_pieces=pieces,
+        prefill_chunk_tokens=batch.prefill_chunk_tokens,
+        items_in_flight=batch.items_in_flight,
         compile=deployment.model is not None and deployment.model.compile,
     )
+
+
+def demand_linear(schedule: str, stage_to_rank: StageToRank) -> None:
+    """Requests are served with one stage on each rank.
+
+    Raises:
+        PlanError: the schedule places stages otherwise.
+    """
+    if tuple(stage_to_rank) != linear(len(stage_to_rank)):
+        raise PlanError(
+            f"pipeline.schedule = {schedule!r} places stages on ranks {list(stage_to_rank)}; requests are served with "
+            "one stage on each rank, in order: write schedule = '1f1b' (its order of backwards is not used)"
+        )
 
 
 def place_lookups(

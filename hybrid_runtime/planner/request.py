@@ -37,7 +37,7 @@ def space_of(deployment: Deployment) -> Space:
             f"pipeline.schedule = {pipeline.schedule!r}: lists from a file are not planned with; name a schedule, or "
             "let the schedule vary in search.vary"
         )
-    schedules = _schedules(search.schedules if free else [pipeline.schedule], deployment.workload.kind)
+    schedules = _schedules(search.schedules if free else [pipeline.schedule], deployment.workload.passes)
     return Space(
         tp_degrees=None if "tp_degree" in varied else (parallel.tp_degree,),
         pp_degrees=None if "pp_degree" in varied else (parallel.pp_degree,),
@@ -65,7 +65,7 @@ def setting_of(deployment: Deployment) -> Setting:
     memory = None if hardware.memory_per_device is None else parse_bytes(hardware.memory_per_device)
     return Setting(
         name=deployment.name,
-        workload=deployment.workload.kind,
+        workload=deployment.workload.passes,
         shape=shape,
         global_batch_size=batch.global_batch_size,
         sequence_length=batch.sequence_length,
@@ -91,7 +91,7 @@ def model_of(deployment: Deployment, calibration: Calibration | None) -> StepMod
     """
     assert deployment.model is not None
     shape, dtype = _shape(deployment), deployment.model.dtype
-    length, workload = batch_of(deployment).sequence_length, deployment.workload.kind
+    length, workload = batch_of(deployment).sequence_length, deployment.workload.passes
     sharded, granule = deployment.parallel.sequence_parallel, deployment.search.granule
     if calibration is None:
         master_weights = deployment.optimizer.master_weights
@@ -131,7 +131,7 @@ def recomputes_of(deployment: Deployment) -> tuple[RecomputeKind, ...]:
     Raises:
         PlanError: stages that recompute differently are not planned with.
     """
-    if deployment.workload.kind == "forward":
+    if deployment.workload.passes == "forward":
         return ("none",)
     if "recompute" in deployment.search.vary:
         return ("none", "selective", "full")

@@ -13,6 +13,9 @@ gradient of that sum, which 0EBi sends to all, to the rank's rows.
 
     action  := stage (EF | EB) microbatch    0EF3 on stage 0's rank, 2EF3 on that of stage 2, ...
 
+Where requests are served, P is the forward of a prefill and D that of a decode (`serving/requests.py`); microbatch i is
+then a set of cache slots. They stand in records only: what is served next is decided while it is.
+
 An overlap is a forward and a backward that may run at the same time. Lists keep it for exchange and drawing; lowering,
 replay and executor take the flattened list, in which the two stand one after the other.
 
@@ -38,6 +41,8 @@ class Kind(enum.Enum):
     B = "B"
     EF = "EF"
     EB = "EB"
+    P = "P"
+    D = "D"
     SEND_F = "SEND_F"
     RECV_F = "RECV_F"
     SEND_B = "SEND_B"
@@ -58,6 +63,11 @@ class Kind(enum.Enum):
         return self in _LOOKUP
 
     @property
+    def is_served(self) -> bool:
+        """Work on requests: in records, never in a schedule's lists."""
+        return self in (Kind.P, Kind.D)
+
+    @property
     def is_send(self) -> bool:
         return self in (Kind.SEND_F, Kind.SEND_B)
 
@@ -71,7 +81,7 @@ class Kind(enum.Enum):
 
 
 _LOOKUP = frozenset({Kind.EF, Kind.EB})
-_COMPUTE = frozenset({Kind.F, Kind.I, Kind.W, Kind.B}) | _LOOKUP
+_COMPUTE = frozenset({Kind.F, Kind.I, Kind.W, Kind.B, Kind.P, Kind.D}) | _LOOKUP
 _DATA_PARALLEL = frozenset({Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD})
 
 NO_MICROBATCH: Final = -1  # of a data-parallel action
@@ -103,7 +113,7 @@ Cell = Action | Overlap
 CellList = tuple[Cell, ...]  # the same before it is flattened
 
 _NUMBER = "(0|[1-9][0-9]{0,8})"
-_ACTION = re.compile(f"{_NUMBER}(SEND_F|RECV_F|SEND_B|RECV_B|F|I|W|B|EF|EB){_NUMBER}")
+_ACTION = re.compile(f"{_NUMBER}(SEND_F|RECV_F|SEND_B|RECV_B|F|I|W|B|EF|EB|P|D){_NUMBER}")
 _DATA_PARALLEL_ACTION = re.compile(f"{_NUMBER}(UNSHARD|RESHARD|REDUCE_GRAD)")
 _OVERLAP = re.compile(r"\(([^();]*);([^();]*)\)OVERLAP_F_B")
 

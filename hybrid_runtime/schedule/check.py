@@ -144,6 +144,8 @@ def _coverage(
             continue
         if action in seen:
             yield Finding(rank, position, str(action), "is done twice")
+        elif action.kind.is_served:
+            yield Finding(rank, position, str(action), "is work on requests, which stands in records and not in lists")
         elif workload == "forward" and action.kind not in (Kind.F, Kind.EF):
             yield Finding(rank, position, str(action), "a forward-only schedule has no backward")
         seen.add(action)

@@ -4,6 +4,7 @@
     activations   saved by autograd for the backward, and  counted while it runs, each storage once:
                   what waits for a weight gradient
     buffers       of stage-to-stage messages               a storage that is both counts once in their sum
+    cache         of keys and values, where requests are served: weighed with the parameters
 
 Resident memory is no substitute: a torch process holds some 270 MB before it allocates anything, which hides an
 imbalance of 20 against 28 MB. Watching costs a few percent of time, so it is done in designated warm-up steps only.
@@ -90,6 +91,7 @@ class ByteLedger:
         self._both = 0
         self._peaks = Peaks(0, 0, 0)
         self._gradients = 0
+        self._caches: tuple[Tensor, ...] = ()
         self._own: frozenset[int] = frozenset()
         self._watching = False
 
@@ -106,6 +108,10 @@ class ByteLedger:
             assert storage is not None, "released a buffer that was never held"
             assert storage.uses[_HELD], "released a buffer more often than it was held"
             self._drop(pointer, _HELD)
+
+    def hold_caches(self, caches: Iterable[Tensor]) -> None:
+        """The caches of keys and values that the rank has, instead of those that it was told of before."""
+        self._caches = tuple(caches)
 
     def count_message(self, change_bytes: int) -> None:
         """Bytes of messages on their way out change by this much; they count as buffers, not by storage."""
@@ -149,14 +155,15 @@ class ByteLedger:
         """The ledger of the step that just ended; peaks only if it was watched. Allocator peaks are passed through."""
         self.weigh_gradients()
         parameters, optimizer = storage_bytes(self._parameters), storage_bytes(self._optimizer_state())
-        peaks = self.peaks
+        kv_cache, peaks = storage_bytes(self._caches), self.peaks
         return Memory(
             parameters=parameters,
             gradients=self._gradients,
             optimizer=optimizer,
+            kv_cache=kv_cache,
             activations_peak=peaks.activations if watched else None,
             buffers_peak=peaks.buffers if watched else None,
-            ledger_peak=parameters + self._gradients + optimizer + peaks.both if watched else None,
+            ledger_peak=parameters + self._gradients + optimizer + kv_cache + peaks.both if watched else None,
             allocated_peak=allocated_peak,
             reserved_peak=reserved_peak,
         )

@@ -353,7 +353,7 @@ class _Step(NamedTuple):
 
 def _ledger_bytes(memory: Memory) -> int:
     """Without a watched step: what does not depend on activations."""
-    return memory.ledger_peak or memory.parameters + memory.gradients + memory.optimizer
+    return memory.ledger_peak or memory.parameters + memory.gradients + memory.optimizer + memory.kv_cache
 
 
 def _difference(before: CoreTime, after: CoreTime) -> CoreTime:

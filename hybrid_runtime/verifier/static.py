@@ -102,6 +102,6 @@ def _facts(deployment: Deployment, units: Sequence[UnitCost]) -> Facts:
         shape,
         microbatch_size=batch.microbatch_size if batch else 1,
         sequence_length=batch.sequence_length if batch else 1,
-        workload=deployment.workload.kind,
+        workload=deployment.workload.passes,
     )
     return Facts(deployment, shape, costs)

@@ -79,7 +79,7 @@ def least_device_bytes(facts: Facts) -> int | None:
     if deployment.model is None or not parameters:
         return None
     master_weights = deployment.optimizer.master_weights
-    held = state_bytes(deployment.model.dtype, deployment.workload.kind, master_weights=master_weights)
+    held = state_bytes(deployment.model.dtype, deployment.workload.passes, master_weights=master_weights)
     mesh = deployment.mesh
     replicas = mesh.dp_degree if deployment.parallel.shard_optimizer else 1
     largest = max(parameters) // mesh.tp_degree

@@ -165,7 +165,7 @@ def schedule(facts: Facts) -> StaticCheck:
     try:
         place(name, ranks, deployment.pipeline.virtual_stages)
         if num_microbatches:
-            accept(name, ranks, num_microbatches, deployment.workload.kind, deployment.pipeline.virtual_stages)
+            accept(name, ranks, num_microbatches, deployment.workload.passes, deployment.pipeline.virtual_stages)
         if is_searched(name):
             return row("schedule", requirement, [], "searched, and proved free of deadlock, when a run plans")
         actions = 2 * len(facts.stage_to_rank) * num_microbatches

@@ -51,7 +51,7 @@ def utilisation_row(facts: Facts) -> Iterator[StaticCheck]:
     busy = stated_utilisation(deployment)
     if busy is None:
         return
-    name, ranks, workload = deployment.pipeline.schedule, deployment.mesh.pp_degree, deployment.workload.kind
+    name, ranks, workload = deployment.pipeline.schedule, deployment.mesh.pp_degree, deployment.workload.passes
     per_rank = deployment.pipeline.virtual_stages
     requirement = f"every device computes for {_percent(busy)} % of a step"
     try:
@@ -115,7 +115,7 @@ def _unaccepted(deployment: Deployment) -> list[str]:
     pipeline, ranks = deployment.pipeline, deployment.mesh.pp_degree
     try:
         if deployment.num_microbatches:
-            numbers = deployment.num_microbatches, deployment.workload.kind, pipeline.virtual_stages
+            numbers = deployment.num_microbatches, deployment.workload.passes, pipeline.virtual_stages
             accept(pipeline.schedule, ranks, *numbers)
     except PlanError as problem:
         return [str(problem)]

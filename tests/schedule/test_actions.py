@@ -77,6 +77,7 @@ def test_what_is_no_overlap(text: str) -> None:
 
 
 def test_kinds() -> None:
-    assert [kind.value for kind in Kind if kind.is_compute] == ["F", "I", "W", "B", "EF", "EB"]
+    assert [kind.value for kind in Kind if kind.is_compute] == ["F", "I", "W", "B", "EF", "EB", "P", "D"]
+    assert [kind.value for kind in Kind if kind.is_served] == ["P", "D"]
     assert [kind.value for kind in Kind if kind.is_lookup] == ["EF", "EB"]
     assert [kind.value for kind in Kind if kind.is_data_parallel] == ["UNSHARD", "RESHARD", "REDUCE_GRAD"]

@@ -1,0 +1,1 @@
+"""Prefill and decode of a model that lies over tensor-parallel and pipeline ranks: caches, items, sampled tokens."""
