@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Protocol
 
 from hybrid_runtime.planner.analytic import HIGH, LOW, Rates
@@ -151,6 +152,7 @@ class AnalyticServing:
         return TimeInterval(p10_ns=int(p50_ns * LOW), p50_ns=p50_ns, p90_ns=int(p50_ns * HIGH))
 
 
+@cache
 def rank_weights(shape: LlamaShape, kind: str, tp_degree: int) -> int:
     """Elements of the matrices and biases that one tensor-parallel rank holds of a unit; vocabularies are padded."""
     h, q = shape.hidden_size, shape.q_size // tp_degree

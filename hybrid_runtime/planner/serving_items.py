@@ -26,14 +26,11 @@ class ItemSize(NamedTuple):
 
 def size_of(item: Item) -> ItemSize:
     """The size of an item."""
-    return ItemSize(
-        item.kind,
-        len(item.rows),
-        len(item.tokens),
-        sum(_pairs(row.start, row.length) for row in item.rows),
-        sum(row.start + row.length for row in item.rows),
-        item.num_wanted,
-    )
+    pairs = keys = 0
+    for row in item.rows:
+        pairs += _pairs(row.start, row.length)
+        keys += row.start + row.length
+    return ItemSize(item.kind, len(item.rows), len(item.tokens), pairs, keys, item.num_wanted)
 
 
 def prefill_size(rows: int, start: int, length: int, wanted: int) -> ItemSize:

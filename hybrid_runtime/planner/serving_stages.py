@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -19,11 +19,13 @@ from hybrid_runtime.planner.serving_items import ItemSize, size_of
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES
 from hybrid_runtime.planner.tp_calls import CallTime
 from hybrid_runtime.serving.requests import Item
-from hybrid_runtime.serving.simulate import StageTime
+from hybrid_runtime.serving.simulate import ItemTimes, StageTime
 from hybrid_runtime.shapes import LlamaShape
 
 _LOGIT_BYTES = 4  # logits are float32
 _TOKEN_BYTES = 8  # of an id that returns to rank 0
+_SUMMED = ("embedding", "attn", "mlp")  # units after which tensor-parallel ranks sum the carry
+_NO_CALL = CallTime(0, 0)
 
 
 class Share(NamedTuple):
@@ -42,13 +44,25 @@ class Share(NamedTuple):
     lasts: int
 
 
+class _Edge(NamedTuple):
+    """Between a stage and the next one.
+
+    Attributes:
+        tensors: of a carry that pass it: behind a cut inside a unit the sum so far and the normed input.
+    """
+
+    tensors: int
+    same_host: bool
+
+
 @dataclass(frozen=True)
 class ServedStages:
-    """`PipelineCosts` of a cut model (serving/simulate.py); every item is asked for once, which counts FLOPs.
+    """`PipelineCosts` of a cut model (serving/simulate.py).
 
     Attributes:
         stages: names of units and pieces.
         crosses: for every stage but the last, whether its messages leave a node.
+        seen: sizes of the items that were asked for.
     """
 
     shape: LlamaShape
@@ -57,7 +71,7 @@ class ServedStages:
     stages: Stages
     crosses: Sequence[bool]
     costs: ServingCosts
-    _known: dict[tuple[int, ItemSize], StageTime] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[ItemSize, ItemTimes] = field(default_factory=dict, compare=False, repr=False)
     seen: Counter[ItemSize] = field(default_factory=Counter, compare=False, repr=False)
 
     @property
@@ -65,84 +79,65 @@ class ServedStages:
         return len(self.stages)
 
     @cached_property
-    def shares(self) -> tuple[dict[str, Share], ...]:
+    def shares(self) -> tuple[Mapping[str, Share], ...]:
         """Per stage and kind of unit."""
-        return tuple(_shares(names, self._parts) for names in self.stages)
+        parts = _parts_of(self.shape)
+        return tuple(_shares(names, parts) for names in self.stages)
 
     @cached_property
-    def _parts(self) -> dict[str, int]:
-        units = unit_costs(self.shape, microbatch_size=1, sequence_length=1, workload="forward")
-        return {kind_of(cost.name): cost.parts for cost in units}
+    def _edges(self) -> tuple[_Edge, ...]:
+        parts = _parts_of(self.shape)
+        return tuple(
+            _Edge(2 if _is_cut_inside(names[-1], parts) else 1, not crosses)
+            for names, crosses in zip(self.stages, self.crosses)
+        )
 
-    def stage(self, stage: int, item: Item) -> StageTime:
+    def times_of(self, item: Item) -> ItemTimes:
         size = size_of(item)
-        if stage == 0:
-            self.seen[size] += 1
-        return self.of_size(stage, size)
+        self.seen[size] += 1
+        if size not in self._known:
+            self._known[size] = self._times(size)
+        return self._known[size]
 
-    def of_size(self, stage: int, size: ItemSize) -> StageTime:
-        """What an item of this size takes a stage."""
-        key = (stage, size)
-        if key not in self._known:
-            self._known[key] = self._of_size(stage, size)
-        return self._known[key]
-
-    def _of_size(self, stage: int, size: ItemSize) -> StageTime:
-        compute_ns = waits_ns = 0
-        for kind, share in self.shares[stage].items():
-            time = self.costs.unit(kind, self.mesh.tp_degree, size)
-            compute_ns += share.units * time.fixed_ns + int(share.part * time.divisible_ns)
-            for call in self._calls(kind, share, size):
-                compute_ns, waits_ns = compute_ns + call.compute_ns, waits_ns + call.wait_ns
-        return StageTime(
-            compute_ns, waits_ns, self._messages_ns(stage, size), self.costs.item_ns(stage, self.num_stages)
-        )
-
-    def _calls(self, kind: str, share: Share, size: ItemSize) -> Iterator[CallTime]:
-        """Collectives of a stage's units of a kind."""
+    def _times(self, size: ItemSize) -> ItemTimes:
         tp = self.mesh.tp_degree
-        if tp == 1:
-            return
-        if kind == "head":
-            if size.wanted:
-                yield self.costs.all_gather(tp, size.wanted * self.shape.vocab_size * _LOGIT_BYTES)
-            return
-        one = self.costs.all_reduce(tp, self._carry_bytes(size))
-        yield CallTime(share.lasts * one.compute_ns, share.lasts * one.wait_ns)
+        units = {kind: self.costs.unit(kind, tp, size) for kind in (*_SUMMED, "head")}
+        carry_bytes = size.tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
+        summed = self.costs.all_reduce(tp, carry_bytes) if tp > 1 else _NO_CALL
+        gathered = _NO_CALL
+        if tp > 1 and size.wanted:
+            gathered = self.costs.all_gather(tp, size.wanted * self.shape.vocab_size * _LOGIT_BYTES)
+        posts_ns = [self.costs.post_ns(one.tensors * carry_bytes, same_host=one.same_host) for one in self._edges]
+        stages = []
+        for stage, shares in enumerate(self.shares):
+            compute_ns = waits_ns = 0
+            for kind, share in shares.items():
+                part, unit = share.part, units[kind]
+                compute_ns += share.units * unit.fixed_ns + unit.divisible_ns * part.numerator // part.denominator
+                call, calls = (gathered, 1) if kind == "head" else (summed, share.lasts)
+                compute_ns += calls * call.compute_ns
+                waits_ns += calls * call.wait_ns
+            own_ns = sum(posts_ns[max(0, stage - 1) : stage + 1])
+            stages.append(StageTime(compute_ns, waits_ns, own_ns, self.costs.item_ns(stage, self.num_stages)))
+        hops = (self._message_ns(one.tensors * carry_bytes, one.same_host) for one in self._edges)
+        back_ns = self._message_ns(size.wanted * _TOKEN_BYTES, not any(self.crosses)) if self._edges else 0
+        return ItemTimes(tuple(stages), tuple(hops), back_ns)
 
-    def _messages_ns(self, stage: int, size: ItemSize) -> int:
-        """What receiving and sending takes the rank itself."""
-        edges = [edge for edge in (stage - 1, stage) if 0 <= edge < self.num_stages - 1]
-        return sum(
-            self.costs.post_ns(self._message_bytes(edge, size), same_host=not self.crosses[edge]) for edge in edges
-        )
+    def _message_ns(self, num_bytes: int, same_host: bool) -> int:
+        latency_ns, ns_per_byte = self._hops[same_host]
+        return latency_ns + num_bytes * ns_per_byte.numerator // ns_per_byte.denominator
 
-    def hop_ns(self, stage: int, item: Item) -> int:
-        return self._message_ns(self._message_bytes(stage, size_of(item)), crosses=self.crosses[stage])
-
-    def return_ns(self, item: Item) -> int:
-        """The ids go straight from the last stage to rank 0; nothing to send on one stage."""
-        if self.num_stages == 1:
-            return 0
-        return self._message_ns(item.num_wanted * _TOKEN_BYTES, crosses=any(self.crosses))
-
-    def _message_ns(self, num_bytes: int, *, crosses: bool) -> int:
-        hop = self.costs.hop(same_host=not crosses)
-        return int(hop.latency + hop.transfer(num_bytes))
-
-    def _message_bytes(self, edge: int, size: ItemSize) -> int:
-        """Behind a cut inside a unit travel the sum so far and the normed input."""
-        tensors = 2 if _cuts_inside(self.stages, edge, self._parts) else 1
-        return tensors * self._carry_bytes(size)
-
-    def _carry_bytes(self, size: ItemSize) -> int:
-        return size.tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
+    @cached_property
+    def _hops(self) -> Mapping[bool, tuple[int, Fraction]]:
+        """Latency and nanoseconds per byte, inside a node and between nodes."""
+        hops = {same_host: self.costs.hop(same_host=same_host) for same_host in {one.same_host for one in self._edges}}
+        hops |= {not any(self.crosses): self.costs.hop(same_host=not any(self.crosses))}
+        return {same_host: (int(hop.latency), Fraction(hop.transfer(1))) for same_host, hop in hops.items()}
 
     def buffer_bytes(self, stage: int, tokens: int) -> int:
         """Of messages of an item of so many tokens: one that is received, one that is on its way out."""
-        edges = [edge for edge in (stage - 1, stage) if 0 <= edge < self.num_stages - 1]
-        size = ItemSize("prefill", 1, tokens, 0, 0, 0)
-        return sum(self._message_bytes(edge, size) for edge in edges)
+        tensors = sum(one.tensors for one in self._edges[max(0, stage - 1) : stage + 1])
+        return tensors * tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
 
     def flops(self, stage: int) -> int:
         """Of all items that were asked for, all tensor-parallel ranks together."""
@@ -171,18 +166,22 @@ class ServedStages:
         return int(2 * heads * self.shape.head_dim * ELEMENT_BYTES[self.dtype])
 
 
-def _shares(names: Sequence[str], parts: dict[str, int]) -> dict[str, Share]:
+def _parts_of(shape: LlamaShape) -> dict[str, int]:
+    units = unit_costs(shape, microbatch_size=1, sequence_length=1, workload="forward")
+    return {kind_of(cost.name): cost.parts for cost in units}
+
+
+def _shares(names: Sequence[str], parts: Mapping[str, int]) -> dict[str, Share]:
     found: dict[str, Share] = {}
     for name in names:
         kind, piece = kind_of(unit_of(name)), read_piece(name)
         part = Fraction(1) if piece is None else Fraction(piece.parts, parts[kind])
-        ends = piece is None or piece.stop == parts[kind]
-        begins = piece is None or piece.start == 0
+        begins, ends = piece is None or piece.start == 0, piece is None or piece.stop == parts[kind]
         before = found.get(kind, Share(0, Fraction(0), 0, 0))
         found[kind] = Share(before.units + 1, before.part + part, before.firsts + begins, before.lasts + ends)
     return found
 
 
-def _cuts_inside(stages: Stages, edge: int, parts: dict[str, int]) -> bool:
-    last = read_piece(stages[edge][-1])
-    return last is not None and last.stop < parts[kind_of(last.unit)]
+def _is_cut_inside(last: str, parts: Mapping[str, int]) -> bool:
+    piece = read_piece(last)
+    return piece is not None and piece.stop < parts[kind_of(piece.unit)]
