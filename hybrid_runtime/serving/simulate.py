@@ -1,0 +1,176 @@
+"""A round of the load without a model: the real batcher and the real source, with a clock that costs move.
+
+    rank 0   brings back what has returned, takes in what has arrived, sends the next item or waits for either
+    stage k  takes an item when it has arrived and the one before is done
+
+    stage 0  | P0 | P1 | D0 | D1 |         P prefill, D decode, of microbatches 0 and 1
+    stage 1       | P0 | P1 | D0 | D1 |
+    returns            ^    ^ sampled tokens of P0, then of P1: D0 may follow
+
+The engine does the same with real stages (`inference/engine.py`): prediction and measurement differ in durations only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from hybrid_runtime.serving.batcher import Batcher
+from hybrid_runtime.serving.requests import Answer, Item, Source
+
+
+class StageTime(NamedTuple):
+    """What an item takes a rank; the parts are one after another.
+
+    Attributes:
+        tensor_parallel_ns: collectives.
+        messages_ns: what the rank itself does to send and receive.
+        overhead_ns: what the runtime adds to an item.
+    """
+
+    compute_ns: int
+    tensor_parallel_ns: int = 0
+    messages_ns: int = 0
+    overhead_ns: int = 0
+
+    @property
+    def total_ns(self) -> int:
+        return sum(self)
+
+
+class PipelineCosts(Protocol):
+    """Durations of items on the stages of a pipeline, one stage on each rank."""
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline ranks."""
+
+    def stage(self, stage: int, item: Item) -> StageTime:
+        """What an item takes a stage."""
+
+    def hop_ns(self, stage: int, item: Item) -> int:
+        """From the end of an item on a stage until it is on the next one."""
+
+    def return_ns(self, item: Item) -> int:
+        """From the end of an item on the last stage until rank 0 knows its tokens."""
+
+
+@dataclass(slots=True)
+class ServedTime:
+    """What a rank did in a round; whatever is missing of the round's time it was idle."""
+
+    prefill_ns: int = 0
+    decode_ns: int = 0
+    tensor_parallel_ns: int = 0
+    messages_ns: int = 0
+    overhead_ns: int = 0
+
+    @property
+    def total_ns(self) -> int:
+        return self.prefill_ns + self.decode_ns + self.tensor_parallel_ns + self.messages_ns + self.overhead_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A simulated round.
+
+    Attributes:
+        round_ns: until the last answer is whole.
+        answers: in the order in which they ended.
+        ranks: by stage.
+        num_prefills, num_decodes: items.
+    """
+
+    round_ns: int
+    answers: tuple[Answer, ...]
+    ranks: tuple[ServedTime, ...]
+    num_prefills: int
+    num_decodes: int
+
+
+def simulate(source: Source, batcher: Batcher, costs: PipelineCosts) -> Served:
+    """Serves a round; every answer has as many tokens as its request allows."""
+    return _Simulation(source, batcher, costs).run()
+
+
+class _Simulation:
+    def __init__(self, source: Source, batcher: Batcher, costs: PipelineCosts) -> None:
+        self._source, self._batcher, self._costs = source, batcher, costs
+        self._free_ns = [0] * costs.num_stages  # of later stages: when each is done with what it has
+        self._back: deque[tuple[int, Item]] = deque()  # when rank 0 will know the tokens of an item
+        self._answers: list[Answer] = []
+        self._ranks = tuple(ServedTime() for _ in range(costs.num_stages))
+        self._sent = {"prefill": 0, "decode": 0}
+        self._never_stop: dict[int, int] = {}
+
+    def run(self) -> Served:
+        now_ns = last_ns = 0
+        while True:
+            if self._bring_back(now_ns):
+                last_ns = now_ns
+            self._take_in(now_ns)
+            item = self._batcher.next_item()
+            if item is not None:
+                now_ns = self._send(item, now_ns)
+                continue
+            expected = [self._back[0][0] if self._back else None, self._source.next_ns]
+            times = [time for time in expected if time is not None]
+            if not times:
+                break
+            now_ns = max(now_ns, min(times))
+        assert self._batcher.is_idle, "nothing is under way, and requests are left"
+        assert self._source.is_exhausted, "a source that nobody waits for"
+        return Served(last_ns, tuple(self._answers), self._ranks, self._sent["prefill"], self._sent["decode"])
+
+    def _bring_back(self, now_ns: int) -> bool:
+        """Tokens that are known by now; whether there were any."""
+        brought = False
+        while self._back and self._back[0][0] <= now_ns:
+            _, item = self._back.popleft()
+            progress = self._batcher.sampled(item, self._tokens(item), now_ns)
+            brought = brought or bool(progress.tokens)
+            for answer in progress.ended:
+                self._end(answer, now_ns)
+        return brought
+
+    def _take_in(self, now_ns: int) -> None:
+        while due := self._source.due(now_ns):
+            for request in due:
+                self._never_stop[request.id] = next(id for id in range(2**31) if id not in request.stop_tokens)
+                refused = self._batcher.submit(request, now_ns)
+                if refused is not None:
+                    self._end(refused, now_ns)
+
+    def _end(self, answer: Answer, now_ns: int) -> None:
+        self._answers.append(answer)
+        self._source.ended(answer, now_ns)
+
+    def _tokens(self, item: Item) -> list[int]:
+        return [self._never_stop[row.request] for row in item.rows if row.answer_index >= 0]
+
+    def _send(self, item: Item, now_ns: int) -> int:
+        """The way of an item through all stages; when the first one is free again."""
+        self._sent[item.kind] += 1
+        arrived_ns, first_free_ns = now_ns, now_ns
+        for stage, free_ns in enumerate(self._free_ns):
+            took = self._costs.stage(stage, item)
+            _add(self._ranks[stage], item, took)
+            end_ns = max(arrived_ns, free_ns) + took.total_ns
+            self._free_ns[stage] = end_ns
+            first_free_ns = end_ns if stage == 0 else first_free_ns
+            if stage + 1 < len(self._free_ns):
+                arrived_ns = end_ns + self._costs.hop_ns(stage, item)
+        back_ns = end_ns + self._costs.return_ns(item)
+        self._back.append((max(back_ns, self._back[-1][0] if self._back else 0), item))
+        return first_free_ns
+
+
+def _add(rank: ServedTime, item: Item, took: StageTime) -> None:
+    if item.kind == "prefill":
+        rank.prefill_ns += took.compute_ns
+    else:
+        rank.decode_ns += took.compute_ns
+    rank.tensor_parallel_ns += took.tensor_parallel_ns
+    rank.messages_ns += took.messages_ns
+    rank.overhead_ns += took.overhead_ns
