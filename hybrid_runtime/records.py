@@ -34,9 +34,10 @@ DATA = "DATA"  # the batch is read and copied to the device
 PHASES = (REDUCE_GRAD, OPTIMIZER, DATA)
 COMPUTE_PHASES = (OPTIMIZER,)
 
-# What a status file says outside the steps; the last three may take as long as they take, and others wait meanwhile.
+# What a status file says outside of actions; the last four may take as long as they take, and others wait meanwhile.
 BETWEEN_STEPS, CHECKPOINT, EXPORT, TURN = "between steps", "CHECKPOINT", "EXPORT", "waiting for its turn"
-UNHURRIED = (CHECKPOINT, EXPORT, TURN)
+IDLE = "no request"  # rank 0 of a serving deployment has nothing to do until somebody asks
+UNHURRIED = (CHECKPOINT, EXPORT, TURN, IDLE)
 
 # Purposes of a block of steps.
 TRACE, SPEED, PLANTED, AGAINST = "trace", "speed", "planted", "against "

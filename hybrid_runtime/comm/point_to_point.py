@@ -29,7 +29,7 @@ from hybrid_runtime.schedule.actions import Action, Kind
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
 _MAX_DIMS = 6
 _MAX_TENSORS = 8
-_HEADER_LENGTH = 1 + _MAX_TENSORS * (2 + _MAX_DIMS)
+HEADER_LENGTH = 1 + _MAX_TENSORS * (2 + _MAX_DIMS)
 
 
 class TensorSpec(NamedTuple):
@@ -79,7 +79,7 @@ class Sender:
 
     def __init__(self, edge: Edge, device: torch.device, ledger: Ledger | None = None) -> None:
         self._edge = edge
-        self._staging = _staging(edge, device)
+        self._staging = staging_of(edge, device)
         self._specs: dict[tuple[int, Kind], Spec] = {}
         self._under_way = UnderWay(ledger)
         self._sequence = 0
@@ -94,7 +94,7 @@ class Sender:
         if key not in self._specs:
             self._specs[key] = spec
             if action.kind is Kind.SEND_F:
-                self._start(_encode(spec).to(self._staging or tensors[0].device))
+                self._start(encode_spec(spec).to(self._staging or tensors[0].device))
         elif spec != self._specs[key]:
             raise RunError(
                 f"{action}: stage {action.stage} sends {_words(spec)}, but its first message was "
@@ -130,7 +130,7 @@ class Receiver:
     def __init__(self, edge: Edge, device: torch.device, clocks: Clocks, ledger: Ledger | None = None) -> None:
         self._edge = edge
         self._device = device
-        self._staging = _staging(edge, device)
+        self._staging = staging_of(edge, device)
         self._clocks = clocks
         self._from = f"pp={edge.source_pp}"
         self.pool = BufferPool(self._staging or device, ledger)
@@ -187,7 +187,7 @@ class Receiver:
                 buffers = self.pool.take(spec)
                 self._posted[action] = _Posted([self._receive(buffer) for buffer in buffers], buffers)
             elif action.kind is Kind.RECV_F:
-                header = torch.zeros(_HEADER_LENGTH, dtype=torch.int64, device=self._staging or self._device)
+                header = torch.zeros(HEADER_LENGTH, dtype=torch.int64, device=self._staging or self._device)
                 self._header = _Posted([self._receive(header)], (header,))
             else:
                 return
@@ -199,7 +199,7 @@ class Receiver:
             work.wait()
         self._header = None
         action = self._announced[0]
-        self._specs[action.stage, action.kind] = _decode(header)
+        self._specs[action.stage, action.kind] = decode_spec(header)
         self._post()
 
     def _receive(self, buffer: Tensor) -> dist.Work:
@@ -209,12 +209,17 @@ class Receiver:
         return work
 
 
-def _staging(edge: Edge, device: torch.device) -> torch.device | None:
+def staging_of(edge: Edge, device: torch.device) -> torch.device | None:
     """Where messages are on their way, if not on the device."""
     return torch.device("cpu") if through_host(edge.group, device) else None
 
 
-def _encode(spec: Spec) -> Tensor:
+def encode_spec(spec: Spec) -> Tensor:
+    """(HEADER_LENGTH,) int64: how many tensors, their shapes and types.
+
+    Raises:
+        RunError: a carry of more tensors or dims than a header can say, or of another type.
+    """
     if len(spec) > _MAX_TENSORS or any(len(tensor.shape) > _MAX_DIMS for tensor in spec):
         raise RunError(f"a carry holds at most {_MAX_TENSORS} tensors of {_MAX_DIMS} dims, not {_words(spec)}")
     numbers = [len(spec)]
@@ -222,10 +227,11 @@ def _encode(spec: Spec) -> Tensor:
         if dtype not in _DTYPES:
             raise RunError(f"a carry of {dtype} cannot be sent between stages; use one of {_DTYPES}")
         numbers += [_DTYPES.index(dtype), len(shape), *shape, *[0] * (_MAX_DIMS - len(shape))]
-    return torch.tensor(numbers + [0] * (_HEADER_LENGTH - len(numbers)), dtype=torch.int64)
+    return torch.tensor(numbers + [0] * (HEADER_LENGTH - len(numbers)), dtype=torch.int64)
 
 
-def _decode(header: Tensor) -> Spec:
+def decode_spec(header: Tensor) -> Spec:
+    """What `encode_spec` encoded."""
     numbers = header.tolist()
     rows = [numbers[1 + k * (2 + _MAX_DIMS) :][: 2 + _MAX_DIMS] for k in range(numbers[0])]
     return tuple(TensorSpec(tuple(row[2 : 2 + row[1]]), _DTYPES[row[0]]) for row in rows)

@@ -50,6 +50,12 @@ class UnderWay:
         while self._started and self._started[0][0].is_completed():
             self._started.popleft()
 
+    def keep_at_most(self, tensors: int) -> None:
+        """Waits for the oldest until no more are left; gloo never says by itself that something has been sent."""
+        self.poll()
+        while len(self._started) > tensors:
+            self._started.popleft()[0].wait()
+
     def finish(self) -> None:
         """Waits until everything has been sent (every handle is waited on)."""
         while self._started:

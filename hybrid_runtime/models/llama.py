@@ -5,6 +5,9 @@
     k.mlp       x + down(swiglu(gate_up(norm(x))))
     head        x -> sum of token losses, or this rank's logits (B, S, V/T) when there are no targets
 
+Where requests are served, attention is to a cache of keys and values (cached_attention.py), and the head's logits are
+(1, wanted rows, V/T).
+
 The carry between units is one tensor x: (B, S, H), or (B, S/T, H) with sequence parallelism. Attention may be cut
 between key/value heads (with their query heads), an MLP between neurons; between such pieces travel two (residual.py).
 
@@ -23,9 +26,11 @@ from torch import Tensor, nn
 
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.models.attention import causal_attention
+from hybrid_runtime.models.cached_attention import KvCache, cached_attention
+from hybrid_runtime.models.cached_rows import CachedRows
 from hybrid_runtime.models.residual import residual_sum
 from hybrid_runtime.models.rms_norm import RMSNorm
-from hybrid_runtime.models.rotary import rotated_heads
+from hybrid_runtime.models.rotary import rotary_tables, rotated, rotated_heads
 from hybrid_runtime.models.swiglu import swiglu
 from hybrid_runtime.models.unit import NO_TARGET, BuildContext, Carry, Documents, Microbatch, ShardedRows, UnitSpec
 from hybrid_runtime.shapes import LlamaShape
@@ -162,9 +167,21 @@ class AttentionUnit(nn.Module):
         self.q_norm = _head_norm(shape, context) if shape.qk_norm else None
         self.k_norm = _head_norm(shape, context) if shape.qk_norm else None
         self.output = _projection(shape.q_size, shape, context, "output")
+        self.cache: KvCache | None = None
+
+    def make_cache(self, num_slots: int, capacity: int) -> Tensor:
+        """Room for so many sequences of so many tokens each, instead of what there was; as one tensor."""
+        weight = self.qkv.weight
+        self.cache = KvCache(
+            num_slots, self.num_kv, capacity, self.head_dim, device=weight.device, dtype=weight.dtype
+        )
+        return self.cache.both
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        mix = functools.partial(self._attend, documents=microbatch.documents)
+        if microbatch.cached is None:
+            mix = functools.partial(self._attend, documents=microbatch.documents)
+        else:
+            mix = functools.partial(self._attend_cached, rows=microbatch.cached)
         return residual_sum(carry, self.norm, self.qkv, mix, self.output, self.piece, self.recompute)
 
     def _attend(self, qkv: Tensor, documents: Documents | None) -> Tensor:
@@ -175,6 +192,24 @@ class AttentionUnit(nn.Module):
             qkv, self.num_q, self.num_kv, self.head_dim, self.rope_theta, self.rope_scaling, positions
         )
         return causal_attention(q, k, v, documents)
+
+    def _attend_cached(self, qkv: Tensor, rows: CachedRows) -> Tensor:
+        assert self.cache is not None, "rows of an item, but no cache was made"
+        if self.q_norm is not None and self.k_norm is not None:
+            qkv = self._normed(qkv, self.q_norm, self.k_norm)
+        heads_NhD = qkv.view(qkv.shape[1], -1, self.head_dim)
+        turned = self.num_q + self.num_kv
+        cos, sin = rows.once(("rotation", self.head_dim, self.rope_theta), lambda: self._tables(rows, qkv.dtype))
+        q, k = rotated(heads_NhD[:, :turned], cos, sin).split_with_sizes([self.num_q, self.num_kv], dim=1)
+        return cached_attention(q, k, heads_NhD[:, turned:], self.cache, rows).unsqueeze(0)
+
+    def _tables(self, rows: CachedRows, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin of every token's position, each (N, 1, D/2)."""
+        assert self.cache is not None
+        cos, sin = rotary_tables(
+            self.cache.capacity, self.head_dim, self.rope_theta, rows.device, dtype, self.rope_scaling
+        )
+        return cos[rows.positions], sin[rows.positions]
 
     def _normed(self, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
         heads_BShD = qkv.view(*qkv.shape[:2], -1, self.head_dim)
@@ -232,7 +267,10 @@ class HeadUnit(nn.Module):
         )
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        logits = self.output(self.norm(carry[0]))
+        x = carry[0]
+        if microbatch.cached is not None and microbatch.cached.last is not None:
+            x = x.index_select(1, microbatch.cached.last)
+        logits = self.output(self.norm(x))
         if microbatch.targets is None:
             return (logits,)
         targets, without = microbatch.targets, None

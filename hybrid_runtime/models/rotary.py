@@ -68,6 +68,13 @@ def rotated_heads(
     return q, k, v
 
 
+def rotated(heads_NhD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads of single tokens turned: (N, heads, D), with the tables' rows of each token's position, (N, 1, D/2)."""
+    out = torch.empty_like(heads_NhD, memory_format=torch.contiguous_format)
+    _rotate(heads_NhD, out, cos, sin)
+    return out
+
+
 class _RotatedHeads(torch.autograd.Function):
     """One pass over memory each way; the only things kept for backward are the shared tables and positions."""
 

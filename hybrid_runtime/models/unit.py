@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from hybrid_runtime.comm.axis import Axis
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.models.cached_rows import CachedRows
 from hybrid_runtime.pieces import Piece, Slice, read_piece
 from hybrid_runtime.tensor_parallel.random_state import RandomStates
 
@@ -67,11 +68,14 @@ class Microbatch:
         tokens: (B, S) int64 token ids.
         targets: (B, S) int64 next-token ids, NO_TARGET where there is none; None when only logits are wanted.
         documents: None where every sequence is one.
+        cached: of an item that is served: where its rows lie in tokens and carry, both (1, N, ...), and in the caches.
+            The first stage alone has its tokens then. The last unit returns logits of the rows' last tokens.
     """
 
     tokens: Tensor
     targets: Tensor | None = None
     documents: Documents | None = None
+    cached: CachedRows | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

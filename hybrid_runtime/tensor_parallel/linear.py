@@ -323,4 +323,4 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """One 2-D matmul over all tokens."""
     x_NI = x.reshape(-1, x.shape[-1])
     y_NO = x_NI.mm(weight.t()) if bias is None else torch.addmm(bias, x_NI, weight.t())
-    return y_NO.view(*x.shape[:-1], -1)
+    return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
