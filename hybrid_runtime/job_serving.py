@@ -102,8 +102,7 @@ class Rounds:
         if self.traffic is None:
             self.engine.follow()
             return []
-        assert self.deployment.batch is not None
-        batcher = batcher_of(self.deployment, self.deployment.batch.items_in_flight)
+        batcher = batcher_of(self.deployment)
         began_ns = monotonic_ns()
         answers = self.engine.serve(self.traffic.begin(), batcher)
         return [record_of(answer, step, began_ns) for answer in answers]

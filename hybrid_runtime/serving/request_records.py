@@ -109,20 +109,16 @@ def to_lines(records: Iterable[RequestRecord]) -> str:
     return "".join(json.dumps(record.model_dump(mode="json"), separators=(",", ":")) + "\n" for record in records)
 
 
-def read_requests(path: Path, *, finished: bool = True) -> tuple[RequestRecord, ...]:
+def read_requests(path: Path) -> tuple[RequestRecord, ...]:
     """Parses a file of requests.
-
-    Args:
-        finished: False while the side is still running: the newest line may be half written.
 
     Raises:
         RecordsError: unreadable, or a line that is not a record (named by number).
     """
     try:
-        text = path.read_bytes()
+        lines = path.read_bytes().splitlines()
     except OSError as problem:
         raise RecordsError(f"{path}: cannot be read ({problem.strerror}); make the run again") from None
-    lines = text.splitlines() if finished else text[: text.rfind(b"\n") + 1].splitlines()
     found = []
     for number, line in enumerate(lines, start=1):
         try:

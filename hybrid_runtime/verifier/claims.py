@@ -34,13 +34,8 @@ WITNESS_GAP = Fraction(25, 10_000)  # wall time without waits and thread CPU tim
 def promises(deployment: Deployment, metrics: Metrics, terms: Terms) -> Iterator[Claim]:
     """Every claim about the candidate alone."""
     targets, declared = deployment.targets, deployment.declared
-    if (limit := targets.compute_balance_pp) is not None:
-        metric = targets.compute_balance_metric
-        unit = "%" if metric.endswith("rel_spread") else "pp"
-        text = f"no two devices' compute differs by more than {limit:f} {unit} ({metric})"
-        finding = compute_balance(deployment, metrics, Fraction(limit) / 100, terms)
-        shown = _range_text(declared.computation_distribution)
-        yield claim("compute_balance", metric, ("<=", limit, unit), text, finding, shown)
+    if targets.compute_balance_pp is not None:
+        yield balance_claim(deployment, metrics, terms)
     if (limit := targets.memory_balance_pp) is not None:
         text = f"no two devices' shares of peak memory differ by more than {limit:f} pp"
         finding = memory_balance(metrics, Fraction(limit) / 100)
@@ -51,6 +46,21 @@ def promises(deployment: Deployment, metrics: Metrics, terms: Terms) -> Iterator
         finding = utilisation(deployment, metrics, Fraction(theta) / 100, terms)
         yield claim("utilisation", "compute_busy_min", (">=", theta, "%"), text, finding, declared.utilisation)
     yield from declared_shares(deployment, metrics)
+
+
+def balance_claim(deployment: Deployment, metrics: Metrics, terms: Terms, phase: str = "") -> Claim:
+    """Compute balance, which is promised; of all compute, or of one phase of serving, whose actions `metrics` hold."""
+    targets = deployment.targets
+    limit, metric = targets.compute_balance_pp, targets.compute_balance_metric
+    assert limit is not None
+    unit = "%" if metric.endswith("rel_spread") else "pp"
+    what = f"compute for {phase}s" if phase else "compute"
+    text = f"no two devices' {what} differs by more than {limit:f} {unit} ({metric})"
+    finding = compute_balance(deployment, metrics, Fraction(limit) / 100, terms)
+    if phase:
+        return claim(f"compute_balance_{phase}", f"{metric}_{phase}", ("<=", limit, unit), text, finding)
+    shown = _range_text(deployment.declared.computation_distribution)
+    return claim("compute_balance", metric, ("<=", limit, unit), text, finding, shown)
 
 
 def compute_balance(deployment: Deployment, metrics: Metrics, limit: Fraction, terms: Terms) -> Finding:

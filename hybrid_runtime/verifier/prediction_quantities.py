@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from hybrid_runtime.predicted import PredictedRank, PredictedStep
 from hybrid_runtime.verdict_prediction import QuantityId
-from hybrid_runtime.verifier.metrics import Clock, Metrics, thread_cpu_ns, wall_compute_ns
+from hybrid_runtime.verifier.metrics import Metrics
 from hybrid_runtime.verifier.time_budget import rank_parts
 from hybrid_runtime.verifier.trust import Blocker
 
@@ -112,11 +112,9 @@ def _by_rank(
 
 def _busy_ns(metrics: Metrics) -> dict[int, Fraction]:
     """Per pipeline rank, the median of its busy time over the steps, a mean over its peers; nothing if not recorded."""
-    clock: Clock = metrics.clock
-    of_step = wall_compute_ns if clock == "wall" else thread_cpu_ns
     medians: dict[int, list[Fraction]] = {}
     for rank in metrics.side.ranks:
-        times = [of_step(step) for step in metrics.measured(rank)]
+        times = [metrics.compute_of(step, metrics.clock) for step in metrics.measured(rank)]
         known = [Fraction(time) for time in times if time is not None]
         if len(known) < len(times) or not known:
             return {}
