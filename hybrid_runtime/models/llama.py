@@ -172,9 +172,7 @@ class AttentionUnit(nn.Module):
     def make_cache(self, num_slots: int, capacity: int) -> Tensor:
         """Room for so many sequences of so many tokens each, instead of what there was; as one tensor."""
         weight = self.qkv.weight
-        self.cache = KvCache(
-            num_slots, self.num_kv, capacity, self.head_dim, device=weight.device, dtype=weight.dtype
-        )
+        self.cache = KvCache(num_slots, self.num_kv, capacity, self.head_dim, device=weight.device, dtype=weight.dtype)
         return self.cache.both
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
