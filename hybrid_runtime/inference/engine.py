@@ -72,7 +72,7 @@ class Engine:
         self._groups = groups
         self._vocab_size = vocab_size
         self._recorder = recorder
-        self._sampler = sampler
+        self.sampler = sampler
         self._no_tokens = torch.empty(1, 0, dtype=torch.int64, device=groups.device)
         self._names: dict[tuple[str, int], tuple[str, str]] = {}
 
@@ -172,7 +172,7 @@ class Engine:
             return []
         wanted = [index for index, row in enumerate(item.rows) if row.answer_index >= 0]
         rows, samplings = [item.rows[index] for index in wanted], [item.sampling[index] for index in wanted]
-        return self._sampler(logits_Rv, rows, samplings, self._vocab_size, self._groups.tp)
+        return self.sampler(logits_Rv, rows, samplings, self._vocab_size, self._groups.tp)
 
     def _names_of(self, item: Item) -> tuple[str, str]:
         """Of the item on this stage, and of its carry's arrival."""

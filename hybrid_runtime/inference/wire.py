@@ -210,8 +210,9 @@ class Wire:
         numbers += [0] * (self._length - len(numbers))
         for link in self._next:
             link.send(numbers, self._most)
-        for link in self._tokens if item is not None else ():
-            link.send(item.tokens, self._most)
+        if item is not None:
+            for link in self._tokens:
+                link.send(item.tokens, self._most)
 
     def next_item(self) -> Item | None:
         """Waits for what is announced to this rank; with tokens on the first stage. None: nothing any more."""
@@ -262,3 +263,8 @@ class Wire:
             self._carry_out.finish()
         if self._answers is not None:
             self._answers.finish()
+
+
+def _with_tokens(spec: Spec, tokens: int) -> Spec:
+    """The same for an item of so many tokens."""
+    return tuple(tensor._replace(shape=(tensor.shape[0], tokens, *tensor.shape[2:])) for tensor in spec)

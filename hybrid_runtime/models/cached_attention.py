@@ -69,7 +69,8 @@ class KvCache:
         """(N * K,) in `tokens`."""
         heads_K = torch.arange(self.num_heads, device=rows.device)
         heads_NK = rows.slots.unsqueeze(1) * self.num_heads + heads_K
-        return (heads_NK * self.capacity + rows.positions.unsqueeze(1)).flatten()
+        places_NK: Tensor = heads_NK * self.capacity + rows.positions.unsqueeze(1)
+        return places_NK.flatten()
 
 
 def cached_attention(q_NQD: Tensor, k_NKD: Tensor, v_NKD: Tensor, cache: KvCache, rows: CachedRows) -> Tensor:

@@ -43,7 +43,8 @@ class CachedRows:
         positions: (N,) int64, of each token in its sequence.
         slots: (N,) int64.
         are_single: every row is one token, as in a decode.
-        last: (wanted rows,) int64, the last token of each row after which one is sampled; None where that is all tokens.
+        last: (wanted rows,) int64, the last token of every row after which one is sampled; None where that is all
+            tokens.
     """
 
     def __init__(self, rows: Sequence[Row], stale: Sequence[Stale], device: torch.device) -> None:
@@ -98,7 +99,8 @@ class CachedRows:
         if all(row.start + 1 == self.longest for row in self.rows):
             return None
         ends_S = self.positions if self.row_of_slot is None else self.positions[self.row_of_slot]
-        return torch.arange(self.longest, device=self.device) > ends_S.unsqueeze(1)
+        hidden: Tensor = torch.arange(self.longest, device=self.device) > ends_S.unsqueeze(1)
+        return hidden
 
 
 def _places(rows: Sequence[Row], *, single: bool) -> Tensor:
