@@ -118,7 +118,7 @@ def run_rank(
         limit_s, offset_ns = deployment.faults.hang_limit_s, header.clock_offset_ns
         stack.enter_context(Watch(folder, plan, launch.rank, recorder.status, offset_ns, limit_s))
         if data is None:
-            engine = build_engine(deployment, plan, specs, built.units, groups, recorder, built.ledger)
+            engine = build_engine(deployment, plan, built.units, groups, recorder, built.ledger)
             rounds = stack.enter_context(Rounds(deployment, engine, groups, recorder, folder, traffic))
             serve(rounds, turns, progress)
         else:

@@ -195,7 +195,8 @@ def _busy_text(metrics: Metrics, device: int) -> str:
     exposed, bubble = metrics.shares_of_window(device)
     pp_rank = metrics.side.ranks[metrics.ranks_of[device][0]].header.pp
     ideals = metrics.side.plan.prediction.ideal_busy_ppm
-    ideal = f", the schedule allows {percent(ideals[pp_rank], 10**6)} % busy" if pp_rank < len(ideals) else ""
+    allows = pp_rank < len(ideals) and not metrics.side.deployment.serves
+    ideal = f", the schedule allows {percent(ideals[pp_rank], 10**6)} % busy" if allows else ""
     return (
         f"least busy is {metrics.devices[device]}: bubble {percent(bubble, 1)} %, "
         f"exposed wait {percent(exposed, 1)} %{ideal}"

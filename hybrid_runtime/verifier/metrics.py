@@ -31,6 +31,7 @@ from hybrid_runtime.verifier.statistics import share_interval
 
 Clock = Literal["wall", "thread_cpu"]
 Hardware = Literal["cuda", "cpu", "cpu-oversubscribed"]
+SERVING_PARTS = ("parameters", "kv_cache", "buffers_peak")
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations_peak", "buffers_peak")
 
 
@@ -221,7 +222,7 @@ class Metrics:
         ranks = [self.side.ranks[index] for index in self.ranks_of[device]]
         return {
             part: sum(max((getattr(step.memory, part) or 0 for step in rank.steps), default=0) for rank in ranks)
-            for part in (*MEMORY_PARTS, *(("kv_cache",) if self.side.deployment.serves else ()))
+            for part in (SERVING_PARTS if self.side.deployment.serves else MEMORY_PARTS)
         }
 
     def wait_ns(self, device: int) -> int:

@@ -13,8 +13,9 @@ from hybrid_runtime.schedule.choose import accept, busy_at_best, is_file, is_sea
 from hybrid_runtime.schedule.ideal import least_microbatches
 from hybrid_runtime.verdict import Outcome, StaticCheck
 from hybrid_runtime.verifier.static_devices import least_device_bytes
-from hybrid_runtime.verifier.static_plan import batch_divisible, stage_cover, tp_rows
+from hybrid_runtime.verifier.static_plan import batch_divisible, items_under_way, stage_cover, tp_rows
 from hybrid_runtime.verifier.static_rows import Facts, amount, row, undecided
+from hybrid_runtime.verifier.static_serving import rank_cache_bytes
 
 
 def speed_rows(facts: Facts) -> Iterator[StaticCheck]:
@@ -50,6 +51,10 @@ def utilisation_row(facts: Facts) -> Iterator[StaticCheck]:
     deployment = facts.deployment
     busy = stated_utilisation(deployment)
     if busy is None:
+        return
+    if deployment.serves:
+        requirement = f"every device computes for {_percent(busy)} % of a round"
+        yield undecided("compute_busy_min", requirement, "not_measured", "what is served when, only a run shows")
         return
     name, ranks, workload = deployment.pipeline.schedule, deployment.mesh.pp_degree, deployment.workload.passes
     per_rank = deployment.pipeline.virtual_stages
@@ -96,6 +101,8 @@ def baseline_row(facts: Facts) -> Iterator[StaticCheck]:
         yield undecided("baseline", requirement, "baseline_infeasible", f"{other.mesh}: {'; '.join(problems)}")
         return
     detail = f"{other.mesh}, {other.pipeline.schedule}, {amount(other.num_microbatches, 'microbatch', 'microbatches')}"
+    if other.serves:
+        detail = f"{detail}, at most {amount(items_under_way(other), 'item')} under way"
     yield row("baseline", requirement, [], detail)
 
 
@@ -105,6 +112,8 @@ def _infeasible(facts: Facts, memory: str | None) -> list[str]:
     problems = [check.detail for check in rows if check.outcome is Outcome.FAIL]
     problems += _unaccepted(facts.deployment)
     needed = least_device_bytes(facts)
+    if facts.deployment.serves:
+        needed = None if needed is None else needed + max(rank_cache_bytes(facts), default=0)
     if memory is not None and needed is not None and needed > parse_bytes(memory):
         problems.append(f"its states alone need {decimal_text(Fraction(needed, 10**9), 3)} GB of {memory} per device")
     return problems
