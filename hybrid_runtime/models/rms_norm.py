@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hybrid_runtime.tensor_parallel.applied import applied
 from hybrid_runtime.tensor_parallel.gradients import gradient_buffer
 from hybrid_runtime.tensor_parallel.shard import ShardSpec
 
@@ -39,7 +40,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape (..., H) -> same shape."""
-        y: Tensor = _RMSNorm.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
+        y: Tensor = applied(_RMSNorm, x, self.weight, self)
         return y
 
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybrid_runtime.tensor_parallel.applied import applied
+
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """(..., 2F) with the gate first -> (..., F)."""
-    y: Tensor = _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call]
+    y: Tensor = applied(_SwiGLU, gate_up)
     return y
 
 

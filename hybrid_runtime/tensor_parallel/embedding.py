@@ -24,6 +24,7 @@ from hybrid_runtime.comm.collectives import (
     sum_forward,
 )
 from hybrid_runtime.errors import UsageError
+from hybrid_runtime.tensor_parallel.applied import applied
 from hybrid_runtime.tensor_parallel.gradients import gradient_buffer
 from hybrid_runtime.tensor_parallel.initialise import Init, draw_normal_, init_from_default_generator
 from hybrid_runtime.tensor_parallel.shard import Segment, ShardSpec, split_evenly
@@ -100,7 +101,7 @@ class EmbeddingRows(nn.Module):
             PlanError: sequence parallelism cannot split the sequence.
         """
         check_token_ids(tokens_BS, self.vocab_size, "token")
-        y: Tensor = _Embedding.apply(tokens_BS, self.weight, self)  # type: ignore[no-untyped-call]
+        y: Tensor = applied(_Embedding, tokens_BS, self.weight, self)
         return y
 
     def sum_of(self, y_BSH: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ from hybrid_runtime.comm.collectives import (
     start_reduce_scatter_sequence,
 )
 from hybrid_runtime.pieces import Slice
+from hybrid_runtime.tensor_parallel.applied import applied
 from hybrid_runtime.tensor_parallel.gradients import bias_gradient, weight_gradient
 from hybrid_runtime.tensor_parallel.initialise import Init, draw_normal_, init_from_default_generator
 from hybrid_runtime.tensor_parallel.recompute import Again
@@ -111,7 +112,7 @@ class ColumnParallelLinear(nn.Module):
         Args:
             again: x is its first result and is not kept.
         """
-        y: Tensor = _Column.apply(x, self.weight, self.bias, self, False, again)  # type: ignore[no-untyped-call]
+        y: Tensor = applied(_Column, x, self.weight, self.bias, self, False, again)
         return y
 
     def with_input(self, x: Tensor, *, again: Again | None = None) -> tuple[Tensor, Tensor]:
@@ -119,7 +120,7 @@ class ColumnParallelLinear(nn.Module):
 
         The gradient of that comes back as each rank's own part of a sum over the ranks, like dX itself.
         """
-        y, whole = _Column.apply(x, self.weight, self.bias, self, True, again)  # type: ignore[no-untyped-call]
+        y, whole = applied(_Column, x, self.weight, self.bias, self, True, again)
         return y, whole
 
     def extra_repr(self) -> str:
@@ -190,7 +191,7 @@ class RowParallelLinear(nn.Module):
         """
         assert residual is None or (partial is None and not self.sums_output), "a residual is for the first piece"
         addend = partial if residual is None else residual
-        y: Tensor = _Row.apply(x, self.weight, self.bias, self, addend, residual is not None, again)  # type: ignore[no-untyped-call]
+        y: Tensor = applied(_Row, x, self.weight, self.bias, self, addend, residual is not None, again)
         return y
 
     def extra_repr(self) -> str:
