@@ -53,8 +53,7 @@ def utilisation_row(facts: Facts) -> Iterator[StaticCheck]:
     if busy is None:
         return
     if deployment.serves:
-        requirement = f"every device computes for {_percent(busy)} % of a round"
-        yield undecided("compute_busy_min", requirement, "not_measured", "what is served when, only a run shows")
+        yield _serving_utilisation(facts, busy)
         return
     name, ranks, workload = deployment.pipeline.schedule, deployment.mesh.pp_degree, deployment.workload.passes
     per_rank = deployment.pipeline.virtual_stages
@@ -80,6 +79,23 @@ def utilisation_row(facts: Facts) -> Iterator[StaticCheck]:
         return
     problems = [f"{allows}; {needs}"] if busy > bound else []
     yield row("compute_busy_min", requirement, problems, f"reachable: {allows}")
+
+
+def _serving_utilisation(facts: Facts, busy: Fraction) -> StaticCheck:
+    """As many pipeline ranks work at a time as there are items under way."""
+    deployment = facts.deployment
+    requirement, ranks = f"every device computes for {_percent(busy)} % of a round", deployment.mesh.pp_degree
+    if deployment.batch is None:
+        return undecided(
+            "compute_busy_min", requirement, "not_given", "nothing is known of what is under way: add [batch]"
+        )
+    items = items_under_way(deployment)
+    bound = min(Fraction(1), Fraction(items, ranks))
+    allows = f"{amount(items, 'item')} under way on {amount(ranks, 'pipeline rank')} allow at most {_percent(bound)} %"
+    problems = (
+        [f"{allows}; lower microbatch_size, or raise items_in_flight or global_batch_size"] if busy > bound else []
+    )
+    return row("compute_busy_min", requirement, problems, f"reachable: {allows}")
 
 
 def baseline_row(facts: Facts) -> Iterator[StaticCheck]:
