@@ -145,10 +145,10 @@ def in_flight(layout: Layout, rank: int) -> Fraction:
     return min(held, Fraction(m))
 
 
-def crosses_nodes(layout: Layout, setting: Setting, source: int, target: int) -> bool:
+def crosses_nodes(mesh: Mesh, setting: Setting, source: int, target: int) -> bool:
     """Whether a message between two pipeline ranks leaves a node; tensor ranks are neighbours, then pipeline ranks."""
     per_node = setting.devices_per_node
-    tp = layout.mesh.tp_degree
+    tp = mesh.tp_degree
     return any((source * tp + one) // per_node != (target * tp + one) // per_node for one in range(tp))
 
 

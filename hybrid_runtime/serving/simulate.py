@@ -39,21 +39,29 @@ class StageTime(NamedTuple):
         return sum(self)
 
 
+class ItemTimes(NamedTuple):
+    """An item's way through the pipeline.
+
+    Attributes:
+        stages: what it takes each of them.
+        hops_ns: from the end on a stage until it is on the next one; one fewer than stages.
+        back_ns: from the end on the last stage until rank 0 knows its tokens.
+    """
+
+    stages: tuple[StageTime, ...]
+    hops_ns: tuple[int, ...]
+    back_ns: int
+
+
 class PipelineCosts(Protocol):
-    """Durations of items on the stages of a pipeline, one stage on each rank."""
+    """Durations of items on a pipeline with one stage on each rank."""
 
     @property
     def num_stages(self) -> int:
         """Pipeline ranks."""
 
-    def stage(self, stage: int, item: Item) -> StageTime:
-        """What an item takes a stage."""
-
-    def hop_ns(self, stage: int, item: Item) -> int:
-        """From the end of an item on a stage until it is on the next one."""
-
-    def return_ns(self, item: Item) -> int:
-        """From the end of an item on the last stage until rank 0 knows its tokens."""
+    def times_of(self, item: Item) -> ItemTimes:
+        """What an item takes; asked for once for every item that is sent."""
 
 
 @dataclass(slots=True)
@@ -152,16 +160,15 @@ class _Simulation:
     def _send(self, item: Item, now_ns: int) -> int:
         """The way of an item through all stages; when the first one is free again."""
         self._sent[item.kind] += 1
-        arrived_ns, first_free_ns = now_ns, now_ns
-        for stage, free_ns in enumerate(self._free_ns):
-            took = self._costs.stage(stage, item)
+        times = self._costs.times_of(item)
+        first_free_ns = end_ns = now_ns
+        for stage, (took, hop_ns) in enumerate(zip(times.stages, (0, *times.hops_ns), strict=True)):
             _add(self._ranks[stage], item, took)
-            end_ns = max(arrived_ns, free_ns) + took.total_ns
+            end_ns = max(end_ns + hop_ns, self._free_ns[stage]) + took.total_ns
             self._free_ns[stage] = end_ns
-            first_free_ns = end_ns if stage == 0 else first_free_ns
-            if stage + 1 < len(self._free_ns):
-                arrived_ns = end_ns + self._costs.hop_ns(stage, item)
-        back_ns = end_ns + self._costs.return_ns(item)
+            if stage == 0:
+                first_free_ns = end_ns
+        back_ns = end_ns + times.back_ns
         self._back.append((max(back_ns, self._back[-1][0] if self._back else 0), item))
         return first_free_ns
 

@@ -12,7 +12,7 @@ from hybrid_runtime.serving.batcher import Batcher
 from hybrid_runtime.serving.latencies import LATENCIES, latency_times, quantile
 from hybrid_runtime.serving.load import ClosedLoop, Listed, traffic_of
 from hybrid_runtime.serving.requests import Item, Request
-from hybrid_runtime.serving.simulate import Served, StageTime, simulate
+from hybrid_runtime.serving.simulate import ItemTimes, Served, StageTime, simulate
 from tests.serving.deployments import serving
 from tests.serving.traffic import LIMITS, asked
 
@@ -29,14 +29,9 @@ class Costs:
     def num_stages(self) -> int:
         return len(self.stages)
 
-    def stage(self, stage: int, item: Item) -> StageTime:
-        return StageTime(self.stages[stage] * (len(item.tokens) if self.by_token else 1))
-
-    def hop_ns(self, stage: int, item: Item) -> int:
-        return self.hop
-
-    def return_ns(self, item: Item) -> int:
-        return self.hop
+    def times_of(self, item: Item) -> ItemTimes:
+        times = [StageTime(time * (len(item.tokens) if self.by_token else 1)) for time in self.stages]
+        return ItemTimes(tuple(times), (self.hop,) * (len(times) - 1), self.hop)
 
 
 def served(

@@ -1,0 +1,306 @@
+"""A serving deployment planned: the search's answer as a plan with its prediction, and what is said about it.
+
+The prediction's step is one round of the load. Its forward passes are listed in the plan as those of any deployment
+that only goes forward; which item passes when is decided while requests are served (serving/batcher.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hybrid_runtime.calibration import Calibration
+from hybrid_runtime.deployment import Deployment, Parallel, Pipeline
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.exact import decimal_text, parse_gb_per_s
+from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.planner.cuts import Stages
+from hybrid_runtime.planner.make import make_plan
+from hybrid_runtime.planner.request import rates_of, setting_of
+from hybrid_runtime.planner.serving_costs import AnalyticServing, ServingCosts
+from hybrid_runtime.planner.serving_evaluate import Asked, EvaluatedServing, capacity_tokens
+from hybrid_runtime.planner.serving_layout import PHASES, ServingLayout, cut
+from hybrid_runtime.planner.serving_search import Dropped, FoundServing, line_of_round, search_serving
+from hybrid_runtime.predicted import Alternative, PredictedRank, PredictedStep, RankTime
+from hybrid_runtime.predicted_serving import PredictedServing, ServedRank, TradeOff
+from hybrid_runtime.serving.latencies import LATENCIES
+from hybrid_runtime.serving.load import traffic_of
+
+_NS_PER_S = 10**9
+
+
+@dataclass(frozen=True)
+class PlannedServing:
+    """What was chosen and what was not.
+
+    Attributes:
+        best: of every mesh its best layout, the chosen one first.
+        sentences: what speaks for and against it, where figures come from.
+        why_not: one line per mesh that was not chosen or cannot serve.
+    """
+
+    best: tuple[EvaluatedServing, ...]
+    plan: Plan
+    sentences: tuple[str, ...]
+    why_not: tuple[str, ...]
+
+
+def plan_serving(
+    deployment: Deployment,
+    calibration: Calibration | None,
+    *,
+    progress: Callable[[str, float], None] | None = None,
+) -> PlannedServing:
+    """Plans a serving deployment. Equal arguments give equal plans.
+
+    Args:
+        calibration: measured costs of this machine; None for formulas and declared rates.
+
+    Raises:
+        PlanError: nothing can be planned for; no layout is possible, fits, or keeps the limits: says what would help.
+        UsageError: the load's prompts are unusable.
+    """
+    asked = asked_of_serving(deployment, calibration)
+    found = search_serving(asked, progress)
+    best = tuple(_best_of_meshes(found.evaluated))
+    chosen = best[0]
+    others = [
+        Alternative(
+            description=str(one.layout),
+            step_time_ns=one.round_ns,
+            peak_bytes=one.peak_bytes,
+            why_not=_why_not(one, chosen),
+        )
+        for one in best[1:]
+    ]
+    plan = serving_plan(chosen, found.evaluated, others)
+    return PlannedServing(best, plan, tuple(_sentences(chosen)), tuple(_reasons(best, found)))
+
+
+def asked_of_serving(deployment: Deployment, calibration: Calibration | None) -> Asked:
+    """What is planned for.
+
+    Raises:
+        PlanError, UsageError: as `plan_serving`.
+    """
+    assert deployment.load is not None
+    allowed = deployment.targets.latency_limits
+    limits = tuple(
+        (kind, name, int(limit * _NS_PER_S))
+        for kind in LATENCIES
+        if kind in allowed
+        for name, limit in allowed[kind].given()
+    )
+    setting = setting_of(deployment)
+    return Asked(
+        deployment, setting, traffic_of(deployment), _costs(deployment, calibration), deployment.load.latency, limits
+    )
+
+
+def _costs(deployment: Deployment, calibration: Calibration | None) -> ServingCosts:
+    assert deployment.model is not None
+    shape, search = setting_of(deployment).shape, deployment.search
+    if calibration is not None:
+        raise PlanError("calibrated costs of serving are not there yet; plan with --analytic")
+    return AnalyticServing(
+        shape,
+        deployment.model.dtype,
+        rates_of(deployment),
+        int(parse_gb_per_s(search.memory_bandwidth) * 10**9),
+        int(search.unit_us * 1000),
+    )
+
+
+def serving_plan(
+    chosen: EvaluatedServing, evaluated: Sequence[EvaluatedServing], others: Sequence[Alternative] = ()
+) -> Plan:
+    """The plan of a layout."""
+    follows = resolved_by(chosen.asked.deployment, chosen.layout)
+    batch = follows.batch
+    assert batch is not None
+    costs = unit_costs(
+        chosen.asked.setting.shape,
+        microbatch_size=batch.microbatch_size,
+        sequence_length=batch.sequence_length,
+        workload="forward",
+    )
+    predicted = _predicted(chosen, evaluated).model_copy(update={"alternatives": tuple(others)})
+    return make_plan(follows, costs).model_copy(update={"predicted": predicted})
+
+
+def resolved_by(deployment: Deployment, layout: ServingLayout) -> Deployment:
+    """The deployment that a layout makes of one."""
+    assert deployment.batch is not None
+    mesh = layout.mesh
+    return deployment.model_copy(
+        update={
+            "parallel": Parallel(tp_degree=mesh.tp_degree, pp_degree=mesh.pp_degree),
+            "pipeline": Pipeline(schedule="1f1b", cuts=_ranges(layout.stages)),
+            "batch": deployment.batch.model_copy(
+                update={
+                    "microbatch_size": layout.microbatch_size,
+                    "prefill_chunk_tokens": layout.chunk_tokens,
+                    "items_in_flight": layout.items_in_flight,
+                }
+            ),
+        }
+    )
+
+
+def _ranges(stages: Stages) -> list[str]:
+    return [names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}" for names in stages]
+
+
+def _predicted(chosen: EvaluatedServing, evaluated: Sequence[EvaluatedServing]) -> PredictedStep:
+    costs, served = chosen.asked.costs, chosen.served
+    request, first = chosen.latency("request"), chosen.latency("first_token")
+    assert request is not None
+    assert first is not None
+    return PredictedStep(
+        step_time=costs.interval(chosen.round_ns),
+        pipeline_ns=chosen.round_ns,
+        bound_ns=max(rank.total_ns for rank in served.ranks),
+        ranks=tuple(_rank(chosen, stage) for stage in range(len(served.ranks))),
+        labels=dict(costs.labels),
+        source=costs.source,
+        fingerprint=dict(costs.fingerprint),
+        serving=PredictedServing(
+            latency=chosen.asked.latency,
+            request=request,
+            first_token=first,
+            output_token=chosen.latency("output_token"),
+            tokens=chosen.tokens,
+            ranks=tuple(_served_rank(chosen, stage) for stage in range(len(served.ranks))),
+            trade_offs=tuple(_trade_offs(chosen, evaluated)),
+        ),
+    )
+
+
+def _rank(chosen: EvaluatedServing, stage: int) -> PredictedRank:
+    did = chosen.served.ranks[stage]
+    time = RankTime(
+        forward_ns=did.prefill_ns + did.decode_ns,
+        tensor_parallel_ns=did.tensor_parallel_ns,
+        messages_ns=did.messages_ns,
+        overhead_ns=did.overhead_ns,
+        idle_ns=chosen.round_ns - did.total_ns,
+    )
+    return PredictedRank(pp_rank=stage, time=time, memory=chosen.memory[stage], flops=chosen.stages.flops(stage))
+
+
+def _served_rank(chosen: EvaluatedServing, stage: int) -> ServedRank:
+    did = chosen.served.ranks[stage]
+    return ServedRank(
+        pp_rank=stage,
+        prefill_ns=did.prefill_ns,
+        decode_ns=did.decode_ns,
+        kv_cache_bytes=chosen.memory[stage].kv_cache,
+        capacity_tokens=capacity_tokens(chosen, stage),
+    )
+
+
+def _trade_offs(chosen: EvaluatedServing, evaluated: Sequence[EvaluatedServing]) -> Iterator[TradeOff]:
+    """The plan, then what no other layout of the same mesh beats in both latency and throughput."""
+    yield _trade_off(chosen)
+    for mesh in dict.fromkeys(one.layout.mesh for one in evaluated):
+        best_rate = None
+        for one in sorted(
+            (one for one in evaluated if one.layout.mesh == mesh),
+            key=lambda one: (one.latency_ns, -one.tokens_per_s, str(one.layout)),
+        ):
+            if best_rate is None or one.tokens_per_s > best_rate:
+                best_rate = one.tokens_per_s
+                if one is not chosen:
+                    yield _trade_off(one)
+
+
+def _trade_off(one: EvaluatedServing) -> TradeOff:
+    return TradeOff(
+        tp_degree=one.layout.mesh.tp_degree,
+        pp_degree=one.layout.mesh.pp_degree,
+        microbatch_size=one.layout.microbatch_size,
+        prefill_chunk_tokens=one.layout.chunk_tokens,
+        latency_ns=one.latency_ns,
+        tokens_per_s=decimal_text(one.tokens_per_s, 2),
+    )
+
+
+def _best_of_meshes(evaluated: Sequence[EvaluatedServing]) -> Iterator[EvaluatedServing]:
+    seen = set()
+    for one in evaluated:
+        if one.layout.mesh not in seen:
+            seen.add(one.layout.mesh)
+            yield one
+
+
+def _why_not(other: EvaluatedServing, chosen: EvaluatedServing) -> str:
+    """Which limit it does not keep, or how much longer or slower it is."""
+    if broken := list(other.broken_limits()):
+        return "; ".join(broken)
+    longer = 100 * (other.latency_ns / max(1, chosen.latency_ns) - 1)
+    more = 100 * float(other.tokens_per_s / chosen.tokens_per_s - 1)
+    words = chosen.asked.latency.replace("_", " ")
+    return (
+        f"{words} latency {other.latency_ns / 1e9:.4g} s ({longer:+.1f} %), {float(other.tokens_per_s):.4g} tokens/s "
+        f"({more:+.1f} %)"
+    )
+
+
+def _reasons(best: Sequence[EvaluatedServing], found: FoundServing) -> Iterator[str]:
+    chosen = best[0]
+    for one in best:
+        count = sum(other.layout.mesh == one.layout.mesh for other in found.evaluated) - 1
+        if one is not chosen:
+            more = f" (and {count} more of this mesh)" if count else ""
+            yield f"{one.layout}{more}: {_why_not(one, chosen)}"
+        elif count:
+            second = next(other for other in found.evaluated[1:] if other.layout.mesh == one.layout.mesh)
+            yield f"{second.layout} (and {count - 1} more of the chosen mesh): {_why_not(second, chosen)}"
+    groups: dict[str, list[Dropped]] = {}
+    for dropped in found.dropped:
+        groups.setdefault(f"{dropped.mesh} {dropped.why.split(':')[0]}", []).append(dropped)
+    for group in groups.values():
+        first = min(group, key=lambda one: one.lacking_bytes)
+        yield f"{first.what}{f' (and {len(group) - 1} more like it)' if group[1:] else ''}: {first.why}"
+
+
+def _sentences(chosen: EvaluatedServing) -> Iterator[str]:
+    asked, layout = chosen.asked, chosen.layout
+    if layout.mesh.pp_degree > 1:
+        yield f"this cut: {_imbalance(chosen)}"
+        yield from _phase_cuts(chosen)
+    wanted = asked.slots * asked.setting.sequence_length
+    rooms = [room for stage in range(len(chosen.memory)) if (room := capacity_tokens(chosen, stage)) is not None]
+    fits = f"; {min(rooms)} would fit beside the weights" if rooms else "; hardware.memory_per_device states no limit"
+    yield f"cache: {asked.slots} sequences of {asked.setting.sequence_length} tokens, {wanted} in all{fits}"
+    yield from asked.costs.notes
+
+
+def _imbalance(chosen: EvaluatedServing) -> str:
+    """How much more than the mean the slowest rank does, of prefills and of decodes."""
+    found = []
+    for phase in PHASES:
+        times = [getattr(rank, f"{phase}_ns") for rank in chosen.served.ranks]
+        if sum(times):
+            found.append(
+                f"the slowest rank does {100 * (max(times) * len(times) / sum(times) - 1):.1f} % more than the "
+                f"mean of {phase}"
+            )
+    return ", ".join(found)
+
+
+def _phase_cuts(chosen: EvaluatedServing) -> Iterator[str]:
+    """What would be cut for each phase alone, where that is something else."""
+    asked, layout = chosen.asked, chosen.layout
+    way = "whole" if layout.cuts == "whole" else "fractional"
+    for phase in PHASES:
+        line = line_of_round(asked, layout.mesh, layout.microbatch_size, layout.chunk_tokens, (phase,))
+        if not line.total.forward:
+            continue
+        try:
+            stages = cut(line, layout.mesh.pp_degree, way)
+        except PlanError:
+            continue
+        if stages != layout.stages:
+            yield f"{phase} alone would be cut {' | '.join(_ranges(stages))}"
