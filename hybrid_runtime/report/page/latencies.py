@@ -19,6 +19,8 @@ from hybrid_runtime.serving.latencies import QUANTILES
 from hybrid_runtime.serving.request_records import LATENCIES, RequestRecord
 from hybrid_runtime.verdict import Claim
 
+_FAR = 3  # times the largest latency: a limit farther away would press the curves flat
+
 
 def latencies(run: Run) -> Figure | None:
     """The distributions of every latency that requests have; None where no requests were served."""
@@ -47,20 +49,23 @@ def _judged(ranks: Sequence[RankRecords], requests: Sequence[RequestRecord]) -> 
 def _view(
     kind: LatencyKind, sides: Sequence[tuple[str, Sequence[RequestRecord]]], claims: Sequence[Claim]
 ) -> View | None:
-    traces = []
+    traces, largest_ms = [], 0.0
     for role, requests in sides:
         found = sorted(latency for request in requests if (latency := request.latency_ns(kind)) is not None)
         if found:
             traces.append(_curve(role, found))
+            largest_ms = max(largest_ms, float(found[-1]) / 1e6)
     if not traces:
         return None
+    limits = list(_limits(kind, claims))
+    near = [limit["x"][0] for limit in limits if limit["x"][0] <= _FAR * largest_ms]
     layout = {
         "height": 340,
-        "xaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": "ms"}, "range": [0, 1.05 * max(largest_ms, *near)]},
         "yaxis": {"title": {"text": "% of requests"}, "range": [0, 101], "tickvals": [0, 25, 50, 75, 90, 99]},
         "hovermode": "closest",
     }
-    return View([*traces, *_limits(kind, claims)], layout, WORDS[kind])
+    return View([*traces, *limits], layout, WORDS[kind])
 
 
 def _curve(role: str, ordered: Sequence[Fraction]) -> Trace:
