@@ -61,7 +61,7 @@ def _view(
     near = [limit["x"][0] for limit in limits if limit["x"][0] <= _FAR * largest_ms]
     layout = {
         "height": 340,
-        "xaxis": {"title": {"text": "ms"}, "range": [0, 1.05 * max(largest_ms, *near)]},
+        "xaxis": {"title": {"text": "ms"}, "range": [0, 1.05 * max([largest_ms, *near])]},
         "yaxis": {"title": {"text": "% of requests"}, "range": [0, 101], "tickvals": [0, 25, 50, 75, 90, 99]},
         "hovermode": "closest",
     }
