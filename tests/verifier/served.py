@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.predicted import PredictedStep
 from hybrid_runtime.records import read_rank
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.serving.load import asked_of
@@ -60,12 +62,14 @@ def write_served(
     steps: int = 120,
     baseline: Deployment | None = None,
     baseline_times: Times = alike,
+    predicted: PredictedStep | None = None,
 ) -> Path:
     """Two ranks that do two prefills and eight decodes in every round, each of the given compute."""
     deployed = deployed or serving()
     ranks = deployed.mesh.world_size
     other = None if baseline is None else rounds(baseline.mesh.world_size, steps)
-    write_run(folder, rounds(ranks, steps), deployed, baseline=other, baseline_deployed=baseline)
+    own = replace(rounds(ranks, steps), predicted=predicted)
+    write_run(folder, own, deployed, baseline=other, baseline_deployed=baseline)
     as_rounds(folder, prefill_ns, decode_ns, times)
     if baseline is not None:
         one = [MS] * baseline.mesh.world_size

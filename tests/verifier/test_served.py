@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.planner.model_flops import served_flops
+from hybrid_runtime.predicted_serving import LatencyTimes, PredictedServing
+from hybrid_runtime.serving.load import asked_of
 from hybrid_runtime.verdict import Claim, Outcome, Verdict
 from hybrid_runtime.verifier.judge import judge
 from tests.verifier.served import alike, noisy_times, serving, write_served
-from tests.verifier.synthetic import MS
+from tests.verifier.synthetic import MS, prediction, rewrite
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 
@@ -113,3 +116,35 @@ def test_one_item_in_flight_is_the_naive_pipeline_of_a_deployment_that_serves(tm
     naive = serving(batch={"global_batch_size": 8, "microbatch_size": 4, "sequence_length": 32, "items_in_flight": 1})
     found = row(judge(write_served(tmp_path, deployed, baseline=naive, baseline_times=alike)), "throughput_gain")
     assert (found.outcome, found.reason) == (FAIL, None), found
+
+
+def test_mfu_counts_what_requests_take(tmp_path: Path) -> None:
+    """Against a peak of 1 GFLOP/s on each of two devices: all requests' model FLOPs over the windows."""
+    deployed = serving()
+    run = write_served(tmp_path, deployed, steps=20)
+
+    def with_peak(rank: int, record: dict[str, Any]) -> dict[str, Any]:
+        return record | {"peak_flops_per_s": 10**9} if record["type"] == "header" else record
+
+    rewrite(run, with_peak)
+    shape = deployed.shape
+    assert shape is not None
+    of_round = sum(served_flops(shape, one.prompt_tokens or 0, 5) for one in asked_of(deployed))
+    assert float(judge(run).sides[0].mfu) == pytest.approx(100 * of_round / (0.1 * 2e9), abs=0.006)
+
+
+def test_a_prediction_of_latencies_is_judged(tmp_path: Path) -> None:
+    """Predicted are 1.8 ms to the first token (measured 2), and 12 ms to the whole answer (measured 6)."""
+    deployed = serving()
+    times = LatencyTimes(median_ns=1_800_000, p90_ns=2 * MS, p99_ns=2 * MS)
+    request = LatencyTimes(median_ns=12 * MS, p90_ns=12 * MS, p99_ns=12 * MS)
+    served = PredictedServing(
+        latency="request", request=request, first_token=times, output_token=None, tokens=40, ranks=()
+    )
+    predicted = prediction(100 * MS, [10 * MS] * 2, [1000] * 2).model_copy(update={"serving": served})
+    verdict = judge(write_served(tmp_path, deployed, steps=20, predicted=predicted))
+    assert verdict.prediction is not None
+    found = {row.id: (row.error, row.verdict.value) for row in verdict.prediction.quantities if row.ranks == ()}
+    assert found["first_token"] == ("-10", "PREDICTED")
+    assert found["request"] == ("100", "PESSIMISTIC")
+    assert "output_token" not in found
