@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hybrid_runtime.comm.axis import Axis
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.deployment import Deployment
-from hybrid_runtime.errors import HybridRuntimeError, PlanError, RunError, UsageError
+from hybrid_runtime.errors import HybridRuntimeError, PlanError, RunError
 from hybrid_runtime.inference.kv_cache import Slots, make_caches
 from hybrid_runtime.inference.round import Round
 from hybrid_runtime.inference.sampling import sample
@@ -203,12 +203,10 @@ def build_engine(
 
     Raises:
         PlanError: the plan has several stages on a rank, or the embedding's rows are spread.
-        UsageError: the model is made of a user's own units.
         EnvironmentProblem: the caches do not fit into memory.
     """
     assert deployment.batch is not None
-    if deployment.shape is None:
-        raise UsageError("[load] needs a model of the Llama family; name a preset or hf_config instead of units")
+    assert deployment.shape is not None, "own units are refused with [load]"
     stages = plan.stages_of(groups.place.pp)
     if len(stages) != 1 or plan.embedding_pieces:
         raise PlanError(

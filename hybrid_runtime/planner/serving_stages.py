@@ -14,10 +14,11 @@ from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.planner.analytic import kind_of
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.cuts import Stages
-from hybrid_runtime.planner.serving_costs import ServingCosts, kv_heads, norm_weights, rank_weights, unit_flops
+from hybrid_runtime.planner.serving_costs import ServingCosts, norm_weights, rank_weights, unit_flops
 from hybrid_runtime.planner.serving_items import ItemSize, size_of
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES
 from hybrid_runtime.planner.tp_calls import CallTime
+from hybrid_runtime.serving.kv_bytes import kv_cache_bytes
 from hybrid_runtime.serving.requests import Item
 from hybrid_runtime.serving.simulate import ItemTimes, StageTime
 from hybrid_runtime.shapes import LlamaShape
@@ -159,11 +160,14 @@ class ServedStages:
 
     def kv_bytes_per_token(self, stage: int) -> int:
         """Keys and values of one token of one sequence, on one tensor-parallel rank."""
-        share = self.shares[stage].get("attn")
-        if share is None:
-            return 0
-        heads = share.part * kv_heads(self.shape, self.mesh.tp_degree)
-        return int(2 * heads * self.shape.head_dim * ELEMENT_BYTES[self.dtype])
+        return kv_cache_bytes(
+            self.stages[stage],
+            self.shape,
+            num_slots=1,
+            capacity=1,
+            tp_degree=self.mesh.tp_degree,
+            element_bytes=ELEMENT_BYTES[self.dtype],
+        )
 
 
 def _parts_of(shape: LlamaShape) -> dict[str, int]:

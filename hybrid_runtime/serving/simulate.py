@@ -1,6 +1,7 @@
 """A round of the load without a model: the real batcher and the real source, with a clock that costs move.
 
-    rank 0   brings back what has returned, takes in what has arrived, sends the next item or waits for either
+    rank 0   takes in what has arrived and sends items until none can be sent; then it waits for the oldest one's
+             tokens, or for a request that comes first
     stage k  takes an item when it has arrived and the one before is done
 
     stage 0  | P0 | P1 | D0 | D1 |         P prefill, D decode, of microbatches 0 and 1
@@ -114,33 +115,32 @@ class _Simulation:
 
     def run(self) -> Served:
         now_ns = last_ns = 0
-        while True:
-            if self._bring_back(now_ns):
-                last_ns = now_ns
+        while not (self._source.is_exhausted and self._batcher.is_idle):
             self._take_in(now_ns)
             item = self._batcher.next_item()
             if item is not None:
                 now_ns = self._send(item, now_ns)
+                if len(self._ranks) > 1:
+                    continue
+            elif not self._back and self._source.next_ns is None:  # all that came in was refused
+                assert self._batcher.is_idle, "nothing is under way, and requests are left"
                 continue
-            expected = [self._back[0][0] if self._back else None, self._source.next_ns]
-            times = [time for time in expected if time is not None]
-            if not times:
-                break
-            now_ns = max(now_ns, min(times))
-        assert self._batcher.is_idle, "nothing is under way, and requests are left"
-        assert self._source.is_exhausted, "a source that nobody waits for"
+            now_ns, brought = self._wait(now_ns)
+            last_ns = now_ns if brought else last_ns
         return Served(last_ns, tuple(self._answers), self._ranks, self._sent["prefill"], self._sent["decode"])
 
-    def _bring_back(self, now_ns: int) -> bool:
-        """Tokens that are known by now; whether there were any."""
-        brought = False
-        while self._back and self._back[0][0] <= now_ns:
-            _, item = self._back.popleft()
+    def _wait(self, now_ns: int) -> tuple[int, bool]:
+        """Until the oldest item is back or a request comes; when that is, and whether the item brought tokens."""
+        next_ns = self._source.next_ns
+        if self._back and (next_ns is None or self._back[0][0] <= max(next_ns, now_ns)):
+            back_ns, item = self._back.popleft()
+            now_ns = max(now_ns, back_ns)
             progress = self._batcher.sampled(item, self._tokens(item), now_ns)
-            brought = brought or bool(progress.tokens)
             for answer in progress.ended:
                 self._end(answer, now_ns)
-        return brought
+            return now_ns, bool(progress.tokens)
+        assert next_ns is not None, "nobody waits"
+        return max(now_ns, next_ns), False
 
     def _take_in(self, now_ns: int) -> None:
         while due := self._source.due(now_ns):

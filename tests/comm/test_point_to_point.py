@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hybrid_runtime.comm.groups import join_groups
-from hybrid_runtime.comm.point_to_point import Receiver, Sender, TensorSpec, _decode, _encode, spec_of
+from hybrid_runtime.comm.point_to_point import Receiver, Sender, TensorSpec, decode_spec, encode_spec, spec_of
 from hybrid_runtime.errors import RunError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.schedule.actions import Action, Kind, parse_action
@@ -30,14 +30,14 @@ class CountedBytes:
 
 def test_headers_say_shapes_and_types() -> None:
     spec = spec_of([torch.zeros(2, 3), torch.zeros(4, dtype=torch.int64), torch.zeros((), dtype=torch.bfloat16)])
-    assert _decode(_encode(spec)) == spec
+    assert decode_spec(encode_spec(spec)) == spec
 
 
 def test_what_a_header_cannot_say_is_refused() -> None:
     with pytest.raises(RunError, match="at most 8 tensors of 6 dims"):
-        _encode(tuple(TensorSpec((1,), torch.float32) for _ in range(9)))
+        encode_spec(tuple(TensorSpec((1,), torch.float32) for _ in range(9)))
     with pytest.raises(RunError, match=r"carry of torch.bool cannot be sent"):
-        _encode((TensorSpec((1,), torch.bool),))
+        encode_spec((TensorSpec((1,), torch.bool),))
 
 
 def forward(i: int) -> tuple[Tensor, ...]:

@@ -18,6 +18,7 @@ from hybrid_runtime.faults.waits import Scene
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import make_plan
+from hybrid_runtime.records import IDLE
 from hybrid_runtime.telemetry.account import Account, Did, Waiting
 from hybrid_runtime.telemetry.status import Status, process_start
 from tests.parity import deployment
@@ -179,6 +180,17 @@ def test_no_hang_while_anybody_comes_further_or_is_being_set_up_or_writes() -> N
     assert found(TWO, RECEIVES) is None, "rank 1 has no file yet"
     assert found(TWO, BARRIER, account(1, "CHECKPOINT")) is None, "a disk may be slow"
     assert found(TWO, BARRIER, account(1, "CHECKPOINT", beat_s=12)) is not None, "but a stopped rank writes nothing"
+
+
+def test_nobody_asks_and_nothing_hangs() -> None:
+    """A serving deployment: who is stuck in an item is named all the same."""
+    told = account(1, "1D0", wait="descriptor", on="pp=0")
+    assert found(TWO, account(0, IDLE), told) is None
+    words = sentence(TWO, account(0, "0D0", wait="answer", on="pp=1", ago_s=11), account(1, "1D0"))
+    assert words == (
+        "rank 1 (dp 0, pp 1, tp 0), stage 1, step 7, 1D0: no further for 12.0 s, and waits for no rank; rank 0 waits "
+        "for it in answer for 11.0 s"
+    )
 
 
 def test_every_ranks_last_actions_are_told() -> None:

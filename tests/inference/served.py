@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from hybrid_runtime.comm.axis import Axis
@@ -20,6 +22,7 @@ from hybrid_runtime.job_parts import Built, build, join_mesh
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.serving.batcher import batcher_of
+from hybrid_runtime.serving.kv_bytes import kv_cache_bytes
 from hybrid_runtime.serving.requests import Answer, Request, Row, Sampling
 from hybrid_runtime.telemetry.recorder import NullRecorder
 from tests.models.hugging_face_models import SIZES, transformers_or_skip
@@ -40,6 +43,28 @@ class Case(NamedTuple):
     microbatch_size: int = 2
     cuts: str | list[str] = "even"
     items_in_flight: int | None = None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Of torch, as every rank has; on a busy machine two wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """This process is the only rank."""
+    with one_thread():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def requests() -> list[Request]:
@@ -140,7 +165,8 @@ class ComparedLogits:
 def run_case(case: Case, root: Path, rounds: int = 2) -> None:
     """A few rounds on the same caches; on every rank."""
     answers, logits = zip(*torch.load(root / f"{case.model}.answers.pt"))
-    engine, _, groups = engine_of(deployment(case, root))
+    engine, built, groups = engine_of(deployment(case, root))
+    assert built.ledger.memory(watched=False).kv_cache == cache_bytes(case, deployment(case, root), built)
     sampler = engine.sampler = ComparedLogits(logits)
     for number in range(rounds):
         if groups.place.rank > 0:
@@ -152,3 +178,11 @@ def run_case(case: Case, root: Path, rounds: int = 2) -> None:
         assert {answer.end for answer in ended} == {"length"}
     is_last = groups.place.pp == case.pp - 1
     assert sampler.compared == (rounds * sum(map(len, answers)) if is_last else 0)
+
+
+def cache_bytes(case: Case, settings: Deployment, built: Built) -> int:
+    """By the formula, of the units of a rank."""
+    assert settings.shape is not None
+    return kv_cache_bytes(
+        built.units, settings.shape, num_slots=case.slots, capacity=CAPACITY, tp_degree=case.tp, element_bytes=4
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.inference.served import Case, expected, run_case
+from tests.inference.served import Case, alone, expected, one_thread, run_case
 from tests.models.hugging_face_models import (
     LLAMA,
     LLAMA_3_1,
@@ -28,9 +28,10 @@ MODELS = (LLAMA, LLAMA_ONE_HEAD, LLAMA_3_1, QWEN2, QWEN3, QWEN3_TIED, MISTRAL, L
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = save_models(tmp_path_factory.mktemp("models"))
-    for name in MODELS:
-        torch.save(expected(root / name), root / f"{name}.answers.pt")
+    with one_thread():
+        root = save_models(tmp_path_factory.mktemp("models"))
+        for name in MODELS:
+            torch.save(expected(root / name), root / f"{name}.answers.pt")
     return root
 
 
@@ -40,8 +41,8 @@ def run_cases(rank: int, root: Path, cases: Sequence[Case]) -> None:
 
 
 def test_one_rank(models: Path) -> None:
-    cases = [Case(name, 1, 1, chunk) for name in MODELS for chunk in (None, 3)]
-    run_ranks(1, run_cases, models, cases)
+    with alone():
+        run_cases(0, models, [Case(name, 1, 1, chunk) for name in MODELS for chunk in (None, 3)])
 
 
 def test_two_tensor_ranks_and_two_stages(models: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hybrid_runtime.comm.axis import Axis, through_host
 from hybrid_runtime.comm.groups import Edge
 from hybrid_runtime.comm.lookups import Broadcasts, Sums
-from hybrid_runtime.comm.point_to_point import TensorSpec, _staging
+from hybrid_runtime.comm.point_to_point import TensorSpec, staging_of
 from hybrid_runtime.lone.group import LoneGroup, Traffic
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")  # a name of a device: no GPU is touched
@@ -35,7 +35,7 @@ def test_a_lone_rank_on_a_gpu_takes_the_way_of_nccl() -> None:
     with pytest.raises(ValueError, match="not initialized in the world group map"):
         dist.get_backend(lone(0))
     assert not through_host(lone(0), GPU)
-    assert _staging(Edge(0, 1, 1, lone(0)), GPU) is None
+    assert staging_of(Edge(0, 1, 1, lone(0)), GPU) is None
     for parts in (Sums(Axis(3, 1, lone(1)), 0, False, GPU, None), Broadcasts(Axis(3, 1, lone(1)), 0, GPU, None)):
         assert parts._host is False
 

@@ -21,6 +21,7 @@ from hybrid_runtime.report.page.shares import compute_shares, memory_shares
 from hybrid_runtime.report.page.steps import step_series
 from hybrid_runtime.report.page.time_parts import time_parts
 from hybrid_runtime.report.page.timeline import timeline
+from hybrid_runtime.report.page.trade_off import trade_off_figure
 from hybrid_runtime.report.palette import COLOURS
 from hybrid_runtime.report.run_data import Run
 from hybrid_runtime.report.why import why_lines
@@ -50,8 +51,9 @@ def report_page(run: Run) -> str:
     """The report of one run."""
     judged, modelled = run.verdict.prediction, run.verdict.modelled
     of_devices = [compute_shares(run.verdict), memory_shares(run.verdict), time_parts(run.verdict), memory(run)]
-    of_steps = [latencies(run), timeline(run), replayed_figure(run), step_series(run), driver_series(run)]
-    found = [*of_devices, *of_steps, *interval_figures(run.verdict)]
+    of_requests = [latencies(run), trade_off_figure(run)]
+    of_steps = [timeline(run), replayed_figure(run), step_series(run), driver_series(run)]
+    found = [*of_requests, *of_devices, *of_steps, *interval_figures(run.verdict)]
     figures = [figure for figure in found if figure is not None]
     return page(
         "report.html.j2",
