@@ -51,7 +51,7 @@ class RMSNorm(nn.Module):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, layer: RMSNorm) -> Tensor:
-        if layer.compiled:
+        if layer.compiled and not torch.is_inference_mode_enabled():  # lengths of requests would each be compiled for
             ctx.weight, ctx.layer = weight, layer
             y, scale = compiled(_forward)(x, weight, layer.eps)
             ctx.save_for_backward(x, scale)

@@ -22,8 +22,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def compiled_swiglu(gate_up: Tensor) -> Tensor:
-    """The same, compiled."""
-    y: Tensor = applied(_SwiGLU, gate_up, True)
+    """The same, compiled; not where requests are served, whose lengths would each be compiled for."""
+    y: Tensor = applied(_SwiGLU, gate_up, not torch.is_inference_mode_enabled())
     return y
 
 
