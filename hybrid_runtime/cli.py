@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from hybrid_runtime.cli_convert import convert
+from hybrid_runtime.cli_generate import generate
 from hybrid_runtime.cli_lone import calibrate, rehearse
 from hybrid_runtime.cli_output import Json, Prometheus, TensorBoard, Wandb, console_for, refuse_unwritable, write_json
 from hybrid_runtime.cli_plan import plan
@@ -292,6 +293,7 @@ app.command()(report)
 app.command()(calibrate)
 app.command()(rehearse)
 app.command()(convert)
+app.command()(generate)
 app.command()(tokenize)
 app.command()(corpus)
 

@@ -56,8 +56,13 @@ class Rendezvous:
         ]  # fmt: skip
 
 
-def torchrun_command(world_size: int, job_arguments: Sequence[str], rendezvous: Rendezvous) -> list[str]:
-    """The torchrun command line of one node.
+JOB, JOB_GENERATE = "hybrid_runtime.job", "hybrid_runtime.job_generate"  # what a rank can be
+
+
+def torchrun_command(
+    world_size: int, job_arguments: Sequence[str], rendezvous: Rendezvous, job: str = JOB
+) -> list[str]:
+    """The torchrun command line of one node, whose ranks run the module `job`.
 
     Raises:
         UsageError: the ranks cannot be divided equally over the nodes, or several nodes lack endpoint or number.
@@ -71,7 +76,7 @@ def torchrun_command(world_size: int, job_arguments: Sequence[str], rendezvous: 
         )
     return [
         sys.executable, "-m", "torch.distributed.run", *rendezvous.arguments(),
-        "--nproc-per-node", str(share), "-m", "hybrid_runtime.job", *job_arguments,
+        "--nproc-per-node", str(share), "-m", job, *job_arguments,
     ]  # fmt: skip
 
 
@@ -163,7 +168,11 @@ class Launched:
 
 
 def start(
-    folder: RunFolder, deployment: Deployment, rendezvous: Rendezvous, extra_arguments: Sequence[str] = ()
+    folder: RunFolder,
+    deployment: Deployment,
+    rendezvous: Rendezvous,
+    extra_arguments: Sequence[str] = (),
+    job: str = JOB,
 ) -> Launched:
     """Starts torchrun for a deployment that is already written to the run folder.
 
@@ -174,7 +183,7 @@ def start(
     _refuse_port_in_use(rendezvous)
     deployment_file = folder.deployment_of_node(rendezvous.node_rank)
     arguments = [str(deployment_file), "--run-folder", str(folder.path), "--launched", *extra_arguments]
-    command = torchrun_command(deployment.mesh.world_size, arguments, rendezvous)
+    command = torchrun_command(deployment.mesh.world_size, arguments, rendezvous, job)
     log_path = folder.log_of_node(rendezvous.node_rank)
     with log_path.open("wb") as log:
         process = subprocess.Popen(

@@ -44,6 +44,7 @@ from hybrid_runtime.comm.collectives import (
 )
 from hybrid_runtime.pieces import Slice
 from hybrid_runtime.tensor_parallel.applied import applied
+from hybrid_runtime.tensor_parallel.few_tokens import FEW_TOKENS, product_of_tokens
 from hybrid_runtime.tensor_parallel.gradients import bias_gradient, weight_gradient
 from hybrid_runtime.tensor_parallel.initialise import Init, draw_normal_, init_from_default_generator
 from hybrid_runtime.tensor_parallel.recompute import Again
@@ -269,7 +270,9 @@ class _Row(torch.autograd.Function):
             y[:, ctx.rows].add_(addend)
         else:
             once = None if is_residual and layer.axis.rank > 0 else addend
-            y = _product(x.reshape(-1, x.shape[-1]), weight.t(), once).view(*x.shape[:-1], -1)
+            x_NI = x.reshape(-1, x.shape[-1])
+            y_NO = product_of_tokens(x_NI, weight) if once is None else _product(x_NI, weight.t(), once)
+            y = y_NO.view(*x.shape[:-1], -1)
         if layer.sums_output:
             y = (start_reduce_scatter_sequence if layer.sequence_parallel else start_all_reduce)(y, layer.axis).wait()
         return y if bias is None else y.add_(bias)
@@ -323,5 +326,9 @@ def _product(a_NK: Tensor, b_KM: Tensor, addend: Tensor | None) -> Tensor:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """One 2-D matmul over all tokens."""
     x_NI = x.reshape(-1, x.shape[-1])
-    y_NO = x_NI.mm(weight.t()) if bias is None else torch.addmm(bias, x_NI, weight.t())
+    if bias is not None and len(x_NI) > FEW_TOKENS:
+        y_NO = torch.addmm(bias, x_NI, weight.t())
+    else:
+        y_NO = product_of_tokens(x_NI, weight)
+        y_NO = y_NO if bias is None else y_NO.add_(bias)
     return y_NO.view(*x.shape[:-1], y_NO.shape[-1])

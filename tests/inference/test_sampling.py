@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from scipy.stats import chisquare
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from hybrid_runtime.comm.axis import Axis, axis_of
 from hybrid_runtime.inference.sampling import probabilities, sample, uniform
 from hybrid_runtime.serving.requests import GREEDY, NOT_FINITE, Row, Sampling
+from tests.models.hugging_face_models import transformers_or_skip
 from tests.ranks import run_ranks
 
 ALONE = Axis()
@@ -36,13 +36,14 @@ def logits(rows: int, vocab_size: int = 37, seed: int = 0) -> Tensor:
 
 def warped(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     """Transformers' probabilities, in float64."""
+    warpers = transformers_or_skip()
     scores = logits_RV.double()
     ids = torch.zeros(len(scores), 1, dtype=torch.long)
-    scores = TemperatureLogitsWarper(sampling.temperature)(ids, scores)
+    scores = warpers.TemperatureLogitsWarper(sampling.temperature)(ids, scores)
     if sampling.top_k is not None:
-        scores = TopKLogitsWarper(sampling.top_k)(ids, scores)
+        scores = warpers.TopKLogitsWarper(sampling.top_k)(ids, scores)
     if sampling.top_p is not None:
-        scores = TopPLogitsWarper(sampling.top_p)(ids, scores)
+        scores = warpers.TopPLogitsWarper(sampling.top_p)(ids, scores)
     return scores.softmax(1)
 
 

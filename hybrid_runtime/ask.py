@@ -1,0 +1,129 @@
+"""Starts the ranks that answer, hands them requests and passes on what they say. No torch here."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import RunError
+from hybrid_runtime.launcher import JOB_GENERATE, Launched, Rendezvous, start
+from hybrid_runtime.run_folder import RunFolder, write_whole
+from hybrid_runtime.serving.line import Asking, Line, listen
+from hybrid_runtime.serving.requests import Request
+from hybrid_runtime.serving.shown import Reading
+
+_TICK_S = 0.1
+
+
+class Ranks:
+    """`with Ranks(deployment, checkpoint) as ranks`: whatever happens, no rank outlives the block.
+
+    Their log and their status lie in a temporary folder, which stays only when a rank has failed.
+    """
+
+    def __init__(self, deployment: Deployment, checkpoint: Path | None) -> None:
+        self._deployment = deployment
+        self._checkpoint = checkpoint
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Ranks:
+        path = Path(tempfile.mkdtemp(prefix="hybrid-runtime-"))
+        self._stack.callback(_remove_unless_failed, RunFolder(path))
+        folder = RunFolder(path).create()
+        write_whole(folder.deployment, self._deployment.canonical_json())
+        self._listening = self._stack.enter_context(closing(listen(path / "socket")))
+        arguments = ["--socket", str(path / "socket")]
+        arguments += [] if self._checkpoint is None else ["--checkpoint", str(self._checkpoint)]
+        self._launched = start(folder, self._deployment, Rendezvous(), arguments, JOB_GENERATE)
+        self._stack.callback(self._launched.stop)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._stack.close()
+
+    def connected(self) -> Asking:
+        """The line to rank 0, as soon as the model is there.
+
+        Raises:
+            RunError: a rank failed.
+        """
+        line = Line(_accepted(self._listening, self._launched))
+        self._stack.callback(line.close)
+        return Asking(line)
+
+    def read(self, asking: Asking, reading: Reading) -> None:
+        """Until every request has ended.
+
+        Raises:
+            RunError: a rank failed.
+        """
+        while not reading.is_whole:
+            for news in asking.news(_TICK_S):
+                reading.take(news)
+            if not asking.is_open and not reading.is_whole:
+                self.wait()
+                raise RunError("the ranks ended before every request had its answer; this is a bug of hybrid_runtime")
+            self._launched.check_alive()
+
+    def wait(self) -> None:
+        """Until the ranks have ended.
+
+        Raises:
+            RunError: a rank failed.
+        """
+        while self._launched.is_running():
+            self._launched.check_alive()
+            time.sleep(_TICK_S)
+        self._launched.check_alive()
+
+
+def ask(
+    deployment: Deployment,
+    checkpoint: Path | None,
+    requests: Sequence[Request],
+    made: Callable[[Asking], Reading],
+    ready: Callable[[], None],
+) -> Reading:
+    """Every request's answer, shown while it is made.
+
+    Args:
+        checkpoint: whose weights the model gets; None for the deployment's.
+        made: what reads the answers, given the line on which to cancel.
+        ready: called when the model is there.
+
+    Raises:
+        RunError: a rank failed; names rank and stage.
+    """
+    with Ranks(deployment, checkpoint) as ranks:
+        asking = ranks.connected()
+        ready()
+        reading = made(asking)
+        asking.ask(requests)
+        ranks.read(asking, reading)
+        ranks.wait()
+    return reading
+
+
+def _accepted(listening: socket.socket, launched: Launched) -> socket.socket:
+    listening.settimeout(_TICK_S)
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except TimeoutError:
+            launched.check_alive()
+            if not launched.is_running():
+                raise RunError("the ranks ended before they could be asked; this is a bug of hybrid_runtime") from None
+            continue
+        connection.setblocking(True)
+        return connection
+
+
+def _remove_unless_failed(folder: RunFolder) -> None:
+    if not any(folder.failures.glob("rank*.json")):
+        shutil.rmtree(folder.path, ignore_errors=True)

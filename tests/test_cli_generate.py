@@ -1,0 +1,107 @@
+"""The command `generate`: what it refuses before ranks start, and one real call with every kind of bad request."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import command, run, small, write_json
+
+LOAD = {
+    "workload": {"kind": "generate"},
+    "load": {"requests": 2, "output_tokens": 4},
+    "batch": {"global_batch_size": 2, "microbatch_size": 2, "sequence_length": 32},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write_json(tmp_path / "small.json", small())
+
+
+def refused(*arguments: object) -> str:
+    done = command("generate", *arguments)
+    assert done.code == 2, done.err
+    assert done.out == ""
+    return done.err
+
+
+def test_nothing_to_continue(file: Path) -> None:
+    assert "give --prompt TEXT or --prompts FILE" in refused(file)
+
+
+def test_two_places_for_answers(file: Path, tmp_path: Path) -> None:
+    assert "drop one of them" in refused(file, "--prompt", "a", "--json", "--output", tmp_path)
+
+
+@pytest.mark.parametrize("top_p", ["0", "1.5", "nan"])
+def test_top_p_is_a_probability(file: Path, top_p: str) -> None:
+    assert f"--top-p {top_p}" in refused(file, "--prompt", "a", "--top-p", top_p)
+
+
+def test_a_temperature_that_is_no_number(file: Path) -> None:
+    assert "Invalid value for '--temperature'" in refused(file, "--prompt", "a", "--temperature", "nan")
+
+
+def test_an_unusable_line_of_prompts(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    assert 'line 2 has no field "prompt"' in refused(file, "--prompts", tmp_path / "prompts.jsonl")
+
+
+def test_weights_that_are_none(file: Path, tmp_path: Path) -> None:
+    words = refused(file, "--prompt", "a", "--weights", tmp_path)
+    assert f"--weights {tmp_path}: holds neither a whole checkpoint nor safetensors files" in words
+
+
+def test_a_model_of_ones_own_units(tmp_path: Path) -> None:
+    own: dict[str, Any] = small() | {"model": {"units": "tests.own_model:units"}}
+    assert "only models of the Llama family can be served" in refused(
+        write_json(tmp_path / "o.json", own), "--prompt", "a"
+    )
+
+
+def test_more_stages_than_units(tmp_path: Path) -> None:
+    """A plan that cannot be made is a sentence before any rank starts."""
+    words = refused(write_json(tmp_path / "o.json", small(parallel={"pp_degree": 40})), "--prompt", "a")
+    assert "stages" in words
+
+
+def test_answers_that_are_there_already(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text("an answer")
+    assert "already holds 1.txt; name a new folder" in refused(file, "--prompt", "a", "--output", tmp_path)
+
+
+def test_bad_requests_harm_no_other(tmp_path: Path) -> None:
+    """Good prompts beside an empty one, one longer than the cache, one of unknown tokens, and one that nobody reads."""
+    file = write_json(tmp_path / "serving.json", small(**LOAD))
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": [104, 105], "max_new_tokens": 5}\n'
+        '{"prompt": ""}\n'
+        f'{{"prompt": {[65] * 40}}}\n'
+        '{"prompt": [65, 256]}\n'
+        '{"prompt": "nobody reads", "max_new_tokens": 20}\n'
+        '{"prompt": "hi", "max_new_tokens": 5}\n'
+    )
+    output = tmp_path / "answers"
+    output.mkdir()
+    os.mkfifo(output / "5.txt")
+    done = run("generate", file, "--prompts", "prompts.jsonl", "--output", output, folder=tmp_path)
+    assert done.code == 4, done
+    assert done.out == ""
+    words = done.err.splitlines()
+    assert words[0] == "hybrid-runtime: weights are random, so the text is noise; name trained ones with --weights"
+    assert sorted(words[1:-1]) == [
+        "hybrid-runtime: request 2 has an empty prompt; send at least one token",
+        "hybrid-runtime: request 3 needs 41 tokens of cache (40 of its prompt and 1 new ones), and a sequence has 32; "
+        "shorten the prompt to 31 or fewer, or raise batch.sequence_length to 41",
+        "hybrid-runtime: request 4 has the token 256 at place 1 of its prompt, and the model knows 0 to 255; use the "
+        "model's own tokenizer",
+        f"hybrid-runtime: request 5 is cancelled: {output / '5.txt'} is not read by anybody",
+    ]
+    assert re.fullmatch(r"hybrid-runtime: 3 answers, \d+ tokens in .* tokens/s", words[-1])
+    assert sorted(os.listdir(output)) == ["1.txt", "5.txt", "6.txt"]
+    assert (output / "1.txt").read_text() == (output / "6.txt").read_text()  # the same prompt, greedy
