@@ -78,9 +78,9 @@ def replan(
     if ledger_peaks:
         setting = replace(setting, beside_bytes=_beside(plan, layout, setting, model, ledger_peaks))
     kinds: tuple[CutKind, ...] = ("fractional", "whole") if pieces else ("whole",)
-    strict = deployment.search.in_flight_limit or deployment.pipeline.in_flight_limit
-    rooms = (False, True) if may_have_even_rows(layout) and not strict else (False,)
-    tried = [_solved(replace(layout, cuts=cuts, even_rows=even), setting, model) for cuts in kinds for even in rooms]
+    tried = [_solved(replace(layout, cuts=cuts), setting, model) for cuts in kinds]
+    if may_have_even_rows(layout) and not (deployment.search.in_flight_limit or deployment.pipeline.in_flight_limit):
+        tried += _with_even_rows([one.layout for one in tried], setting, model)
     best = min(tried, key=lambda one: (len(broken_promises(one, setting)), one.compute_share_range, one.step_ns))
     return write_plan(best, setting, model, baselines(best, setting, model))
 
@@ -159,6 +159,17 @@ def _first_share(plan: Plan) -> Fraction:
 def _solved(layout: Layout, setting: Setting, model: RecordedCosts) -> Evaluated:
     rows = searched(layout, setting, model) if is_searched(layout.schedule) else known_rows(layout, setting)
     return as_run(evaluate(layout, setting, model, rows), setting, model)
+
+
+def _with_even_rows(layouts: Sequence[Layout], setting: Setting, model: RecordedCosts) -> list[Evaluated]:
+    """The layouts with room for even rows, as far as that leaves any order of actions."""
+    found = []
+    for layout in layouts:
+        try:
+            found.append(_solved(replace(layout, even_rows=True), setting, model))
+        except PlanError:
+            continue  # some rank has too little left; the layout as it is, which comes first, is solved anyway
+    return found
 
 
 def _beside(

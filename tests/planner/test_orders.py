@@ -5,38 +5,46 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.candidates import LARGER_FIRST_STAGE, SMALLER_FIRST_STAGE, Space, layouts
-from hybrid_runtime.planner.evaluate import evaluate
+from hybrid_runtime.planner.evaluate import Evaluated, evaluate
 from hybrid_runtime.planner.layout import Layout, Setting
 from hybrid_runtime.planner.orders import limits, searched
-from hybrid_runtime.planner.replan import layout_of
+from hybrid_runtime.planner.replan import layout_of, replan
 from hybrid_runtime.planner.request import model_of, setting_of
 from hybrid_runtime.planner.rows import water_level
-from hybrid_runtime.planner.staged import embedding_parameters, stage, state_of
+from hybrid_runtime.planner.staged import embedding_parameters, stage, state_of, step_costs
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.planner.write_plan import write_plan
+from hybrid_runtime.schedule.rows import Rows
 from tests.planner.planning import deployment
 
 RANKS, COUNT = 8, 16
 SEARCH = Space(schedules=("auto",), pp_degrees=(RANKS,), microbatch_sizes=(1,))
 
 
-def case(**more: int) -> tuple[Setting, StepModel]:
-    """Eight ranks, and a head that is more than half of what one of them computes."""
-    file = deployment(
+def eight_ranks(**more: Any) -> Deployment:
+    """With a head that is more than half of what one of them computes."""
+    return deployment(
         model={"num_layers": 14, "vocab_size": 4096, "hidden_size": 256, "ffn_size": 768, "num_heads": 8},
         parallel={"tp_degree": 1, "pp_degree": RANKS},
         batch={"global_batch_size": COUNT, "microbatch_size": 1, "sequence_length": 128},
         search={"teraflops_per_device": Decimal("0.01")},  # messages are short beside it
+        **more,
     )
-    return replace(setting_of(file), **more), model_of(file, None)
 
 
-def offered(space: Space = SEARCH, **more: int) -> list[Layout]:
-    return [one for one in layouts(space, case(**more)[0]) if isinstance(one, Layout)]
+def case() -> tuple[Setting, StepModel]:
+    return setting_of(eight_ranks()), model_of(eight_ranks(), None)
+
+
+def offered(space: Space = SEARCH) -> list[Layout]:
+    return [one for one in layouts(space, case()[0]) if isinstance(one, Layout)]
 
 
 def test_many_ranks_are_offered_a_larger_first_stage_and_even_rows() -> None:
@@ -96,10 +104,36 @@ def test_the_rank_of_the_head_idles_less_at_the_same_memory() -> None:
     assert even.peak_bytes < 1.01 * plain.peak_bytes
 
 
-def test_a_plan_is_not_planned_again_with_the_room_of_the_rank_of_the_head() -> None:
+@pytest.fixture(scope="module")
+def planned() -> Evaluated:
+    """With even rows, hardly searched."""
     setting, model = case()
     even = offered()[1]
-    plan = write_plan(evaluate(even, setting, model, searched(even, setting, model, 20_000)), setting, model)
+    return evaluate(even, setting, model, searched(even, setting, model, 20_000))
+
+
+def test_a_plan_is_not_planned_again_with_the_room_of_the_rank_of_the_head(planned: Evaluated) -> None:
+    plan = write_plan(planned, *case())
     first, *others = plan.peak_microbatches
     assert first >= max(others) + 1
     assert layout_of(plan).in_flight == int(max(others))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_planning_again_tries_even_rows_unless_a_limit_is_given(
+    planned: Evaluated, strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def order(layout: Layout, setting: Setting, model: StepModel) -> Rows:
+        tried.append((layout.cuts, layout.even_rows))
+        if layout.even_rows and layout.cuts == "whole":
+            raise PlanError("no schedule fits")
+        return planned.step.rows
+
+    monkeypatch.setattr("hybrid_runtime.planner.replan.searched", order)
+    file = eight_ranks(pipeline={"schedule": "auto"} | ({"in_flight_limit": 9} if strict else {}))
+    again = replan(write_plan(planned, *case()), file, step_costs(planned.staged, *case()))
+    plain = [("fractional", False), ("whole", False)]
+    assert tried == (plain if strict else [*plain, ("fractional", True), ("whole", True)])
+    assert again.schedule == "auto"
