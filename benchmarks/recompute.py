@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=SCHEDULES, help="one schedule")
     parser.add_argument("--blocks", type=int, default=16, help="blocks of each kind")
     options = parser.parse_args(arguments)
-    timing = Timing(3, 2, 0, 1) if options.quick else Timing(4, options.blocks, 1, 2)
+    timing = Timing(3, 2, 0, 1) if options.quick else Timing(10, options.blocks, 1, 2)
     result: dict[str, Any] = {"environment": environment(arguments_given(), "recompute"), "cases": {}}
     schedules = [options.only] if options.only else SCHEDULES
     cases = {f"{schedule}, {kind}": case for schedule in schedules for kind, case in cases_of(schedule).items()}
