@@ -27,6 +27,7 @@ from benchmarks.on_and_off import OFF, ON, Column, bench
 from benchmarks.options import parser_of, sizes_and_timing
 from benchmarks.ours import plan_of
 from hybrid_runtime.checkpoint.same_training import Training
+from hybrid_runtime.checkpoint.saver import WRITER
 from hybrid_runtime.comm.groups import Backend
 from hybrid_runtime.data.opening import open_source
 from hybrid_runtime.deployment import Deployment
@@ -116,7 +117,7 @@ def rounds_of(deployment: Deployment, device: torch.device, writers: set[int]) -
 
 def _cores_of(thread: threading.Thread) -> set[int]:
     """Where a thread that writes a checkpoint may run; nowhere for another, or one that has just ended."""
-    if thread.native_id is None or thread.name != "checkpoint write":
+    if thread.native_id is None or thread.name != WRITER:
         return set()
     with contextlib.suppress(ProcessLookupError):
         return os.sched_getaffinity(thread.native_id)

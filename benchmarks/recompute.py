@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=SCHEDULES, help="one schedule")
     parser.add_argument("--blocks", type=int, default=16, help="blocks of each kind")
     options = parser.parse_args(arguments)
-    timing = Timing(3, 2, 0, 1) if options.quick else Timing(4, options.blocks, 1, 2)
+    timing = Timing(3, 2, 0, 1) if options.quick else Timing(10, options.blocks, 1, 2)
     result: dict[str, Any] = {"environment": environment(arguments_given(), "recompute"), "cases": {}}
     schedules = [options.only] if options.only else SCHEDULES
     cases = {f"{schedule}, {kind}": case for schedule in schedules for kind, case in cases_of(schedule).items()}
@@ -87,13 +87,18 @@ def _measured(files: Mapping[str, Path], timing: Timing) -> dict[str, dict[str, 
 
 def measure_rank(rank: int, files: Mapping[str, str], timing: Timing) -> dict[str, Any]:
     """One rank of all three plans; leaves their records behind."""
-    sides = {}
+    parts = {
+        kind: build_parts(load_deployment(Path(file)), _records(Path(file)), torch.device("cpu"))
+        for kind, file in files.items()
+    }
     for kind, file in files.items():
-        parts = build_parts(load_deployment(Path(file)), _records(Path(file)), torch.device("cpu"))
-        if parts.plan.actions != read_plan(plan_file(Path(file))).actions:
+        if parts[kind].plan.actions != read_plan(plan_file(Path(file))).actions:
             raise RuntimeError(f"{kind}: what is measured is not what was planned")
-        sides[kind] = stepper(parts, warmup_steps=timing.warmup_steps, watched=True)
-    return measure_sides(sides, timing, "cpu")
+    steps = {kind: stepper(one, warmup_steps=timing.warmup_steps, watched=True) for kind, one in parts.items()}
+    answer = measure_sides(steps, timing, "cpu")
+    for one in parts.values():
+        one.recorder.finish()
+    return answer
 
 
 def _records(file: Path) -> Path:
