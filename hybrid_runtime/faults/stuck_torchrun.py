@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Mapping
 
 _SECONDS, _IN_VAIN = 30, 3
-# Looks for $3 seconds at what $2 has started: where $1 has ended and no other rank runs, $4 times in a row, $2 is stuck.
+# Looks for $3 seconds at what $2 started: where $1 has ended and no other rank runs, $4 times in a row, $2 is stuck.
 _SCRIPT = r"""
 second=0 in_vain=0
 while [ $second -lt "$3" ] && [ -d "/proc/$2" ]; do
