@@ -66,8 +66,8 @@ class LastWords:
         """The run folder is known: what an earlier attempt of this rank left there is no longer true."""
         self.folder = folder
         rank = f"rank{self.launch.rank}"
-        told = folder.hang_told_on(socket.gethostname())
-        for old in (folder.status / rank, folder.failures / f"{rank}.json", told, *[folder.hang][self.launch.rank :]):
+        stale = [folder.status / rank, folder.failures / f"{rank}.json", folder.hang_told_on(socket.gethostname())]
+        for old in stale if self.launch.rank else [*stale, folder.hang]:
             old.unlink(missing_ok=True)
         reserve_failure(folder, self.launch.rank)
 

@@ -140,8 +140,9 @@ class Watch:
             silent_s = time.monotonic() - self._answered_s
             if idle_s > self._limit_s and silent_s > self._limit_s / 2 and not self._over.is_set():
                 account = parse_account(self._status.text)
+                account = None if account is None else account._replace(reaches=self._reaches)
                 if account is not None and waits_alone(account):
-                    self._end_alone(account._replace(reaches=self._reaches))
+                    self._end_alone(account)
 
     def _end_alone(self, account: Account) -> None:
         """Says what this rank knows, and leaves; writing it down may take forever."""

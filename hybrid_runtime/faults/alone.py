@@ -1,7 +1,9 @@
 """What a rank says that has to judge alone, for the run folder does not answer: its disk is lost, or its own machine.
 
-rank 1 (...), stage 1, step 7, 1F0: waits in 1RECV_F0 for rank 0 for 10.4 s, and runs/x does not answer; this
-machine, host2, is cut off: it does not reach host1:29500, where the ranks met
+    rank 1 (...), stage 1, step 7, 1F0: waits in 1RECV_F0 for rank 0 for 10.4 s, and runs/x does not answer; this
+    machine, host2, is cut off: it does not reach host1:29500, where the ranks met
+
+It hears of nobody, so what it says is of itself: for whom it waits, for how long, and what it has tried.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from hybrid_runtime.telemetry.account import Account
 
 
 def waits_alone(account: Account) -> bool:
-    """Whether a rank that hears of nobody can say that it is held up: it waits for others, in something that ends."""
-    return account.waiting is not None and account.status.action not in UNHURRIED
+    """Whether a rank that hears of nobody can say that it is held up: it waits for others, whom it cannot reach, or in
+    something that does not take any time."""
+    return account.waiting is not None and (account.reaches is False or account.status.action not in UNHURRIED)
 
 
 def alone_words(account: Account, mesh: Mesh, folder: Path, now_ns: int, meeting_point: str | None) -> str:

@@ -146,7 +146,7 @@ def assert_alike_in_bfloat16(moving: Path, straight: Path, since: dict[str, torc
         assert torch.equal(master.bfloat16(), found[f"model.{name}"]), name
         learnt = float((expected[MASTERS + name] - since[MASTERS + name]).norm())
         error = float((master - expected[MASTERS + name]).norm())
-        print(name, error / learnt)
+        assert error <= 0.1 * learnt, f"{name}: {error:.2e} of {learnt:.2e}"
 
 
 def assert_masters_converted(checkpoint: Path, folder: Path, state: dict[str, torch.Tensor]) -> None:
