@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+os.environ["OMP_NUM_THREADS"] = "1"  # for the fork server: without it, importing numpy starts threads
 # The last: what torch's own optimizers import, with which updates are compared.
 _PRELOADED = ["pytest", "hybrid_runtime.job", "torch._dynamo"]
 
