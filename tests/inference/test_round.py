@@ -64,6 +64,20 @@ def test_one_who_stops_reading_at_the_last_token_has_the_whole_answer() -> None:
     assert [(answer.end, len(answer.tokens)) for answer in now.answers] == [("length", 3)]
 
 
+def test_one_client_whose_requests_are_refused_asks_on() -> None:
+    now = Round(
+        Given([asked(0, 90), asked(1, 0), asked(2), asked(3, 90)], clients=1), Batcher(1, 1, LIMITS), None, Clock()
+    )
+    for _ in range(3):
+        item = now.next_item()
+        assert item is not None
+        assert not now.is_over
+        now.back(item, said(item))
+    assert now.next_item() is None
+    assert now.is_over
+    assert [answer.end for answer in now.answers] == ["refused", "refused", "length", "refused"]
+
+
 def test_when_the_next_one_comes() -> None:
     clock = Clock()
     now = Round(Given([asked(0), asked(1)], every_ns=2_000_000), Batcher(1, 1, LIMITS), None, clock)
