@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 from hybrid_runtime.predicted_serving import LatencyKind, LatencyTimes
 from hybrid_runtime.serving.requests import Answer
 
+Time = TypeVar("Time", int, Fraction)
 QUANTILES = {"median": Fraction(1, 2), "p90": Fraction(9, 10), "p99": Fraction(99, 100)}
 
 
@@ -48,6 +50,6 @@ def latency_times(answers: Iterable[Answer], kind: LatencyKind) -> LatencyTimes 
     return LatencyTimes(**{f"{name}_ns": quantile(times, part) for name, part in QUANTILES.items()})
 
 
-def quantile(ordered: Sequence[int], part: Fraction) -> int:
+def quantile(ordered: Sequence[Time], part: Fraction) -> Time:
     """The smallest value that at least this part of all does not exceed (nearest rank)."""
     return ordered[max(0, -(-len(ordered) * part.numerator // part.denominator) - 1)]
