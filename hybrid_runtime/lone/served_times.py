@@ -120,7 +120,7 @@ def _round(cases: Sequence[_Case], device: torch.device) -> None:
 def _mark(device: torch.device) -> Any:
     if device.type == "cpu":
         return thread_time_ns()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
@@ -128,7 +128,7 @@ def _mark(device: torch.device) -> Any:
 def _since(start: Any, device: torch.device) -> int:
     if device.type == "cpu":
         return int(thread_time_ns() - start)
-    end = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end.record()
     end.synchronize()
     return int(start.elapsed_time(end) * 1e6)
