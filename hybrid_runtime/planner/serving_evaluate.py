@@ -121,7 +121,8 @@ def stages_of(asked: Asked, layout: ServingLayout) -> ServedStages:
     """The layout's stages with their costs."""
     edges = range(layout.mesh.pp_degree - 1)
     crosses = [crosses_nodes(layout.mesh, asked.setting, stage, stage + 1) for stage in edges]
-    return ServedStages(asked.setting.shape, asked.dtype, layout.mesh, layout.stages, crosses, asked.costs)
+    greedy = all(request.sampling.temperature == 0 for request in asked.traffic.requests)
+    return ServedStages(asked.setting.shape, asked.dtype, layout.mesh, layout.stages, crosses, asked.costs, greedy)
 
 
 def memory_of(asked: Asked, layout: ServingLayout, stages: ServedStages) -> tuple[RankMemory, ...]:

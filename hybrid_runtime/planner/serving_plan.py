@@ -14,10 +14,12 @@ from hybrid_runtime.deployment import Deployment, Parallel, Pipeline
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.exact import decimal_text, parse_gb_per_s
 from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.calibrated import CalibratedCosts
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.cuts import Stages
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.planner.request import rates_of, setting_of
+from hybrid_runtime.planner.request import model_of, rates_of, setting_of
+from hybrid_runtime.planner.serving_calibrated import CalibratedServing
 from hybrid_runtime.planner.serving_costs import AnalyticServing, ServingCosts
 from hybrid_runtime.planner.serving_evaluate import Asked, EvaluatedServing, capacity_tokens
 from hybrid_runtime.planner.serving_layout import PHASES, ServingLayout, cut
@@ -102,7 +104,13 @@ def _costs(deployment: Deployment, calibration: Calibration | None) -> ServingCo
     assert deployment.model is not None
     shape, search = setting_of(deployment).shape, deployment.search
     if calibration is not None:
-        raise PlanError("calibrated costs of serving are not there yet; plan with --analytic")
+        if not calibration.served:
+            raise PlanError(
+                "the calibration was not taken with requests; calibrate this file again, or plan with --analytic"
+            )
+        network = model_of(deployment, calibration)
+        assert isinstance(network, CalibratedCosts)
+        return CalibratedServing(calibration, network, deployment.model.dtype)
     return AnalyticServing(
         shape,
         deployment.model.dtype,
@@ -291,7 +299,7 @@ def _imbalance(chosen: EvaluatedServing) -> str:
 
 
 def _phase_cuts(chosen: EvaluatedServing) -> Iterator[str]:
-    """What would be cut for each phase alone, where that is something else."""
+    """What would be cut for each phase alone."""
     asked, layout = chosen.asked, chosen.layout
     way = "whole" if layout.cuts == "whole" else "fractional"
     for phase in PHASES:
@@ -300,7 +308,7 @@ def _phase_cuts(chosen: EvaluatedServing) -> Iterator[str]:
             continue
         try:
             stages = cut(line, layout.mesh.pp_degree, way)
-        except PlanError:
+        except PlanError:  # too few units have work in this phase
             continue
-        if stages != layout.stages:
-            yield f"{phase} alone would be cut {' | '.join(_ranges(stages))}"
+        where = "like this" if stages == layout.stages else " | ".join(_ranges(stages))
+        yield f"{phase} alone would be cut {where}"
