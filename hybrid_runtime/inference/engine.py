@@ -95,7 +95,7 @@ class Engine:
                 self._send_off(item, now, under_way)
             elif under_way:
                 self._take_back(now, under_way)
-            else:
+            elif not now.is_over:  # the last ones may have been refused
                 self._idle(now)
         self._wire.announce(None)
         self._wire.finish()

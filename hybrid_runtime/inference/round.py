@@ -63,10 +63,11 @@ class Round:
     def next_item(self) -> Item | None:
         """Takes in who has come, and says what passes the pipeline next; None if nothing can."""
         now_ns = self._now_ns()
-        for request in self._source.due(now_ns):
-            refused = self._batcher.submit(request, now_ns)
-            if refused is not None:
-                self._end(refused, now_ns)
+        while asked := self._source.due(now_ns):  # who is refused may ask again at once
+            for request in asked:
+                refused = self._batcher.submit(request, now_ns)
+                if refused is not None:
+                    self._end(refused, now_ns)
         return self._batcher.next_item()
 
     def back(self, item: Item, tokens: Sequence[int]) -> None:

@@ -75,19 +75,26 @@ def requests() -> list[Request]:
 
 
 class Given:
-    """A source whose requests are all there at once, or, with `clients`, so many at a time."""
+    """A source whose requests come one after another, or all at once, and with `clients` so many at a time."""
 
-    next_ns = None
-
-    def __init__(self, asked: Sequence[Request], clients: int | None = None) -> None:
+    def __init__(self, asked: Sequence[Request], *, clients: int | None = None, every_ns: int = 0) -> None:
         self._left = list(asked)
         self._to_end = len(asked)
         self._clients = clients or len(asked)
+        self._every_ns = every_ns
+        self._come = 0
 
     def due(self, now_ns: int) -> list[Request]:
-        found, self._left = self._left[: self._clients], self._left[self._clients :]
-        self._clients -= len(found)
+        found = []
+        while self._left and self._clients and now_ns >= self._come * self._every_ns:
+            found.append(self._left.pop(0))
+            self._clients -= 1
+            self._come += 1
         return found
+
+    @property
+    def next_ns(self) -> int | None:
+        return self._come * self._every_ns if self._every_ns and self._left else None
 
     @property
     def is_exhausted(self) -> bool:
@@ -162,22 +169,26 @@ class ComparedLogits:
         return sample(logits_Rv, rows, samplings, vocab_size, axis)
 
 
-def run_case(case: Case, root: Path, rounds: int = 2) -> None:
-    """A few rounds on the same caches; on every rank."""
+def run_case(case: Case, root: Path) -> None:
+    """Three rounds on the same caches; on every rank."""
     answers, logits = zip(*torch.load(root / f"{case.model}.answers.pt"))
     engine, built, groups = engine_of(deployment(case, root))
     assert built.ledger.memory(watched=False).kv_cache == cache_bytes(case, deployment(case, root), built)
     sampler = engine.sampler = ComparedLogits(logits)
-    for number in range(rounds):
+    sources = (
+        Given(requests(), clients=case.slots + 1),
+        Given(requests()[::-1]),
+        Given(requests(), every_ns=2_000_000),
+    )
+    for source in sources:
         if groups.place.rank > 0:
             engine.follow()
             continue
-        source = Given(requests()[::-1] if number else requests(), clients=None if number else case.slots + 1)
         ended = engine.serve(source, batcher_of(deployment(case, root)))
         assert {answer.request.id: answer.tokens for answer in ended} == dict(enumerate(answers)), case
         assert {answer.end for answer in ended} == {"length"}
     is_last = groups.place.pp == case.pp - 1
-    assert sampler.compared == (rounds * sum(map(len, answers)) if is_last else 0)
+    assert sampler.compared == (len(sources) * sum(map(len, answers)) if is_last else 0)
 
 
 def cache_bytes(case: Case, settings: Deployment, built: Built) -> int:

@@ -19,19 +19,6 @@ class Clock:
         return self.now_ns
 
 
-class Later(Given):
-    """Its second request comes two milliseconds after the first."""
-
-    next_ns: int | None = 2_000_000  # type: ignore[assignment]
-
-    def due(self, now_ns: int) -> list[Request]:
-        if not self._left or (len(self._left) == 1 and now_ns < 2_000_000):
-            return []
-        if len(self._left) == 1:
-            self.next_ns = None
-        return [self._left.pop(0)]
-
-
 class Heard:
     def __init__(self, until: dict[int, int] | None = None) -> None:
         self.tokens: list[tuple[int, int]] = []
@@ -77,9 +64,23 @@ def test_one_who_stops_reading_at_the_last_token_has_the_whole_answer() -> None:
     assert [(answer.end, len(answer.tokens)) for answer in now.answers] == [("length", 3)]
 
 
+def test_one_client_whose_requests_are_refused_asks_on() -> None:
+    now = Round(
+        Given([asked(0, 90), asked(1, 0), asked(2), asked(3, 90)], clients=1), Batcher(1, 1, LIMITS), None, Clock()
+    )
+    for _ in range(3):
+        item = now.next_item()
+        assert item is not None
+        assert not now.is_over
+        now.back(item, said(item))
+    assert now.next_item() is None
+    assert now.is_over
+    assert [answer.end for answer in now.answers] == ["refused", "refused", "length", "refused"]
+
+
 def test_when_the_next_one_comes() -> None:
     clock = Clock()
-    now = Round(Later([asked(0), asked(1)]), Batcher(1, 1, LIMITS), None, clock)
+    now = Round(Given([asked(0), asked(1)], every_ns=2_000_000), Batcher(1, 1, LIMITS), None, clock)
     for _ in range(3):
         item = now.next_item()
         assert item is not None
