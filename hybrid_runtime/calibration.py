@@ -75,6 +75,41 @@ class UnitTimes(_Frozen):
     recompute: RecomputeKind = "none"
 
 
+class ServedUnitTimes(_Frozen):
+    """One kind of unit on one rank for one item of a serving deployment; collectives stubbed.
+
+    Attributes:
+        parts: of the whole unit that were measured, all tensor-parallel ranks together (pieces.py); 1 if indivisible.
+        kind: of the item; `rows` of it have `length` tokens each, behind `start` that are cached. Of the head, whose
+            time has the choice of the most likely token in it, the rows' last tokens count.
+        time: on the device, or of the thread on a CPU.
+        host: what the host needs to launch it (the same as `time` on a CPU).
+    """
+
+    unit: str
+    tp_degree: int
+    dtype: str
+    parts: int
+    kind: Literal["prefill", "decode"]
+    rows: int
+    start: int
+    length: int
+    time: Spread
+    host: Spread
+
+
+class ServedItemTimes(_Frozen):
+    """What the runtime adds to an item of a serving deployment.
+
+    Attributes:
+        stage_ns: on every stage, where it counts as compute: making its tensors.
+        first_ns: on rank 0 beside that: admitting, choosing, noting what was sampled.
+    """
+
+    stage_ns: int
+    first_ns: int
+
+
 class CollectiveTime(_Frozen):
     """One collective of `ranks` neighbours, alone; `num_bytes` of the whole tensor.
 
@@ -125,6 +160,7 @@ class Calibration(_Frozen):
         allocator: measured constants of the device's allocator, e.g. reserved/allocated; empty on a CPU.
         forgetting: whole units that compute again, at the file's own microbatch size.
         company: who worked on the other cores while units, the executor and the optimizer were measured.
+        served, served_item: of a deployment that serves requests; its `units` are those of a forward pass.
         not_measured: what this machine could not show, each with the reason; such terms are modelled or absent.
     """
 
@@ -146,6 +182,8 @@ class Calibration(_Frozen):
     gradient_bytes_per_parameter: int
     allocator: dict[str, str] = {}
     company: Company = Company()
+    served: tuple[ServedUnitTimes, ...] = ()
+    served_item: ServedItemTimes | None = None
     not_measured: dict[str, str] = {}
 
     def to_json(self) -> str:

@@ -63,7 +63,11 @@ def search_serving(asked: Asked, progress: Callable[[str, float], None] | None =
     for number, layout in enumerate(possible):
         if progress is not None:
             progress("simulating the load", number / len(possible))
-        one = evaluate_serving(asked, layout)
+        try:
+            one = evaluate_serving(asked, layout)
+        except PlanError as problem:  # its costs are not known
+            found.dropped.append(Dropped(_words(layout.mesh), str(layout), str(problem)))
+            continue
         lacking = one.peak_bytes - (asked.setting.memory_bytes or one.peak_bytes)
         if lacking > 0:
             found.dropped.append(_too_large(one, lacking))

@@ -23,7 +23,8 @@ from hybrid_runtime.serving.requests import Item
 from hybrid_runtime.serving.simulate import ItemTimes, StageTime
 from hybrid_runtime.shapes import LlamaShape
 
-_LOGIT_BYTES = 4  # logits are float32
+_LOGIT_BYTES = 8  # of a logit that is drawn from: float64
+_BEST_BYTES = 16  # of a rank's most likely token and its logit
 _TOKEN_BYTES = 8  # of an id that returns to rank 0
 _SUMMED = ("embedding", "attn", "mlp")  # units after which tensor-parallel ranks sum the carry
 _NO_CALL = CallTime(0, 0)
@@ -63,6 +64,7 @@ class ServedStages:
     Attributes:
         stages: names of units and pieces.
         crosses: for every stage but the last, whether its messages leave a node.
+        greedy: the most likely tokens are taken; else tensor-parallel ranks gather logits to draw from.
         seen: sizes of the items that were asked for.
     """
 
@@ -72,6 +74,7 @@ class ServedStages:
     stages: Stages
     crosses: Sequence[bool]
     costs: ServingCosts
+    greedy: bool
     _known: dict[ItemSize, ItemTimes] = field(default_factory=dict, compare=False, repr=False)
     seen: Counter[ItemSize] = field(default_factory=Counter, compare=False, repr=False)
 
@@ -107,7 +110,8 @@ class ServedStages:
         summed = self.costs.all_reduce(tp, carry_bytes) if tp > 1 else _NO_CALL
         gathered = _NO_CALL
         if tp > 1 and size.wanted:
-            gathered = self.costs.all_gather(tp, size.wanted * self.shape.vocab_size * _LOGIT_BYTES)
+            row_bytes = _BEST_BYTES * tp if self.greedy else _LOGIT_BYTES * self.shape.vocab_size
+            gathered = self.costs.all_gather(tp, size.wanted * row_bytes)
         posts_ns = [self.costs.post_ns(one.tensors * carry_bytes, same_host=one.same_host) for one in self._edges]
         stages = []
         for stage, shares in enumerate(self.shares):

@@ -81,8 +81,10 @@ def test_a_decode_waits_for_memory_and_a_prefill_for_products() -> None:
 def test_busy_time_and_flops_of_a_round_do_not_depend_on_the_mesh() -> None:
     asked = asked_of_serving(deployment(), None)
     units = TINY.unit_names()
-    alone = evaluate_serving(asked, layout(asked, Mesh(1, 1, 1), 2))
-    two = evaluate_serving(asked, layout(asked, Mesh(1, 2, 1), 2, stages=(units[:7], units[7:])))
+    alone = evaluate_serving(asked, layout(asked, Mesh(tp_degree=1, pp_degree=1, dp_degree=1), 2))
+    two = evaluate_serving(
+        asked, layout(asked, Mesh(tp_degree=1, pp_degree=2, dp_degree=1), 2, stages=(units[:7], units[7:]))
+    )
     for phase in ("prefill_ns", "decode_ns"):
         busy = [sum(getattr(rank, phase) for rank in found.served.ranks) for found in (alone, two)]
         assert busy[0] == pytest.approx(busy[1], rel=0.3)  # items are other ones, but tokens are the same
@@ -97,8 +99,10 @@ def test_pieces_of_a_unit_cost_what_it_does_and_pass_twice_as_much() -> None:
     asked = asked_of_serving(deployment(), None)
     units = TINY.unit_names()
     first = (*units[:6], "2.mlp[0:128]"), ("2.mlp[128:256]", *units[7:])
-    whole = evaluate_serving(asked, layout(asked, Mesh(1, 2, 1), 2, stages=(units[:7], units[7:])))
-    cut = evaluate_serving(asked, layout(asked, Mesh(1, 2, 1), 2, stages=first))
+    whole = evaluate_serving(
+        asked, layout(asked, Mesh(tp_degree=1, pp_degree=2, dp_degree=1), 2, stages=(units[:7], units[7:]))
+    )
+    cut = evaluate_serving(asked, layout(asked, Mesh(tp_degree=1, pp_degree=2, dp_degree=1), 2, stages=first))
     item = Item("decode", 0, (Row(0, 9, 1, 0, 1),), (1,), (GREEDY,))
     one, other = whole.stages.times_of(item), cut.stages.times_of(item)
     sums = [sum(stage.compute_ns for stage in times.stages) for times in (one, other)]
@@ -138,7 +142,8 @@ def test_prefill_and_decode_would_be_cut_elsewhere() -> None:
 
 
 def test_the_plan_is_followed_by_the_deployment_it_was_made_for(tmp_path: Path) -> None:
-    of = deployment(load={"prompt_tokens": 40}, search={"vary": ["microbatch_size", "prefill_chunk_tokens"]})
+    vary = ["microbatch_size", "prefill_chunk_tokens"]
+    of = deployment(load={"prompt_tokens": 40}, search={"vary": vary}, parallel={"pp_degree": 2})
     made = plan_serving(of, None).plan
     (tmp_path / "plan.json").write_text(made.to_json())
     plan = read_plan(tmp_path / "plan.json")
