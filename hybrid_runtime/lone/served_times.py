@@ -47,6 +47,7 @@ from hybrid_runtime.tensor_parallel.initialise import any_weights
 ROUNDS, MOST_ROUNDS, ROUNDS_S = 5, 40, 20.0
 _MOST_LAYERS = 4  # whose weights are there at once
 _ENGINE_ROWS, _ENGINE_TOKENS, _ENGINE_ROUNDS = 4, 24, 5
+_NO_SIGN_S = 3600.0  # nobody follows, and nobody waits for a sign of life
 
 Tick = Callable[[str], None]
 
@@ -275,7 +276,7 @@ def served_item_times(deployment: Deployment, device: torch.device) -> ServedIte
     engine = Engine(
         stage,
         Slots(_ENGINE_ROWS, device),
-        Wire(groups, _ENGINE_ROWS, 1, None),
+        Wire(groups, _ENGINE_ROWS, 1, _NO_SIGN_S),
         groups,
         vocab_size=shape.vocab_size,
         recorder=recorder,
