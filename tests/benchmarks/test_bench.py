@@ -38,6 +38,7 @@ def test_quick_run_saves_a_complete_result(name: str, case: str, sides: tuple[st
     command += ["--results", str(tmp_path / "results")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode in (0, 1), done.stderr  # tiny sizes may miss the goal
+    assert "saved" in done.stdout, done.stderr
     (file,) = (tmp_path / "results").glob("*.json")
     result = json.loads(file.read_text())
     figures = result["cases"][case]
