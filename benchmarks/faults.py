@@ -152,7 +152,7 @@ def judge(case: Case, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ratios = []
     for step in zip(*([Accounted(*row) for row in rank["accounted"]] for rank in ranks), strict=True):
         step_ns = max(row.step_ns for row in step)
-        ratios.append(Fraction(step_ns, step_ns - max(row.noted_ns + row.thread_ns for row in step)))
+        ratios.append(1 + Fraction(max(row.noted_ns + row.thread_ns for row in step), step_ns))
     decision = decide_ratio(ratios, Fraction(str(case.goal)))
     share = {name: float(getattr(decision, name)) - 1 for name in ("point", "lower", "upper")}
     met = decision.outcome is Outcome.PASS and figures["verdict"] != Outcome.FAIL.value
