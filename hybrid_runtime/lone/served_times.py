@@ -2,8 +2,9 @@
 
     a round   embedding attn mlp head | embedding attn mlp head | ...      every item size, all units of it in turn
 
-A unit follows others as in a stage, so it finds the caches full of their work and not of its own. The head's time has
-the choice of the most likely token in it. Beside units: what the engine adds to an item.
+A unit follows others as in a stage, and its weights are another layer's each time, as many as a stage has: so it finds
+the processor's caches full of their work and not of its own. The head's time has the choice of the most likely token in
+it. Beside units: what the engine adds to an item.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.tensor_parallel.initialise import any_weights
 
 ROUNDS, MOST_ROUNDS, ROUNDS_S = 5, 40, 20.0
+_MOST_LAYERS = 4  # whose weights are there at once
 _ENGINE_ROWS, _ENGINE_TOKENS, _ENGINE_ROUNDS = 4, 24, 5
 
 Tick = Callable[[str], None]
@@ -51,13 +53,18 @@ Tick = Callable[[str], None]
 
 @dataclass(slots=True)
 class _Unit:
-    """A unit, or half of one, on one rank."""
+    """A unit, or half of one, on one rank; with the weights of several layers, which take turns."""
 
     name: str
     tp_degree: int
     parts: int
-    module: nn.Module
+    layers: list[nn.Module]
     traffic: Traffic
+    turn: int = 0
+
+    def next_layer(self) -> nn.Module:
+        self.turn = (self.turn + 1) % len(self.layers)
+        return self.layers[self.turn]
 
 
 @dataclass(slots=True)
@@ -107,10 +114,11 @@ def served_times(
 def _round(cases: Sequence[_Case], device: torch.device) -> None:
     for case in cases:
         microbatch = Microbatch(case.microbatch.tokens, cached=_fresh(case.microbatch))
+        layer = case.of.next_layer()
         host_ns = monotonic_ns()
         start = _mark(device)
         stub_ns = case.of.traffic.stub_ns
-        output: Carry = case.of.module(case.carry, microbatch)
+        output: Carry = layer(case.carry, microbatch)
         if case.sampled is not None:
             case.sampled(output[0][0])
         case.times_ns.append(_since(start, device) - (case.of.traffic.stub_ns - stub_ns))
@@ -120,7 +128,7 @@ def _round(cases: Sequence[_Case], device: torch.device) -> None:
 def _mark(device: torch.device) -> Any:
     if device.type == "cpu":
         return thread_time_ns()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
@@ -128,7 +136,7 @@ def _mark(device: torch.device) -> Any:
 def _since(start: Any, device: torch.device) -> int:
     if device.type == "cpu":
         return int(thread_time_ns() - start)
-    end = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end.record()
     end.synchronize()
     return int(start.elapsed_time(end) * 1e6)
@@ -152,10 +160,16 @@ def _cases(deployment: Deployment, tp_degree: int, device: torch.device) -> list
     context = BuildContext(tp=axis, device=device, dtype=dtype)
     specs = model_units(deployment.model, deployment.shape)
     first = {kind_of(spec.name): spec for spec in reversed(specs)}
-    units = [_unit(specs, name, context, traffic) for spec in first.values() for name in _halves(spec, tp_degree)]
+    layers = max(
+        1, min(_MOST_LAYERS, deployment.shape.num_layers // deployment.mesh.pp_degree if deployment.shape else 1)
+    )
+    units = [
+        _unit(specs, name, context, traffic, layers) for spec in first.values() for name in _halves(spec, tp_degree)
+    ]
     items = asked_items(deployment)
     slots = max(item.rows for item in items)
-    make_caches({unit.name: unit.module for unit in units}, slots, deployment.batch.sequence_length)
+    every = {f"{unit.name} {number}": layer for unit in units for number, layer in enumerate(unit.layers)}
+    make_caches(every, slots, deployment.batch.sequence_length)
     smallest = min(items, key=lambda item: (item.kind == "prefill", item.rows, item.start))
     return [
         _case(deployment, unit, item, device, dtype)
@@ -172,10 +186,11 @@ def _halves(spec: UnitSpec, tp_degree: int) -> list[str]:
     return [spec.name, *([str(Piece(spec.name, 0, half))] if can_be_cut else [])]
 
 
-def _unit(specs: Sequence[UnitSpec], name: str, context: BuildContext, traffic: Traffic) -> _Unit:
+def _unit(specs: Sequence[UnitSpec], name: str, context: BuildContext, traffic: Traffic, layers: int) -> _Unit:
     (spec,), piece = specs_of([name], specs), read_piece(name)
-    module = build_units([replace(spec, tied={})], context)[name]
-    return _Unit(name, context.tp.size, spec.parts if piece is None else piece.parts, module.eval(), traffic)
+    count = layers if kind_of(name) in ("attn", "mlp") else 1
+    modules = [build_units([replace(spec, tied={})], context)[name].eval() for _ in range(count)]
+    return _Unit(name, context.tp.size, spec.parts if piece is None else piece.parts, modules, traffic)
 
 
 def _case(deployment: Deployment, unit: _Unit, item: AskedItem, device: torch.device, dtype: torch.dtype) -> _Case:

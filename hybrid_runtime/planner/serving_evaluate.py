@@ -114,7 +114,7 @@ def evaluate_serving(asked: Asked, layout: ServingLayout) -> EvaluatedServing:
         layout.items_in_flight,
     )
     served = simulate(asked.traffic.begin(), batcher, stages)
-    return EvaluatedServing(asked, layout, stages, served, memory_of(asked, layout, stages))
+    return EvaluatedServing(asked, layout, stages, served, _memory(asked, stages))
 
 
 def stages_of(asked: Asked, layout: ServingLayout) -> ServedStages:
@@ -125,18 +125,17 @@ def stages_of(asked: Asked, layout: ServingLayout) -> ServedStages:
     return ServedStages(asked.setting.shape, asked.dtype, layout.mesh, layout.stages, crosses, asked.costs, greedy)
 
 
-def memory_of(asked: Asked, layout: ServingLayout, stages: ServedStages) -> tuple[RankMemory, ...]:
-    """What every pipeline rank holds: parameters, the whole cache, and the messages of its largest item."""
+def _memory(asked: Asked, stages: ServedStages) -> tuple[RankMemory, ...]:
+    """What every pipeline rank holds: parameters, the whole cache, and the messages of the round's largest item."""
     slots, capacity = asked.slots, asked.setting.sequence_length
-    prompt = max(len(request.prompt) for request in asked.traffic.requests)
-    tokens = min(layout.chunk_tokens or prompt * layout.microbatch_size, prompt * layout.microbatch_size)
+    tokens = max((size.tokens for size in stages.seen), default=0)
     return tuple(
         RankMemory(
             parameters=stages.parameter_bytes(stage),
             gradients=0,
             optimizer=0,
             activations=0,
-            buffers=stages.buffer_bytes(stage, max(tokens, layout.microbatch_size)),
+            buffers=stages.buffer_bytes(stage, tokens),
             kv_cache=slots * capacity * stages.kv_bytes_per_token(stage),
         )
         for stage in range(stages.num_stages)

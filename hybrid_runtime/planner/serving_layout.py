@@ -50,10 +50,8 @@ class ServingLayout:
     def __str__(self) -> str:
         chunk = "whole prompts" if self.chunk_tokens is None else f"chunks of {self.chunk_tokens}"
         cuts = "" if self.mesh.pp_degree == 1 else f", {self.cuts} cuts"
-        return (
-            f"tp {self.mesh.tp_degree} x pp {self.mesh.pp_degree}, {self.num_microbatches} microbatches of "
-            f"{self.microbatch_size}, {chunk}{cuts}"
-        )
+        sets = "1 microbatch" if self.num_microbatches == 1 else f"{self.num_microbatches} microbatches"
+        return f"tp {self.mesh.tp_degree} x pp {self.mesh.pp_degree}, {sets} of {self.microbatch_size}, {chunk}{cuts}"
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from hybrid_runtime.exact import decimal_text, parse_gb_per_s
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.calibrated import CalibratedCosts
 from hybrid_runtime.planner.costs import unit_costs
-from hybrid_runtime.planner.cuts import Stages
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.planner.request import model_of, rates_of, setting_of
 from hybrid_runtime.planner.serving_calibrated import CalibratedServing
 from hybrid_runtime.planner.serving_costs import AnalyticServing, ServingCosts
 from hybrid_runtime.planner.serving_evaluate import Asked, EvaluatedServing, capacity_tokens
-from hybrid_runtime.planner.serving_layout import PHASES, ServingLayout, cut
-from hybrid_runtime.planner.serving_search import Dropped, FoundServing, line_of_round, search_serving
+from hybrid_runtime.planner.serving_layout import ServingLayout
+from hybrid_runtime.planner.serving_search import search_serving
+from hybrid_runtime.planner.serving_words import cut_words, reasons, sentences, why_not
 from hybrid_runtime.predicted import Alternative, PredictedRank, PredictedStep, RankTime
 from hybrid_runtime.predicted_serving import PredictedServing, ServedRank, TradeOff
 from hybrid_runtime.serving.latencies import LATENCIES
@@ -72,12 +72,12 @@ def plan_serving(
             description=str(one.layout),
             step_time_ns=one.round_ns,
             peak_bytes=one.peak_bytes,
-            why_not=_why_not(one, chosen),
+            why_not=why_not(one, chosen),
         )
         for one in best[1:]
     ]
     plan = serving_plan(chosen, found.evaluated, others)
-    return PlannedServing(best, plan, tuple(_sentences(chosen)), tuple(_reasons(best, found)))
+    return PlannedServing(best, plan, tuple(sentences(chosen)), tuple(reasons(best, found)))
 
 
 def asked_of_serving(deployment: Deployment, calibration: Calibration | None) -> Asked:
@@ -144,7 +144,7 @@ def resolved_by(deployment: Deployment, layout: ServingLayout) -> Deployment:
     return deployment.model_copy(
         update={
             "parallel": Parallel(tp_degree=mesh.tp_degree, pp_degree=mesh.pp_degree),
-            "pipeline": Pipeline(schedule="1f1b", cuts=_ranges(layout.stages)),
+            "pipeline": Pipeline(schedule="1f1b", cuts=cut_words(layout.stages)),
             "batch": deployment.batch.model_copy(
                 update={
                     "microbatch_size": layout.microbatch_size,
@@ -154,10 +154,6 @@ def resolved_by(deployment: Deployment, layout: ServingLayout) -> Deployment:
             ),
         }
     )
-
-
-def _ranges(stages: Stages) -> list[str]:
-    return [names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}" for names in stages]
 
 
 def _predicted(chosen: EvaluatedServing, evaluated: Sequence[EvaluatedServing]) -> PredictedStep:
@@ -240,75 +236,3 @@ def _best_of_meshes(evaluated: Sequence[EvaluatedServing]) -> Iterator[Evaluated
         if one.layout.mesh not in seen:
             seen.add(one.layout.mesh)
             yield one
-
-
-def _why_not(other: EvaluatedServing, chosen: EvaluatedServing) -> str:
-    """Which limit it does not keep, or how much longer or slower it is."""
-    if broken := list(other.broken_limits()):
-        return "; ".join(broken)
-    longer = 100 * (other.latency_ns / max(1, chosen.latency_ns) - 1)
-    more = 100 * float(other.tokens_per_s / chosen.tokens_per_s - 1)
-    words = chosen.asked.latency.replace("_", " ")
-    return (
-        f"{words} latency {other.latency_ns / 1e9:.4g} s ({longer:+.1f} %), {float(other.tokens_per_s):.4g} tokens/s "
-        f"({more:+.1f} %)"
-    )
-
-
-def _reasons(best: Sequence[EvaluatedServing], found: FoundServing) -> Iterator[str]:
-    chosen = best[0]
-    for one in best:
-        count = sum(other.layout.mesh == one.layout.mesh for other in found.evaluated) - 1
-        if one is not chosen:
-            more = f" (and {count} more of this mesh)" if count else ""
-            yield f"{one.layout}{more}: {_why_not(one, chosen)}"
-        elif count:
-            second = next(other for other in found.evaluated[1:] if other.layout.mesh == one.layout.mesh)
-            yield f"{second.layout} (and {count - 1} more of the chosen mesh): {_why_not(second, chosen)}"
-    groups: dict[str, list[Dropped]] = {}
-    for dropped in found.dropped:
-        groups.setdefault(f"{dropped.mesh} {dropped.why.split(':')[0]}", []).append(dropped)
-    for group in groups.values():
-        first = min(group, key=lambda one: one.lacking_bytes)
-        yield f"{first.what}{f' (and {len(group) - 1} more like it)' if group[1:] else ''}: {first.why}"
-
-
-def _sentences(chosen: EvaluatedServing) -> Iterator[str]:
-    asked, layout = chosen.asked, chosen.layout
-    if layout.mesh.pp_degree > 1:
-        yield f"this cut: {_imbalance(chosen)}"
-        yield from _phase_cuts(chosen)
-    wanted = asked.slots * asked.setting.sequence_length
-    rooms = [room for stage in range(len(chosen.memory)) if (room := capacity_tokens(chosen, stage)) is not None]
-    fits = f"; {min(rooms)} would fit beside the weights" if rooms else "; hardware.memory_per_device states no limit"
-    yield f"cache: {asked.slots} sequences of {asked.setting.sequence_length} tokens, {wanted} in all{fits}"
-    yield from asked.costs.notes
-
-
-def _imbalance(chosen: EvaluatedServing) -> str:
-    """How much more than the mean the slowest rank does, of prefills and of decodes."""
-    found = []
-    for phase in PHASES:
-        times = [getattr(rank, f"{phase}_ns") for rank in chosen.served.ranks]
-        if sum(times):
-            found.append(
-                f"the slowest rank does {100 * (max(times) * len(times) / sum(times) - 1):.1f} % more than the "
-                f"mean of {phase}"
-            )
-    return ", ".join(found)
-
-
-def _phase_cuts(chosen: EvaluatedServing) -> Iterator[str]:
-    """What would be cut for each phase alone."""
-    asked, layout = chosen.asked, chosen.layout
-    way = "whole" if layout.cuts == "whole" else "fractional"
-    for phase in PHASES:
-        line = line_of_round(asked, layout.mesh, layout.microbatch_size, layout.chunk_tokens, (phase,))
-        if not line.total.forward:
-            continue
-        try:
-            stages = cut(line, layout.mesh.pp_degree, way)
-        except PlanError:  # too few units have work in this phase
-            continue
-        where = "like this" if stages == layout.stages else " | ".join(_ranges(stages))
-        yield f"{phase} alone would be cut {where}"
