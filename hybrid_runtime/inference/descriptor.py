@@ -1,6 +1,6 @@
 """An item as numbers, of a fixed count: what ranks that did not make it must know.
 
-    0  kind (STOP, prefill, decode)   1  microbatch   2  rows   3  tokens
+    0  kind (stop, prefill, decode, sign of life)   1  microbatch   2  rows   3  tokens
     then for each row: slot, start, length, request, answer_index, temperature, top_k, top_p, seed
 
 Fractions travel as the bits of a float64. Tokens do not belong to it: the first stage alone needs them.
@@ -16,6 +16,7 @@ from typing import Final
 from hybrid_runtime.serving.requests import Item, ItemKind, Row, Sampling
 
 _STOP: Final = 0
+SIGN_OF_LIFE: Final = (3, 0, 0, 0)  # there is no item, and the next one is still to be waited for
 _KINDS: Final[tuple[ItemKind, ...]] = ("prefill", "decode")
 _HEAD, _ROW, _PER_ROW = 4, len(Row._fields), len(Row._fields) + 4
 

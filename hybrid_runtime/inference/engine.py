@@ -68,7 +68,7 @@ class Engine:
     ) -> None:
         self._stage = stage
         self._slots = slots
-        self._wire = wire
+        self.wire = wire
         self._groups = groups
         self._vocab_size = vocab_size
         self._recorder = recorder
@@ -97,8 +97,8 @@ class Engine:
                 self._take_back(now, under_way)
             elif not now.is_over:  # the last ones may have been refused
                 self._idle(now)
-        self._wire.announce(None)
-        self._wire.finish()
+        self.wire.announce(None)
+        self.wire.finish()
         return now.answers
 
     @torch.inference_mode()
@@ -108,18 +108,18 @@ class Engine:
         Raises:
             RunError: an item failed; the message names rank, stage, item and unit.
         """
-        while (item := self._wire.next_item()) is not None:
-            self._wire.announce(item)
+        while (item := self.wire.next_item()) is not None:
+            self.wire.announce(item)
             tokens = self._pass(item)
             if tokens is not None:
-                self._wire.answer(tokens)
-        self._wire.announce(None)
-        self._wire.finish()
+                self.wire.answer(tokens)
+        self.wire.announce(None)
+        self.wire.finish()
 
     def _send_off(self, item: Item, now: Round, under_way: deque[Item]) -> None:
-        self._wire.announce(item)
-        if not self._wire.is_last:
-            self._wire.expect_answer()
+        self.wire.announce(item)
+        if not self.wire.is_last:
+            self.wire.expect_answer()
         tokens = self._pass(item)
         if tokens is None:
             under_way.append(item)
@@ -128,12 +128,12 @@ class Engine:
 
     def _take_back(self, now: Round, under_way: deque[Item]) -> None:
         """The oldest item's tokens; or nothing, if a request comes before them."""
-        while not self._wire.is_answer_there and (left_s := now.until_next_s) is not None:
+        while not self.wire.is_answer_there and (left_s := now.until_next_s) is not None:
             if left_s == 0:
                 return
             time.sleep(min(left_s, _LOOK_S))
         item = under_way.popleft()
-        now.back(item, self._wire.take_answer(item.num_wanted))
+        now.back(item, self.wire.take_answer(item.num_wanted))
 
     def _idle(self, now: Round) -> None:
         """Nobody has asked for anything."""
@@ -141,8 +141,9 @@ class Engine:
         self._recorder.note(IDLE)
         mark = clock.begin_wait()
         left_s = now.until_next_s
-        time.sleep(_UNKNOWN_S if left_s is None else left_s)
+        time.sleep(_UNKNOWN_S if left_s is None else min(left_s, self.wire.longest_silence_s))
         clock.end_wait(IDLE, mark)
+        self.wire.give_sign()
 
     def _pass(self, item: Item) -> list[int] | None:
         """The item through the own stage, and on to the next; tokens from the last stage."""
@@ -156,7 +157,7 @@ class Engine:
             raise RunError(f"{type(problem).__name__}: {problem}", self._where(name)) from problem
 
     def _run(self, item: Item, name: str, receive: str) -> list[int] | None:
-        wire, tokens = self._wire, sum(row.length for row in item.rows)
+        wire, tokens = self.wire, sum(row.length for row in item.rows)
         carry = wire.take_carry(tokens, receive)
         with self._recorder.span(name):
             ids = torch.tensor([item.tokens], device=self._groups.device) if wire.is_first else self._no_tokens
@@ -220,7 +221,7 @@ def build_engine(
     return Engine(
         stage,
         Slots(batch.global_batch_size, groups.device),
-        Wire(groups, batch.microbatch_size, most_in_flight, ledger),
+        Wire(groups, batch.microbatch_size, most_in_flight, deployment.measurement.timeout_s / 4, ledger),
         groups,
         vocab_size=deployment.shape.vocab_size,
         recorder=recorder,

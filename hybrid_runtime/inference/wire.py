@@ -5,18 +5,21 @@
     each rank --carry--> its tensor peer of the next stage                                after it has computed
     last stage's first tensor rank --sampled ids--> rank 0                                straight
 
+Rank 0 may have nothing to do for longer than a message is waited for; it then sends signs of life in its stead.
+
 Nothing that is sent is waited for as long as no more items are under way than there may be: what is older than that has
 been received, or its answer would not be back.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.comm.under_way import Ledger
-from hybrid_runtime.inference.descriptor import decode, descriptor_length, encode, num_tokens
+from hybrid_runtime.inference.descriptor import SIGN_OF_LIFE, decode, descriptor_length, encode, num_tokens
 from hybrid_runtime.inference.links import UNSENT, CarryIn, CarryOut, Numbers, Receiving
 from hybrid_runtime.models.unit import Carry
 from hybrid_runtime.serving.requests import Item
@@ -30,16 +33,25 @@ class Wire:
     Args:
         microbatch_size: most rows of an item.
         most_in_flight: items that may be under way.
+        longest_silence_s: after which rank 0 gives a sign of life; less than a message is waited for.
         ledger: counts carries.
 
     Attributes:
         is_first, is_last: the rank's stage.
     """
 
-    def __init__(self, groups: Groups, microbatch_size: int, most_in_flight: int, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        microbatch_size: int,
+        most_in_flight: int,
+        longest_silence_s: float,
+        ledger: Ledger | None = None,
+    ) -> None:
         me, last = groups.place, groups.mesh.pp_degree - 1
         self._most, self._rows = most_in_flight, microbatch_size
         self._length = descriptor_length(microbatch_size)
+        self.longest_silence_s, self._said_s = longest_silence_s, time.monotonic()
         self.is_first, self.is_last = me.pp == 0, me.pp == last
 
         def link(pp: int, tp: int, tag: int) -> Numbers:
@@ -65,26 +77,39 @@ class Wire:
         """Tells the ranks behind this one what comes, and those of its stage the tokens; None: nothing more."""
         if not self._onward:
             return
-        numbers = encode(item)
-        numbers += [0] * (self._length - len(numbers))
-        for link in self._onward:
-            link.send(numbers, self._most)
+        self._tell(encode(item))
         if item is not None:
             for link in self._tokens_out:
                 link.send(item.tokens, self._most)
 
+    def give_sign(self) -> None:
+        """Rank 0 has nothing to announce; if it has not had for long, the others hear that they are to wait."""
+        if self._onward and time.monotonic() - self._said_s >= self.longest_silence_s:
+            self._tell(SIGN_OF_LIFE)
+
+    def _tell(self, numbers: Sequence[int]) -> None:
+        self._said_s = time.monotonic()
+        padded = [*numbers, *[0] * (self._length - len(numbers))]
+        for link in self._onward:
+            link.send(padded, self._most)
+
     def next_item(self) -> Item | None:
         """Waits for what is announced to this rank; with tokens on the first stage. None: nothing any more."""
+        numbers = self._next_numbers()
+        while numbers[0] == SIGN_OF_LIFE[0]:
+            self._tell(numbers)
+            numbers = self._next_numbers()
+        if not num_tokens(numbers) or self._tokens_in is None:
+            return decode(numbers)
+        return decode(numbers, self._tokens_in.take(self._tokens_in.receive(num_tokens(numbers)), "tokens"))
+
+    def _next_numbers(self) -> list[int]:
         assert self._descriptors is not None, "rank 0 is told nothing"
         receiving = self._announced or self._descriptors.receive(self._length)
         numbers = self._descriptors.take(receiving, "descriptor")
-        self._announced = None
-        tokens: list[int] = []
-        if num_tokens(numbers):
-            self._announced = self._descriptors.receive(self._length)  # posted early, the next one comes at once
-            if self._tokens_in is not None:
-                tokens = self._tokens_in.take(self._tokens_in.receive(num_tokens(numbers)), "tokens")
-        return decode(numbers, tokens)
+        # Received early, the next one comes at once; after the last one of a round, nothing may be under way.
+        self._announced = self._descriptors.receive(self._length) if numbers[0] else None
+        return numbers
 
     def take_carry(self, tokens: int, name: str) -> Carry:
         """Waits for the carry of an item of so many tokens; nothing on the first stage."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hybrid_runtime.inference.descriptor import decode, descriptor_length, encode, num_tokens
+from hybrid_runtime.inference.descriptor import SIGN_OF_LIFE, decode, descriptor_length, encode, num_tokens
 from hybrid_runtime.serving.requests import Item, Row, Sampling
 
 ROWS = (Row(3, 0, 4, 12, -1), Row(5, 7, 1, 2**40, 6))
@@ -21,4 +21,5 @@ def test_a_decode_and_the_end() -> None:
     item = Item("decode", 0, ROWS[1:], (9,), SAMPLINGS[1:])
     assert decode(encode(item), (9,)) == item
     assert decode(encode(None)) is None
+    assert len({numbers[0] for numbers in (encode(item), encode(None), SIGN_OF_LIFE)}) == 3
     assert num_tokens(encode(None)) == 0
