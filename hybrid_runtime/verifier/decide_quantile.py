@@ -28,6 +28,7 @@ from hybrid_runtime.verdict import Outcome
 from hybrid_runtime.verifier.decision import NO_SPREAD, Decision, more_for, shrink_to_exclude
 from hybrid_runtime.verifier.statistics import (
     ALPHA,
+    Batches,
     corrected_error,
     independent_batches,
     residuals_over_last,
@@ -45,8 +46,14 @@ def requests_needed(part: Fraction) -> int:
     return ceil(_BEYOND / min(part, 1 - part))
 
 
-def quantile_interval(steps: Latencies, part: Fraction, batch_steps: int, *, alpha: float = ALPHA) -> Decision | None:
+def quantile_interval(
+    steps: Latencies, part: Fraction, batch_steps: int, *, alpha: float = ALPHA, limit: Fraction | None = None
+) -> Decision | None:
     """The quantile with a bound of level `alpha` on either side; nothing is decided. None with too few requests.
+
+    Args:
+        limit: the share of requests below it may vary more from step to step than the share below the point: the wider
+            interval of both is taken.
 
     Where even the largest latency is no upper bound, because steps vary too much, the reason is "too_few_batches".
     """
@@ -55,9 +62,9 @@ def quantile_interval(steps: Latencies, part: Fraction, batch_steps: int, *, alp
     if count < requests_needed(part):
         return None
     point = quantile(ordered, part)
-    batches = independent_batches(_shares(steps, point), batch_steps, residuals_over_last)
-    residuals = batches.residuals[0]
-    reach = corrected_error(standard_error(residuals, count), residuals).reach(alpha)
+    of_places = [_batched(steps, place, batch_steps) for place in (point, limit) if place is not None]
+    reach = max(_reach(batches, count, alpha) for batches in of_places)
+    batches = max(of_places, key=lambda batches: batches.steps_per_batch)
     first, last = _binomial_places(count, part, alpha)
     first, last = min(first, ceil((part - reach) * count)), max(last, ceil((part + reach) * count))
     decision = Decision(
@@ -93,7 +100,7 @@ def decide_quantile(
     Returns:
         None with fewer than `requests_needed` requests.
     """
-    decision = quantile_interval(steps, part, batch_steps, alpha=alpha)
+    decision = quantile_interval(steps, part, batch_steps, alpha=alpha, limit=limit)
     if decision is None:
         return None
     if _may_turn(steps, part, limit, batch_steps):
@@ -106,6 +113,17 @@ def decide_quantile(
         return replace(decision, outcome=Outcome.FAIL)
     shrink = shrink_to_exclude(limit, decision.point, decision.lower, decision.upper)
     return decision.because("interval_straddles_threshold", decision.note, more_for(shrink, len(steps)))
+
+
+def _batched(steps: Latencies, place: Fraction, batch_steps: int) -> Batches:
+    """Batches of the share of requests within `place`."""
+    return independent_batches(_shares(steps, place), batch_steps, residuals_over_last)
+
+
+def _reach(batches: Batches, count: int, alpha: float) -> Fraction:
+    """How far from itself the true share may lie, as far as steps differ."""
+    residuals = batches.residuals[0]
+    return corrected_error(standard_error(residuals, count), residuals).reach(alpha)
 
 
 def _shares(steps: Latencies, limit: Fraction) -> list[tuple[int, int]]:
