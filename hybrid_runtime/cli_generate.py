@@ -104,13 +104,13 @@ def _with_weights(deployment: Deployment, given: Path | None) -> tuple[Deploymen
 
     By what is there first: --weights, the newest of [checkpoint], what [export] wrote, [model] weights, random ones.
     """
-    from hybrid_runtime.checkpoint import folders
+    from hybrid_runtime.checkpoint.folders import find
 
     model, own, exported = deployment.model, deployment.checkpoint, deployment.export
     if model is None:
         raise UsageError(f"{deployment.name}: has no [model]; add the table, for example with hf_config and weights")
     trained = given if own is None or given is not None else Path(own.folder)
-    if trained is not None and (checkpoint := folders.find(trained)) is not None:
+    if trained is not None and (checkpoint := find(trained)) is not None:
         return deployment, checkpoint, f"weights: {checkpoint}"
     if given is not None and not any(given.glob("*.safetensors")):
         raise UsageError(
