@@ -112,8 +112,8 @@ def test_a_killed_rank(tmp_path: Path) -> None:
         ("exits", r"1F0: ended with exit code 7 and no word"),
         (
             "exhausts",
-            r"1F0, unit failing: out of memory: 4\.0 GiB more were asked for; the byte ledger counts parameters .*; its "
-            r"plan predicted .*; use a smaller batch\.microbatch_size, .*",
+            r"1F0, unit failing: out of memory: 4\.0 GiB more were asked for; the byte ledger counts parameters .*; "
+            r"its plan predicted .*; use a smaller batch\.microbatch_size, .*",
         ),
     ],
 )
