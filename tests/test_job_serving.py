@@ -84,6 +84,7 @@ def test_a_request_that_got_no_answer_ends_the_run_in_a_sentence(tmp_path: Path)
     assert len(read_requests(RunFolder(tmp_path).requests)) == 8
 
 
+@pytest.mark.ranks
 def test_two_ranks_serve_and_are_judged(tmp_path: Path) -> None:
     """Records of a real run are honest by every check, and what they hold is in the verdict, the progress, the page."""
     deployed = {

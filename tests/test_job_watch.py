@@ -9,10 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from hybrid_runtime.errors import ExitCode
 from hybrid_runtime.run_folder import RunFolder
 from tests.commands import environment, wait
 from tests.faults.test_hang import TWO
+
+pytestmark = pytest.mark.alone
 
 LIMIT_S = 1.0
 WATCHED = f"""

@@ -26,6 +26,7 @@ from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES
 from hybrid_runtime.planner.tp_calls import CallTime
 from hybrid_runtime.predicted import LABELS, Label, Source, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
+from hybrid_runtime.serving.kv_bytes import kv_heads
 from hybrid_runtime.shapes import LlamaShape
 
 
@@ -179,8 +180,3 @@ def unit_flops(shape: LlamaShape, kind: str, size: ItemSize) -> int:
     core = 4 * shape.q_size * size.pairs if kind == "attn" else 0
     biases = shape.qkv_bias * (shape.q_size + 2 * shape.kv_size) if kind == "attn" else 0
     return 2 * passing * (rank_weights(shape, kind, 1) - biases) + core
-
-
-def kv_heads(shape: LlamaShape, tp_degree: int) -> int:
-    """Key/value heads of one tensor-parallel rank; ranks share a head where there are fewer heads than ranks."""
-    return max(1, shape.num_kv_heads // tp_degree)

@@ -20,11 +20,12 @@ from hybrid_runtime.planner.cover import checked_stages
 from hybrid_runtime.planner.cuts import Stages
 from hybrid_runtime.planner.layout import MEMORY_SAFETY
 from hybrid_runtime.planner.request import space_of
-from hybrid_runtime.planner.serving_costs import kv_heads, norm_weights, rank_weights
+from hybrid_runtime.planner.serving_costs import norm_weights, rank_weights
 from hybrid_runtime.planner.serving_evaluate import Asked, EvaluatedServing, evaluate_serving
 from hybrid_runtime.planner.serving_layout import PHASES, ServingLayout, cut, round_sizes, serving_line
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES
 from hybrid_runtime.planner.work import Line
+from hybrid_runtime.serving.kv_bytes import kv_heads
 
 SMALLEST_CHUNK = 16  # tokens; less is decode's size and costs as much
 

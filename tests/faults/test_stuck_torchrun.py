@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 RANK = """
 from hybrid_runtime.faults import stuck_torchrun
 stuck_torchrun._IN_VAIN = 1
@@ -23,6 +25,7 @@ def torchrun(kind: str, seconds: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", TORCHRUN, RANK, kind, str(seconds)])
 
 
+@pytest.mark.ranks
 def test_only_a_torchrun_that_takes_no_note_of_its_last_ranks_end_is_ended() -> None:
     """One lives; one waits for another rank first, to which it gives time to end."""
     stuck, lives, closes = torchrun("is stuck", 30), torchrun("lives", 2.5), torchrun("closes", 0)
