@@ -1,4 +1,4 @@
-"""Two sides measured in alternating blocks in the same processes, A B B A, so that a drift hits both alike.
+"""Sides measured in alternating blocks in the same processes, A B B A, so that a drift hits all alike.
 
     side A   | s m m m |                     | s m m m |        s  settles: caches are cold after a change of sides
     side B             | s m m m | s m m m |                    m  measured
@@ -38,13 +38,12 @@ class Ratio(NamedTuple):
     maximum: float
 
 
-def measure_sides(sides: Mapping[str, Step], timing: Timing, device: str) -> dict[str, Any]:
+def measure_sides(sides: dict[str, Step], timing: Timing, device: str) -> dict[str, Any]:
     """Runs on every rank. Returns what `combine` needs: losses of the warm-up; per side and block, nanoseconds."""
     losses = {name: [step() for _ in range(timing.warmup_steps)] for name, step in sides.items()}
-    first, second = sides
-    blocks: dict[str, list[list[tuple[int, int, int]]]] = {first: [], second: []}
+    blocks: dict[str, list[list[tuple[int, int, int]]]] = {name: [] for name in sides}
     for number in range(timing.blocks):
-        for name in (first, second) if number % 2 == 0 else (second, first):
+        for name in sides if number % 2 == 0 else reversed(sides):
             for _ in range(timing.settle_steps):
                 sides[name]()
             blocks[name].append([_timed(sides[name], device) for _ in range(timing.block_steps)])
@@ -67,9 +66,9 @@ def _timed(step: Step, device: str) -> tuple[int, int, int]:
 
 
 def combine(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All ranks' answers -> figures per side, and the ratios first side / second side."""
+    """All ranks' answers of two sides -> figures per side, and the ratios first side / second side."""
     first, second = ranks[0]["blocks"]
-    wall_s = {name: _per_block([rank["blocks"][name] for rank in ranks], 0, max) for name in (first, second)}
+    wall_s = {name: step_times_s(ranks, name) for name in (first, second)}
     cpu_s = {name: _per_block([rank["blocks"][name] for rank in ranks], 1, sum) for name in (first, second)}
     own_s = {name: _per_block([rank["blocks"][name] for rank in ranks], 2, sum) for name in (first, second)}
     return {
@@ -87,6 +86,11 @@ def combine(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "step_time_ratio": ratio(wall_s[first], wall_s[second])._asdict(),
         "cpu_ratio": ratio(cpu_s[first], cpu_s[second])._asdict(),
     }
+
+
+def step_times_s(ranks: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """Of one side, by block: the median of its steps, each that of its slowest rank, in seconds."""
+    return _per_block([rank["blocks"][name] for rank in ranks], 0, max)
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:

@@ -2,15 +2,18 @@
 
     scripts/bench checkpoints [--quick] [--save] [--device cpu|cuda] [--only NAME]
 
-A round has 20 steps; the checkpoint is begun after its first one and written beside the others. Goal: the time of a
-round with / without <= 1.03. What a checkpoint costs grows with the parameters, what a step costs with parameters x
-tokens: the model has half the benchmarks' width, a step their 2,048 tokens (--tokens gives another number).
+A round has 20 steps; the checkpoint is begun after its first one and written beside the others. A thread of the rank
+writes it, on the rank's cores: a CPU rank with a core of its own loses what it takes, and the table says so. Goal: the
+time of a round with / without <= 1.03. What a checkpoint costs grows with the parameters, what a step costs with
+parameters x tokens: the model has half the benchmarks' width, a step their 2,048 tokens (--tokens: another number).
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+import contextlib
+import os
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,13 +21,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.blocks import Step, Timing, combine, measure_sides
-from benchmarks.cases import Case, make_deployment, prepare
-from benchmarks.options import cases_here, parser_of, sizes_and_timing
+from benchmarks.blocks import Step, Timing, measure_sides
+from benchmarks.cases import Case
+from benchmarks.on_and_off import OFF, ON, Column, bench
+from benchmarks.options import parser_of, sizes_and_timing
 from benchmarks.ours import plan_of
-from benchmarks.ranks import run_ranks
-from benchmarks.results import arguments_given, environment, markdown_table, save
 from hybrid_runtime.checkpoint.same_training import Training
+from hybrid_runtime.checkpoint.saver import WRITER
 from hybrid_runtime.comm.groups import Backend
 from hybrid_runtime.data.opening import open_source
 from hybrid_runtime.deployment import Deployment
@@ -36,6 +39,7 @@ from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_parts import assemble, build, join_mesh
 from hybrid_runtime.models.build import model_units
 from hybrid_runtime.telemetry.recorder import NullRecorder
+from hybrid_runtime.verifier.decide_ratio import MIN_BLOCK_PAIRS
 
 GOAL = 1.03
 EVERY = 20
@@ -43,8 +47,8 @@ CASES = (Case("1x1", 1, 1, goal=GOAL), Case("pp2", 1, 2, goal=GOAL))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the cases, prints the table, and with --save keeps the result. Returns 1 when the goal is missed."""
-    parser = parser_of("checkpoints", __doc__, blocks=4)
+    """As `on_and_off.bench`."""
+    parser = parser_of("checkpoints", __doc__, blocks=MIN_BLOCK_PAIRS)
     parser.add_argument("--tokens", type=int, default=2048, help="of a step; a multiple of 256")
     options = parser.parse_args(arguments)
     sizes, timing = sizes_and_timing(options)
@@ -52,46 +56,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sequences = options.tokens // sizes.sequence_length
         sizes = replace(sizes, hidden_size=256, ffn_size=704, num_heads=4, global_batch_size=sequences)
     timing = Timing(warmup_steps=1, blocks=timing.blocks, settle_steps=0, block_steps=1)
-    result: dict[str, Any] = {"environment": environment(arguments_given(), "checkpoints"), "cases": {}}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        prepare(folder, sizes)
-        for case in cases_here(options, CASES):
-            deployment = make_deployment(case, sizes, folder, options.device)
-            ranks = run_ranks(
-                case.world_size, measure_rank, deployment, folder, timing, options.device, device=options.device
-            )
-            figures = combine(ranks)
-            met = figures["step_time_ratio"]["median"] <= GOAL
-            num_bytes = sum(rank["checkpoint_bytes"] for rank in ranks)
-            result["cases"][case.name] = figures | {
-                "metric": "step_time_ratio",
-                "goal": GOAL,
-                "met": met,
-                "checkpoint_bytes": num_bytes,
-            }
-            print(f"{case.name}: done", flush=True)
-    table = table_of(result)
-    print(table)
-    if options.save:
-        print(f"saved {save('checkpoints', result, table, options.results).name}")
-    return 0 if all(case["met"] for case in result["cases"].values()) else 1
+    columns = {"checkpoint MB": _megabytes, "ranks' cores": _cores("rank_cores"), "written on": _cores("writer_cores")}
+    return bench("checkpoints", options, sizes, timing, CASES, measure_rank, steps=EVERY, columns=columns)
+
+
+def _megabytes(case: Mapping[str, Any]) -> str:
+    return f"{sum(case['checkpoint_bytes']) / 1e6:.1f}"
+
+
+def _cores(key: str) -> Column:
+    """Of every rank, the cores that something of it may use."""
+    return lambda case: "; ".join(",".join(map(str, cores)) or "?" for cores in case[key])
 
 
 def measure_rank(rank: int, deployment: Deployment, folder: Path, timing: Timing, device_type: str) -> dict[str, Any]:
-    """One rank, twice: with checkpoints and without."""
+    """One rank, twice: with checkpoints and without. Beside that, the cores of the rank and of its writer."""
     device = torch.device(device_type, rank) if device_type == "cuda" else torch.device(device_type)
     where = folder / f"checkpoints-{deployment.name}"
     with_them = deployment.model_copy(update={"checkpoint": Checkpoint(folder=str(where), every=EVERY, keep=1)})
     where.mkdir(exist_ok=True)
-    sides = {name: rounds_of(side, device) for name, side in (("on", with_them), ("off", deployment))}
+    writers = set[int]()
+    sides = {name: rounds_of(side, device, writers) for name, side in ((ON, with_them), (OFF, deployment))}
     answer = measure_sides(sides, timing, device_type)
     files = where.glob(f"step-*/rank{rank}.safetensors")
-    return answer | {"checkpoint_bytes": max((file.stat().st_size for file in files), default=0)}
+    return answer | {
+        "checkpoint_bytes": max((file.stat().st_size for file in files), default=0),
+        "rank_cores": sorted(os.sched_getaffinity(0)),
+        "writer_cores": sorted(writers),
+    }
 
 
-def rounds_of(deployment: Deployment, device: torch.device) -> Step:
-    """20 more steps at every call, with a checkpoint begun after the first, where the deployment has any."""
+def rounds_of(deployment: Deployment, device: torch.device, writers: set[int]) -> Step:
+    """20 more steps at every call, with a checkpoint begun after the first, where the deployment has any.
+
+    Args:
+        writers: gets the cores on which a thread that writes one may run.
+    """
     specs, plan = model_units(deployment.model, deployment.shape), plan_of(deployment)
     backend: Backend = "nccl" if device.type == "cuda" else "gloo"
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timedelta(minutes=5))
@@ -109,27 +109,19 @@ def rounds_of(deployment: Deployment, device: torch.device) -> Step:
             loss, numbers = run_step(parts, Order(trained, trained))
             trained += 1
             checkpoints.after_step(trained, numbers)
+            writers.update(*map(_cores_of, threading.enumerate()))
         return loss
 
     return run
 
 
-def table_of(result: dict[str, Any]) -> str:
-    """One row per case."""
-    rows = []
-    for name, case in result["cases"].items():
-        on, off, ratio = case["sides"]["on"], case["sides"]["off"], case["step_time_ratio"]
-        rows.append(
-            [
-                name,
-                f"{case['checkpoint_bytes'] / 1e6:.1f}",
-                f"{on['step_time_s'] / EVERY:.4f}",
-                f"{off['step_time_s'] / EVERY:.4f}",
-                f"{ratio['median']:.4f} ({ratio['minimum']:.4f}-{ratio['maximum']:.4f})",
-                f"<= {case['goal']}: {'met' if case['met'] else 'missed'}",
-            ]
-        )
-    return markdown_table(["case", "checkpoint MB", "step with s", "step without s", "with / without", "goal"], rows)
+def _cores_of(thread: threading.Thread) -> set[int]:
+    """Where a thread that writes a checkpoint may run; nowhere for another, or one that has just ended."""
+    if thread.native_id is None or thread.name != WRITER:
+        return set()
+    with contextlib.suppress(ProcessLookupError):
+        return os.sched_getaffinity(thread.native_id)
+    return set()
 
 
 if __name__ == "__main__":

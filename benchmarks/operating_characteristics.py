@@ -49,7 +49,14 @@ MUST_NOT_DECIDE = (Goal("no_steady_state", ">=", 95),)
 
 def cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
     """Every cell by name, with its goals."""
-    return {**_range_cases(), **_range_looks(), **_floor_cases(), **_ratio_cases(), **_other_cases()}
+    return {
+        **_range_cases(),
+        **_range_looks(),
+        **_floor_cases(),
+        **_ratio_cases(),
+        **_other_cases(),
+        **_quantile_cases(),
+    }
 
 
 def _range_cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
@@ -97,6 +104,16 @@ def _ratio_cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
             name = f"ratio wobble={correlation}{' between pairs' if between else ''} at the limit, {shape}"
             cell = Cell("ratio", 100, looks, 0.02, correlation=correlation, between_pairs=between, times=5)
             found[name] = cell, AT_THE_LIMIT
+    return found
+
+
+def _quantile_cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
+    """Rounds of eight requests at the limit, alike or slow and fast ones, which may follow each other."""
+    found = {}
+    for name, truth, rounds in (("median", 50, 40), ("p90", 90, 40), ("p99", 99, 160)):
+        for cv, correlation in ((0.0, 0.0), (0.3, 0.0), (0.3, 0.5)):
+            cell = Cell("quantile", truth, (rounds,), cv, 8, correlation)
+            found[f"quantile {name} rounds {cv:.0%} wobble={correlation:g} at the limit"] = cell, AT_THE_LIMIT
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from hybrid_runtime.comm.groups import Backend
 from hybrid_runtime.data.opening import open_source
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.job_header import describe_rank
-from hybrid_runtime.job_orders import Order
+from hybrid_runtime.job_orders import LEDGER_STEPS, Order
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
@@ -48,14 +49,20 @@ def build_parts(deployment: Deployment, folder: Path, device: torch.device, *, t
     return assemble(deployment, plan, groups, built, open_source(deployment.data), recorder)
 
 
-def stepper(parts: Parts, *, warmup_steps: int = 0) -> Callable[[], float | None]:
-    """Runs one step more at every call; returns the mean loss. The first `warmup_steps` are recorded as warm-up."""
+def stepper(parts: Parts, *, warmup_steps: int = 0, watched: bool = False) -> Callable[[], float | None]:
+    """Runs one step more at every call; returns the mean loss. The first `warmup_steps` are recorded as warm-up.
+
+    Args:
+        watched: by the byte ledger, during warm-up, as in a run.
+    """
     step = -1
 
     def run() -> float | None:
         nonlocal step
         step += 1
-        loss, _ = job.run_step(parts, Order(step, step, phase="warmup" if step < warmup_steps else "measure", block=1))
+        phase: Literal["warmup", "measure"] = "warmup" if step < warmup_steps else "measure"
+        watch = watched and phase == "warmup" and 0 < step <= LEDGER_STEPS
+        loss, _ = job.run_step(parts, Order(step, step, phase=phase, block=1, watch=watch))
         return loss
 
     return run

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.calibrated_plans import BATCH, calibrate_and_plan, command, plan_file
 from benchmarks.results import RESULTS, arguments_given, environment, markdown_table, save
 from hybrid_runtime.plan import read_plan
 from hybrid_runtime.records import read_side
@@ -30,8 +29,6 @@ from hybrid_runtime.verifier.metrics import measure
 from hybrid_runtime.verifier.side import load_side
 
 MEDIAN_GOAL, WORST_GOAL, BYTES_GOAL, REGRET_GOAL = 0.03, 0.06, 0.01, 0.03
-_MODEL = {"preset": "tiny", "hidden_size": 256, "num_layers": 4, "num_heads": 8, "num_kv_heads": 8, "ffn_size": 512}
-_BATCH = {"global_batch_size": 8, "microbatch_size": 1, "sequence_length": 256}
 _V = ["embedding..0.attn", "0.mlp..1.mlp", "2.attn..2.mlp", "3.attn..head"]
 _V_PIECES = ["embedding..0.mlp[:256]", "0.mlp[256:]..1.mlp", "2.attn..3.attn[:4]", "3.attn[4:]..head"]
 
@@ -40,13 +37,13 @@ def _pp2(schedule: str, *, microbatch_size: int = 1, **pipeline: Any) -> dict[st
     return {
         "parallel": {"pp_degree": 2},
         "pipeline": {"schedule": schedule, **pipeline},
-        "batch": _BATCH | {"microbatch_size": microbatch_size},
+        "batch": BATCH | {"microbatch_size": microbatch_size},
     }
 
 
 CASES: Mapping[str, dict[str, Any]] = {
     "tp2": {"parallel": {"tp_degree": 2}},
-    "tp2, b 2": {"parallel": {"tp_degree": 2}, "batch": _BATCH | {"microbatch_size": 2}},
+    "tp2, b 2": {"parallel": {"tp_degree": 2}, "batch": BATCH | {"microbatch_size": 2}},
     "dp2": {"parallel": {"dp_degree": 2}},
     "1f1b": _pp2("1f1b"),
     "1f1b, even": _pp2("1f1b", cuts="even"),
@@ -84,51 +81,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(folder: Path, names: Sequence[str], steps: int) -> dict[str, Any]:
-    files = [_write(folder / f"case{number}.json", CASES[name], steps) for number, name in enumerate(names)]
-    whole = _write(folder / "all.json", {"parallel": {"tp_degree": 2}}, steps)
-    _command("calibrate", str(whole), "--out", str(folder / "calibration.json"))
-    print("calibrated", flush=True)
-    for file in files:
-        _command("plan", str(file), "--calibration", str(folder / "calibration.json"), "--out", str(_plan(file)))
-    numbered = list(enumerate(files))
+    files = calibrate_and_plan(folder, {name: CASES[name] for name in names}, steps)
+    numbered = list(files.items())
     for turn, order in enumerate((numbered, numbered[::-1])):
-        for number, file in order:
-            _command("run", str(file), "--plan", str(_plan(file)), "--run-folder", str(_run(file, turn)))
-            print(f"{names[number]}: run {turn + 1} is done", flush=True)
-    return {name: _compared(file) for name, file in zip(names, files)}
-
-
-def _write(file: Path, case: Mapping[str, Any], steps: int) -> Path:
-    values = {
-        "name": file.stem,
-        "model": _MODEL,
-        "batch": _BATCH,
-        "workload": {"steps": steps},
-        "hardware": {"device": "cpu"},
-        "measurement": {"warmup_steps": min(10, steps // 2)},
-        "search": {"vary": []},
-    }
-    file.write_text(json.dumps(values | case), encoding="utf-8")
-    return file
-
-
-def _plan(file: Path) -> Path:
-    return file.with_suffix(".plan.json")
+        for name, file in order:
+            command("run", str(file), "--plan", str(plan_file(file)), "--run-folder", str(_run(file, turn)))
+            print(f"{name}: run {turn + 1} is done", flush=True)
+    return {name: _compared(file) for name, file in files.items()}
 
 
 def _run(file: Path, turn: int) -> Path:
     return file.with_suffix(f".run{turn}")
 
 
-def _command(name: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", "hybrid_runtime", name, *arguments, "--quiet"]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode not in (0, 3):  # without targets there is little to conclude
-        raise SystemExit(f"{' '.join(command)}: {done.stderr.decode()}")
-
-
 def _compared(file: Path) -> dict[str, Any]:
-    predicted = read_plan(_plan(file)).predicted
+    predicted = read_plan(plan_file(file)).predicted
     assert predicted is not None
     runs = [json.loads((_run(file, turn) / "verdict.json").read_text())["prediction"] for turn in (0, 1)]
     steps_ns = [int(measure(load_side(_run(file, turn), "candidate")).bare.median_step_ns) for turn in (0, 1)]

@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Repeats the self-test, prints the table, and with --save keeps the result. Returns 1 after a false alarm."""
     parser = argparse.ArgumentParser(prog="scripts/bench self_test", description=__doc__.partition("\n")[0])
     parser.add_argument("--repeat", type=int, default=20, help="how often")
-    parser.add_argument("--quick", action="store_true", help="twice, with few steps")
+    parser.add_argument("--quick", action="store_true", help="once, with few steps")
     parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for --save")
     options = parser.parse_args(arguments)
-    repeat = 2 if options.quick else options.repeat
+    repeat = 1 if options.quick else options.repeat
     result: dict[str, Any] = {"environment": environment(arguments_given(), "self_test"), "runs": []}
     with tempfile.TemporaryDirectory() as scratch:
         for number in track(range(repeat), description="self-tests", disable=not sys.stderr.isatty()):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -16,11 +17,12 @@ import numpy.typing as npt
 
 from hybrid_runtime.verdict import Outcome
 from hybrid_runtime.verifier.decide import decide_floor, decide_range
+from hybrid_runtime.verifier.decide_quantile import decide_quantile
 from hybrid_runtime.verifier.decide_ratio import decide_equivalence, decide_ratio
 from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.statistics import ALPHA
 
-Rule = Literal["range", "floor", "ratio", "equivalence"]
+Rule = Literal["range", "floor", "ratio", "equivalence", "quantile"]
 PAIRED = frozenset({"ratio", "equivalence"})
 Table = npt.NDArray[np.float64]
 
@@ -35,7 +37,8 @@ class Cell:
 
     Attributes:
         truth: the true figure: pp for a range (limit 1), % for a floor (limit 90), the ratio as a percentage of its
-            limit for a ratio, the slowdown in % for an equivalence (margin 1).
+            limit for a ratio, the slowdown in % for an equivalence (margin 1); the quantile of the limit in % for a
+            quantile, of lognormal latencies, whose steps (rounds) differ by `cv` from each other.
         cv: noise of one row (a step), as a fraction; of one step in a block for ratios.
         correlation: from row to row; from step to step over both sides for ratios, unless `between_pairs`.
         looks: rows (steps, or block pairs) at each look; rows longer than a batch give fewer batches.
@@ -61,14 +64,26 @@ class Cell:
             return decide_range(sample, ONE_PP, self.batch_steps, alpha=alpha)
         if self.rule == "floor":
             return decide_floor(sample, NINE_TENTHS, self.batch_steps, alpha=alpha)
+        if self.rule == "quantile":
+            return self._quantile(sample, alpha)
         ratios = [Fraction(candidate, baseline) for candidate, baseline in sample]
         if self.rule == "ratio":
             return decide_ratio(ratios, SEVEN_TENTHS, alpha=alpha)
         return decide_equivalence(ratios, ONE_PP, alpha=alpha)
 
+    def _quantile(self, sample: Sequence[Sequence[int]], alpha: float) -> Decision:
+        part = Fraction(round(self.truth), 100)
+        steps = [[Fraction(latency) for latency in row] for row in sample]
+        decision = decide_quantile(steps, part, Fraction(MEAN_NS), self.batch_steps, alpha=alpha)
+        assert decision is not None, "too few requests for the quantile"
+        return decision
+
     def samples(self, chance: np.random.Generator, runs: int) -> Iterator[list[list[int]]]:
         """`runs` times the rows of the last look."""
-        tables = self._pairs(chance, runs) if self.rule in PAIRED else self._steps(chance, runs)
+        if self.rule == "quantile":
+            tables = self._latencies(chance, runs)
+        else:
+            tables = self._pairs(chance, runs) if self.rule in PAIRED else self._steps(chance, runs)
         for table in tables:
             yield np.rint(table).astype(np.int64).tolist()
 
@@ -86,6 +101,14 @@ class Cell:
         shares[:, 0] = truths / 100
         window = 1 + 0.02 * correlated(chance, (runs, rows, 1), self.correlation)  # slow steps are slow for all
         return np.concatenate([MEAN_NS * shares * noise * window, MEAN_NS * window], axis=2)
+
+    def _latencies(self, chance: np.random.Generator, runs: int) -> Table:
+        """Of the requests (devices) of every round; the limit is the quantile of all."""
+        spread = 0.5
+        of_rounds = self.cv * correlated(chance, (runs, self.looks[-1], 1), self.correlation)
+        of_requests = spread * chance.standard_normal((runs, self.looks[-1], self.devices))
+        both = float(np.hypot(self.cv, spread)) * NormalDist().inv_cdf(self.truth / 100)
+        return MEAN_NS * np.exp(of_rounds + of_requests - both)
 
     def _pairs(self, chance: np.random.Generator, runs: int) -> Table:
         """Median step of candidate and baseline per pair of blocks, in the order A B B A."""

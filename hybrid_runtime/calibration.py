@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hybrid_runtime.company import Company
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.fingerprint import differences
 from hybrid_runtime.plan import UnitCost
@@ -40,10 +41,12 @@ class UnitTimes(_Frozen):
 
     Attributes:
         unit: what equal units share: the name without its layer number ("attn", "mlp"), or a user's unit name.
+        recompute: what it forgets after F and computes again in B and I.
         parts: of the whole unit that were measured, all tensor-parallel ranks together (pieces.py); 1 if indivisible.
         clock: "cuda_event" device time, or "thread_cpu".
         forward, backward, input_grad, weight_grad: device time of F, B, I and W.
         host: time the host needs to launch F, B, I and W (the same as device time on a CPU).
+        compiled: with model.compile.
         saved_bytes: kept from F on; `until_w_bytes` of them, with what I adds, stay until W.
         temporary_bytes: most that is held beyond that while I runs, which keeps for W before it lets go of what F kept.
         output_bytes: of the carry that the unit passes on.
@@ -56,6 +59,7 @@ class UnitTimes(_Frozen):
     microbatch_size: int
     sequence_length: int
     dtype: str
+    compiled: bool = False
     parts: int
     clock: Literal["cuda_event", "thread_cpu"]
     forward: Spread
@@ -68,6 +72,42 @@ class UnitTimes(_Frozen):
     temporary_bytes: int
     output_bytes: int
     parameters: int
+    recompute: RecomputeKind = "none"
+
+
+class ServedUnitTimes(_Frozen):
+    """One kind of unit on one rank for one item of a serving deployment; collectives stubbed.
+
+    Attributes:
+        parts: of the whole unit that were measured, all tensor-parallel ranks together (pieces.py); 1 if indivisible.
+        kind: of the item; `rows` of it have `length` tokens each, behind `start` that are cached. Of the head, whose
+            time has the choice of the most likely token in it, the rows' last tokens count.
+        time: on the device, or of the thread on a CPU.
+        host: what the host needs to launch it (the same as `time` on a CPU).
+    """
+
+    unit: str
+    tp_degree: int
+    dtype: str
+    parts: int
+    kind: Literal["prefill", "decode"]
+    rows: int
+    start: int
+    length: int
+    time: Spread
+    host: Spread
+
+
+class ServedItemTimes(_Frozen):
+    """What the runtime adds to an item of a serving deployment.
+
+    Attributes:
+        stage_ns: on every stage, where it counts as compute: making its tensors.
+        first_ns: on rank 0 beside that: admitting, choosing, noting what was sampled.
+    """
+
+    stage_ns: int
+    first_ns: int
 
 
 class CollectiveTime(_Frozen):
@@ -118,7 +158,9 @@ class Calibration(_Frozen):
         optimizer_fixed_ns, optimizer_per_million_ns: clearing, norm and update of a rank with so many parameters.
         optimizer_bytes_per_parameter, gradient_bytes_per_parameter: of this dtype.
         allocator: measured constants of the device's allocator, e.g. reserved/allocated; empty on a CPU.
+        forgetting: whole units that compute again, at the file's own microbatch size.
         company: who worked on the other cores while units, the executor and the optimizer were measured.
+        served, served_item: of a deployment that serves requests; its `units` are those of a forward pass.
         not_measured: what this machine could not show, each with the reason; such terms are modelled or absent.
     """
 
@@ -127,6 +169,7 @@ class Calibration(_Frozen):
     fingerprint: dict[str, str]
     model: str
     units: tuple[UnitTimes, ...]
+    forgetting: tuple[UnitTimes, ...] = ()
     collectives: tuple[CollectiveTime, ...] = ()
     messages: tuple[MessageTime, ...] = ()
     overlap: dict[str, str] = {}
@@ -139,6 +182,8 @@ class Calibration(_Frozen):
     gradient_bytes_per_parameter: int
     allocator: dict[str, str] = {}
     company: Company = Company()
+    served: tuple[ServedUnitTimes, ...] = ()
+    served_item: ServedItemTimes | None = None
     not_measured: dict[str, str] = {}
 
     def to_json(self) -> str:

@@ -45,15 +45,16 @@ def convert(
         Path | None,
         typer.Option(metavar="FOLDER", help="of a checkpoint: where config.json and tokenizer are taken from"),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="of the weights; default: what they are")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="of the weights; default: what they are, or came as")] = None,
     max_file_size: Annotated[str, typer.Option(metavar="SIZE", help="of one file of weights")] = "5 GB",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
     """Write a Llama, Mistral, Qwen2 or Qwen3 model anew; nobody holds it whole.
 
     A Hugging Face folder becomes another one, with other file sizes or numbers, or with --to-checkpoint one to begin a
-    training from. The checkpoint of a training on any mesh becomes a Hugging Face folder. Every tensor of the model
-    must be there in its right shape, and every byte of a checkpoint be the one that was written.
+    training from. The checkpoint of a training on any mesh becomes a Hugging Face folder: of a bfloat16 training, the
+    float32 master copies where float32 is asked for, or is what the model came as. Every tensor of the model must be
+    there in its right shape, and every byte of a checkpoint be the one that was written.
     """
     limit = _bytes(max_file_size)
     convert_it = _direction(source, to_checkpoint=to_checkpoint, like=like)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hybrid_runtime.deployment import Deployment
     from hybrid_runtime.plan import Plan
     from hybrid_runtime.planner.planned import Planned
+    from hybrid_runtime.planner.serving_plan import PlannedServing
 
 
 def plan(
@@ -74,6 +75,14 @@ def plan(
     if rehearsal is not None:
         found, sentences = _again(deployment, rehearsal, measured)
         return _write(found, sentences, (), out, json_file)
+    if deployment.serves:
+        if try_best:
+            raise UsageError(
+                "--try chooses by the time of a step, and a serving plan is chosen by latencies; drop it, and verify "
+                "the plans that you want to compare"
+            )
+        served = _search_serving(deployment, measured, quiet)
+        return _write(served.plan, served.sentences, served.why_not, out, json_file)
     planned = _search(deployment, measured, try_best, quiet)
     if try_best:
         from hybrid_runtime.tried import try_plans
@@ -124,6 +133,18 @@ def _again(deployment: Deployment, folder: Path, measured: Calibration | None) -
     network = network_of(measured, deployment.hardware)
     after = replan_rehearsed(before, resolved(deployment, before, str(folder)), rehearsal, network)
     return after, (balance_moved(rehearsal, before, after), f"communication: {network.source}", *network.missing())
+
+
+def _search_serving(deployment: Deployment, measured: Calibration | None, quiet: bool) -> PlannedServing:
+    from hybrid_runtime.planner.serving_plan import plan_serving
+
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
+        task = progress.add_task("planning", total=1.0)
+        return plan_serving(
+            deployment,
+            measured,
+            progress=lambda what, part: progress.update(task, description=what, completed=part),
+        )
 
 
 def _search(deployment: Deployment, measured: Calibration | None, tried: int, quiet: bool) -> Planned:

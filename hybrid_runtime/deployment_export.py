@@ -17,6 +17,8 @@ class Export(Table):
         examples=["models/mine"],
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="of the weights in the folder; default: the model's", examples=["bfloat16"]
+        None,
+        description="of the weights in the folder; default: the model's, or float32 if it came so and has masters",
+        examples=["bfloat16"],
     )
     max_file_size: SizeText = Field("5 GB", description="of one file of weights", examples=["2 GB"])

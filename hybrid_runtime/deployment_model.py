@@ -34,7 +34,8 @@ class Model(Table):
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = Field(
-        False, description="torch.compile of units: refused, for it gains nothing here; an own unit may compile itself"
+        False,
+        description="torch.compile of what units compute between parallel layers; the first step then takes longer",
     )
     vocab_size: Positive | None = Field(None, examples=[32000])
     hidden_size: Positive | None = Field(None, examples=[256])
@@ -62,6 +63,11 @@ class Model(Table):
                 f"has {', '.join(sizes)} beside units, which do not use them",
                 "pass sizes to your function by [model.options]",
             )
+        if sources == ["units"] and values.get("compile"):
+            yield (
+                "compiles units that are your own, of which the runtime does not know what is pure",
+                "remove compile, and call torch.compile in your build function, or heed context.compiled",
+            )
         if sources and "units" not in sources and values.get("options"):
             yield "has options, which only a function named by units takes", "remove options, or name your function"
 
@@ -75,17 +81,6 @@ class Model(Table):
                 "write 'bfloat16', which is as short and has float32's range",
             )
         return name
-
-    @field_validator("compile")
-    @classmethod
-    def _nothing_to_compile(cls, wanted: bool) -> bool:
-        if wanted:
-            raise refuse(
-                "is true, but torch.compile breaks its graph at every parallel layer, whose backward leaves weight "
-                "gradients in a queue and waits for other ranks, and finds nothing between them to fuse",
-                "remove it; a unit of your own may call torch.compile in its build function",
-            )
-        return wanted
 
     @field_validator("units")
     @classmethod

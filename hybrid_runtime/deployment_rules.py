@@ -73,6 +73,11 @@ def _serving_rules(values: Mapping[str, Any], kind: str) -> Iterator[tuple[str, 
     model, parallel, pipeline = (values.get(name) for name in ("model", "parallel", "pipeline"))
     if kind == "train":
         yield "has [load], which no training obeys", "set workload.kind to 'forward' or 'generate', or remove [load]"
+    for name in ("export", "checkpoint"):
+        if values.get(name) is not None:
+            yield f"has [{name}] and [load], and what is served is not trained", f"remove [{name}]"
+    if isinstance(model, Model) and model.compile:
+        yield "has model.compile and [load], whose items are each of another length", "remove compile"
     if isinstance(model, Model) and model.units is not None:
         yield "serves a model of your own units, which have no cache of keys and values", "name a preset or hf_config"
     if isinstance(parallel, Parallel) and parallel.dp_degree > 1:

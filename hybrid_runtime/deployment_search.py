@@ -8,7 +8,17 @@ from pydantic import Field
 
 from hybrid_runtime.deployment_fields import LinkRateText, Positive, PositiveNumber, Table
 
-Varied = Literal["tp_degree", "pp_degree", "dp_degree", "microbatch_size", "schedule", "cuts", "embedding", "recompute"]
+Varied = Literal[
+    "tp_degree",
+    "pp_degree",
+    "dp_degree",
+    "microbatch_size",
+    "schedule",
+    "cuts",
+    "embedding",
+    "recompute",
+    "prefill_chunk_tokens",
+]
 
 
 class Search(Table):
@@ -21,9 +31,25 @@ class Search(Table):
         None, description="devices that share fast links; default: all, at most 8", examples=[8]
     )
     vary: list[Varied] = Field(
-        ["tp_degree", "pp_degree", "dp_degree", "microbatch_size", "schedule", "cuts", "embedding", "recompute"],
+        [
+            "tp_degree",
+            "pp_degree",
+            "dp_degree",
+            "microbatch_size",
+            "schedule",
+            "cuts",
+            "embedding",
+            "recompute",
+            "prefill_chunk_tokens",
+        ],
         description="what may differ from the file; cuts: also inside units; embedding: rows on every pipeline rank; "
-        "recompute: as little as fits the memory",
+        "recompute: as little as fits the memory; of a serving deployment degrees, microbatch_size, cuts and "
+        "prefill_chunk_tokens",
+    )
+    objective: Literal["latency", "throughput"] = Field(
+        "latency",
+        description="of a serving deployment: the lowest median of the latency that load.latency names, or the most "
+        "tokens per second; in either case within the latencies that [targets] limits",
     )
     schedules: list[str] | None = Field(
         None, description="to choose from, where the schedule varies; default: all", examples=[["1f1b", "zb_v", "auto"]]
@@ -45,3 +71,9 @@ class Search(Table):
     link_bandwidth: LinkRateText = Field("100 GB/s", description="declared: inside a node, one direction")
     network_bandwidth: LinkRateText = Field("12.5 GB/s", description="declared: between nodes, one direction")
     latency_us: PositiveNumber = Field(10, description="declared: of a message", validate_default=True)
+    memory_bandwidth: LinkRateText = Field(
+        "2000 GB/s", description="declared: at which a device reads its own memory; what a decode waits for"
+    )
+    unit_us: PositiveNumber = Field(
+        20, description="declared: least time of a unit of a serving deployment, however small", validate_default=True
+    )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hybrid_runtime.deployment_fields import Degree, NonNegativeNumber, Percent, Positive, PositiveNumber, Table
+from hybrid_runtime.predicted_serving import LatencyKind
 
 BaselineKind = Literal["single", "tp_only", "pp_only", "dp_only", "naive_pipeline"]
 BalanceMetric = Literal["time_share_range", "work_share_range", "time_rel_spread", "work_rel_spread"]
@@ -87,9 +88,9 @@ class Targets(Table):
     )
 
     @property
-    def latency_limits(self) -> dict[str, LatencyLimits]:
+    def latency_limits(self) -> dict[LatencyKind, LatencyLimits]:
         """Those that are given, by what `load.latency` calls the latency."""
-        limits = {
+        limits: dict[LatencyKind, LatencyLimits | None] = {
             "first_token": self.first_token_s,
             "output_token": self.output_token_s,
             "request": self.request_latency_s,

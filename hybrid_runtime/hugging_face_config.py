@@ -166,6 +166,12 @@ def _rope_words(shape: LlamaShape) -> dict[str, Any]:
     }
 
 
+def dtype_of_config(config: Mapping[str, Any]) -> str | None:
+    """Of the weights in a folder, by its `config.json`, in torch's spelling; None where it does not say."""
+    found = config.get("dtype", config.get("torch_dtype"))
+    return found if isinstance(found, str) else None
+
+
 def _dtype_words(kind: str, dtype: str) -> dict[str, Any]:
     return {"model_type": kind, "architectures": [_ARCHITECTURES[kind]], "torch_dtype": dtype, "dtype": dtype}
 

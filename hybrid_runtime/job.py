@@ -33,7 +33,9 @@ from hybrid_runtime.comm.start import (
 from hybrid_runtime.data.opening import Opened, open_data
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, PlanError, RunError, UsageError
-from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
+from hybrid_runtime.faults.meeting_point import meeting_point
+from hybrid_runtime.inference.engine import build_engine
+from hybrid_runtime.job_checkpoints import Checkpoints, choose_checkpoint, open_checkpoints
 from hybrid_runtime.job_disk import refuse_too_full
 from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_header import describe_rank, peak_of_all, start_sampler
@@ -43,21 +45,22 @@ from hybrid_runtime.job_not_finite import NotFiniteGuard, is_finite
 from hybrid_runtime.job_orders import Order, expected_steps, orders
 from hybrid_runtime.job_out_of_memory import MemoryFacts
 from hybrid_runtime.job_parts import Parts, assemble, build, join_mesh
-from hybrid_runtime.job_planted import run_planted_step
+from hybrid_runtime.job_planted import run_planted_step, with_work
 from hybrid_runtime.job_progress import RankNumbers, RankProgress, rank_numbers, step_terms
+from hybrid_runtime.job_serving import Rounds, serve
 from hybrid_runtime.job_shared_folder import first_blind_rank
-from hybrid_runtime.job_validation import open_validation
+from hybrid_runtime.job_validation import Validation, open_validation
 from hybrid_runtime.job_watch import Watch
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.models.unit import UnitSpec, refuse_unpackable
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, read_given, resolved
 from hybrid_runtime.planner.make import make_plan
-from hybrid_runtime.records import BETWEEN_STEPS, CHECKPOINT, DATA, EXPORT, OPTIMIZER, PLANTED, REDUCE_GRAD
+from hybrid_runtime.records import BETWEEN_STEPS, CHECKPOINT, DATA, EXPORT, OPTIMIZER, REDUCE_GRAD
 from hybrid_runtime.report.exports import Exports, open_exports
 from hybrid_runtime.run_folder import RunFolder, new_run_folder, write_whole
+from hybrid_runtime.serving.load import traffic_of
 from hybrid_runtime.telemetry.host import settle
-from hybrid_runtime.telemetry.known_work import KnownWork
 from hybrid_runtime.telemetry.recorder import Recorder
 from hybrid_runtime.turns import CANDIDATE, Turns
 
@@ -87,10 +90,12 @@ def run_rank(
     costs = model_costs(deployment, specs)
     plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
     last_words.memory = MemoryFacts(plan, launch.rank, device)
-    data = _open_data(deployment, plan, specs)
+    data = _open_data(deployment, plan, specs) if not deployment.serves else None
+    traffic = traffic_of(deployment) if deployment.serves and launch.rank == 0 else None
     _demand_room(folder, plan, deployment, launch)
-    facts = training_facts(deployment, len(data.training))
-    exported = prepare_export(deployment, launch.rank, facts, resumed) if turns is None else None
+    exported = None
+    if data is not None and turns is None:
+        exported = prepare_export(deployment, launch.rank, training_facts(deployment, len(data.training)), resumed)
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
@@ -101,37 +106,54 @@ def run_rank(
     with ExitStack() as stack:
         built = build(deployment, plan, specs, groups, weights=resumed is None)
         last_words.memory.ledger = built.ledger
-        training = Training(deployment, plan, specs, groups, len(data.training))
-        checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
+        checkpoints = Checkpoints()
+        if data is not None:
+            training = Training(deployment, plan, specs, groups, len(data.training))
+            checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
         header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)
         progress.begin(step_terms(deployment, plan, peak_of_all(header, groups)))
         stack.enter_context(start_sampler(folder.records, header, launch, groups))
         records = folder.records / f"rank{launch.rank}.jsonl"
         recorder = stack.enter_context(closing(Recorder(header, records, device, groups.clocks, built.ledger)))
-        parts = assemble(deployment, plan, groups, built, data.training, recorder, checkpoints)
-        validation = open_validation(deployment, parts, built, data.validation) if turns is None else None
-        guard = NotFiniteGuard(deployment.faults, built, folder)
         assert recorder.status is not None
-        limit_s, offset_ns = deployment.faults.hang_limit_s, header.clock_offset_ns
-        stack.enter_context(Watch(folder, plan, launch.rank, recorder.status, offset_ns, limit_s))
-        work = None  # the self-test's matrices must not be in memory while the model's is measured
-        for order in orders(deployment, turns, groups, checkpoints.trained_before):
-            work = (work or KnownWork(device)) if order.purpose == PLANTED else None
-            guard.begin_step()
-            loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
-            validation_loss = None if validation is None else validation.after_step(order.trained + 1, numbers)
-            progress.show(order, loss, numbers, validation_loss)
-            guard.after_step(parts, order, loss, numbers)
-            recorder.note(CHECKPOINT)
-            checkpoints.after_step(order.trained + 1, numbers)
-            recorder.note(BETWEEN_STEPS)
-        recorder.note(CHECKPOINT)
-        checkpoints.finish()
+        limit_s, offset_ns, met = deployment.faults.hang_limit_s, header.clock_offset_ns, meeting_point(os.environ)
+        stack.enter_context(Watch(folder, plan, launch.rank, recorder.status, offset_ns, limit_s, met))
+        if data is None:
+            engine = build_engine(deployment, plan, built.units, groups, recorder, built.ledger)
+            rounds = stack.enter_context(Rounds(deployment, engine, groups, recorder, folder, traffic))
+            serve(rounds, turns, progress)
+        else:
+            parts = assemble(deployment, plan, groups, built, data.training, recorder, checkpoints)
+            validation = open_validation(deployment, parts, built, data.validation) if turns is None else None
+            train(deployment, parts, validation, NotFiniteGuard(deployment.faults, built, folder), turns, progress)
         recorder.finish()
         if exported is not None:
             recorder.note(EXPORT)
-            export(exported, deployment, built.units, groups)
+            export(exported, deployment, built.units, groups, built.update)
         groups.barrier()
+
+
+def train(
+    deployment: Deployment,
+    parts: Parts,
+    validation: Validation | None,
+    guard: NotFiniteGuard,
+    turns: Turns | None,
+    progress: RankProgress,
+) -> None:
+    """All steps of a rank that does not serve (`job_serving.serve`), and whatever is done between them."""
+    groups, recorder, checkpoints = parts.groups, parts.recorder, parts.checkpoints
+    for order, work in with_work(orders(deployment, turns, groups, checkpoints.trained_before), groups.device):
+        guard.begin_step()
+        loss, numbers = run_planted_step(groups, recorder, work, order) if work else run_step(parts, order)
+        validation_loss = None if validation is None else validation.after_step(order.trained + 1, numbers)
+        progress.show(order, loss, numbers, validation_loss)
+        guard.after_step(parts, order, loss, numbers)
+        recorder.note(CHECKPOINT)
+        checkpoints.after_step(order.trained + 1, numbers)
+        recorder.note(BETWEEN_STEPS)
+    recorder.note(CHECKPOINT)
+    checkpoints.finish()
 
 
 def _demand_room(folder: RunFolder, plan: Plan, deployment: Deployment, launch: Launch) -> None:
@@ -141,9 +163,10 @@ def _demand_room(folder: RunFolder, plan: Plan, deployment: Deployment, launch: 
         print(f"hybrid_runtime: {warning}", file=sys.stderr, flush=True)
 
 
-def _demand_one_of_each(plan: Plan, data: Opened, folder: RunFolder, launch: Launch, groups: Groups) -> None:
+def _demand_one_of_each(plan: Plan, data: Opened | None, folder: RunFolder, launch: Launch, groups: Groups) -> None:
     _demand_one_plan(plan, groups)
-    _demand_one_data(data, groups)
+    if data is not None:
+        _demand_one_data(data, groups)
     _demand_one_folder(folder, launch, groups)
 
 

@@ -17,6 +17,7 @@ import os
 import re
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from hybrid_runtime.checkpoint.folders import whole
 from hybrid_runtime.comm.start import Launch
 from hybrid_runtime.errors import EnvironmentProblem, HybridRuntimeError, RunError, UsageError
 from hybrid_runtime.faults.lost import explain_lost
+from hybrid_runtime.faults.stuck_torchrun import end_if_stuck
 from hybrid_runtime.job_out_of_memory import MemoryFacts
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.run_folder import Failure, RunFolder, reserve_failure, write_failure
@@ -63,7 +65,9 @@ class LastWords:
     def begin(self, folder: RunFolder) -> None:
         """The run folder is known: what an earlier attempt of this rank left there is no longer true."""
         self.folder = folder
-        for old in (folder.status / f"rank{self.launch.rank}", folder.failures / f"rank{self.launch.rank}.json"):
+        rank = f"rank{self.launch.rank}"
+        stale = [folder.status / rank, folder.failures / f"{rank}.json", folder.hang_told_on(socket.gethostname())]
+        for old in stale if self.launch.rank else [*stale, folder.hang]:
             old.unlink(missing_ok=True)
         reserve_failure(folder, self.launch.rank)
 
@@ -84,6 +88,8 @@ class LastWords:
         if self.folder is not None:
             failure = Failure(self.launch.rank, message, code, time.monotonic_ns(), lost_peer)
             self._write_down(self.folder, failure, "".join(traceback.format_exception(problem)))
+        if self.launch.world_size > self.launch.local_world_size:
+            end_if_stuck(os.environ)
         return code
 
     def _write_down(self, folder: RunFolder, failure: Failure, details: str) -> None:

@@ -95,6 +95,7 @@ def build(
         sequence_parallel=plan.sequence_parallel,
         device=groups.device,
         dtype=getattr(torch, deployment.model.dtype),
+        compiled=plan.compile,
         seed=seed,
         random=random,
     )

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
+import torch
+
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_progress import RankNumbers, rank_numbers
 from hybrid_runtime.planted import BASE_UNITS, part_name, part_units
+from hybrid_runtime.records import PLANTED
 from hybrid_runtime.telemetry.known_work import KnownWork
 from hybrid_runtime.telemetry.recorder import NullRecorder
+
+
+def with_work(orders: Iterable[Order], device: torch.device) -> Iterator[tuple[Order, KnownWork | None]]:
+    """Each order, and for a planted step its work, whose matrices must not be in memory while the model is measured."""
+    work = None
+    for order in orders:
+        work = (work or KnownWork(device)) if order.purpose == PLANTED else None
+        yield order, work
 
 
 def run_planted_step(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -53,6 +53,18 @@ class RankNumbers(NamedTuple):
     asked_to_stop: float = 0
 
 
+class Served(NamedTuple):
+    """What a round of requests brought.
+
+    Attributes:
+        tokens: of answers, or of prompts where only prefills are asked for.
+        medians: latencies of requests in s, by what [load] calls them; empty where rank 0 alone knows them.
+    """
+
+    tokens: int
+    medians: Mapping[str, float]
+
+
 def rank_numbers(
     summary: StepSummary,
     memory_bytes: int | None,
@@ -87,7 +99,8 @@ class StepTerms(NamedTuple):
 def step_terms(deployment: Deployment, plan: Plan, peak_flops_per_s: int | None) -> StepTerms:
     """The terms of every step of a run."""
     rate = partial(rate_at, settings=deployment.optimizer, steps=deployment.workload.steps)
-    return StepTerms(model_flops(plan, deployment.shape), peak_flops_per_s, rate if plan.workload == "train" else None)
+    peak = None if deployment.serves else peak_flops_per_s  # rounds differ in tokens; the verdict counts them
+    return StepTerms(model_flops(plan, deployment.shape), peak, rate if plan.workload == "train" else None)
 
 
 class RankProgress:
@@ -157,15 +170,19 @@ class RankProgress:
         loss: float | None,
         numbers: Sequence[RankNumbers],
         validation_loss: float | None = None,
+        served: Served | None = None,
     ) -> None:
-        """One finished step; `numbers` are those of every rank.
+        """One finished step; `numbers` are those of every rank, `served` is what it brought where requests are served.
 
         Raises:
             EnvironmentProblem: progress.jsonl cannot be written.
         """
         if self._file is None and not self._exports:
             return
-        line = self._line(order, loss, numbers).model_copy(update={"validation_loss": validation_loss})
+        tokens, medians = (self._tokens, {}) if served is None else served
+        line = self._line(order, loss, numbers, tokens)
+        latencies = {f"{kind}_s": median for kind, median in medians.items()}
+        line = line.model_copy(update={"validation_loss": validation_loss, **latencies})
         if self._file is not None:
             self._write(line)
         if self._view is not None:
@@ -183,7 +200,7 @@ class RankProgress:
                 f"{self._folder.progress}: cannot be written ({problem.strerror}); free space on that disk"
             ) from None
 
-    def _line(self, order: Order, loss: float | None, numbers: Sequence[RankNumbers]) -> ProgressLine:
+    def _line(self, order: Order, loss: float | None, numbers: Sequence[RankNumbers], tokens: int) -> ProgressLine:
         while self._steps <= order.step:  # undecided claims asked for more than was expected
             self._steps *= 2
         window_ns = max(rank.window_ns for rank in numbers)
@@ -203,11 +220,11 @@ class RankProgress:
             grad_norm=_known(numbers[0].grad_norm),
             learning_rate=terms.learning_rate(order.trained) if terms and terms.learning_rate else None,
             mfu=terms.mfu(step_time_s) if terms else None,
-            tokens_per_s=0 if planted else self._tokens / step_time_s,
+            tokens_per_s=0 if planted else tokens / step_time_s,
             step_time_s=step_time_s,
             busiest=(busiest, 100 * busy[busiest] / window_ns) if known else None,
             idlest=(idlest, 100 * busy[idlest] / window_ns) if known else None,
-            ranks=tuple(self._load(rank, numbers[rank], window_ns) for rank in told),
+            ranks=tuple(self._load(rank, numbers[rank], window_ns, tokens) for rank in told),
             left_out=len(numbers) - len(told),
         )
 
@@ -221,14 +238,14 @@ class RankProgress:
         self._next_naming_s = now_s + _SPARED_S * len(named)
         return named
 
-    def _load(self, rank: int, numbers: RankNumbers, window_ns: float) -> RankLoad:
+    def _load(self, rank: int, numbers: RankNumbers, window_ns: float, tokens: int) -> RankLoad:
         busy_ns, wait_ns, memory_bytes = map(_known, (numbers.busy_ns, numbers.wait_ns, numbers.memory_bytes))
         return RankLoad(
             rank=rank,
             busy_percent=None if busy_ns is None else round(100 * busy_ns / window_ns, 2),
             wait_percent=None if wait_ns is None else round(100 * wait_ns / window_ns, 2),
             memory_bytes=None if memory_bytes is None else int(memory_bytes),
-            tokens_per_s=round(self._tokens / self._replicas / (numbers.window_ns / _SECOND_NS), 1),
+            tokens_per_s=round(tokens / self._replicas / (numbers.window_ns / _SECOND_NS), 1),
         )
 
 

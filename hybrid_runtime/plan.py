@@ -102,6 +102,7 @@ class Plan(PlanPart):
         embedding_pieces: per pp rank, the piece of the embedding whose rows it looks up ("" for none), where the rows
             are sharded over the pipeline; stage 0's own "embedding" then only sums what the ranks looked up. Empty
             where stage 0 holds the whole embedding.
+        compile: what units compute between their parallel layers is handed to torch.compile.
         predicted: step time and memory as they were predicted; None for a plan that nobody calculated through.
         prefill_chunk_tokens, items_in_flight: of [batch], where requests are served.
     """
@@ -125,6 +126,7 @@ class Plan(PlanPart):
     actions: tuple[tuple[str, ...], ...]
     prediction: Prediction
     embedding_pieces: tuple[str, ...] = ()
+    compile: bool = False
     predicted: PredictedStep | None = None
     prefill_chunk_tokens: int | None = None
     items_in_flight: int | None = None

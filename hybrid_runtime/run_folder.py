@@ -5,7 +5,7 @@ runs/predictions.jsonl    how predictions came out (prediction_history.py)
 runs/demo-20260101-120000/
   deployment.json     the deployment as used, defaults filled in
   plan.json           written before the run, never edited
-  records/            rank<R>.jsonl, nvml-<host>.jsonl: what happened
+  records/            rank<R>.jsonl, nvml-<host>.jsonl: what happened; requests.jsonl, where requests are served
   progress.jsonl      a line per step, for the progress bar
   status/ failures/   what each rank is doing now and did last; why a rank failed
   hang.txt            when no rank came further: who held up whom, and every rank's last actions
@@ -55,6 +55,10 @@ class RunFolder:
         return self.path / "records"
 
     @property
+    def requests(self) -> Path:
+        return self.records / "requests.jsonl"
+
+    @property
     def progress(self) -> Path:
         return self.path / "progress.jsonl"
 
@@ -78,6 +82,10 @@ class RunFolder:
     @property
     def hang(self) -> Path:
         return self.path / "hang.txt"
+
+    def hang_told_on(self, host: str) -> Path:
+        """Made by the first rank of a machine that tells of the hang there."""
+        return self.failures / f".hang-{host}"
 
     @property
     def skipped(self) -> Path:

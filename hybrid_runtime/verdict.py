@@ -15,8 +15,8 @@ from hybrid_runtime.errors import ExitCode, RecordsError
 from hybrid_runtime.verdict_modelled import ModelledFigure, ModelledRun
 from hybrid_runtime.verdict_prediction import JudgedPrediction
 
-SCHEMA_VERSION = "1.2"
-RULESET = "2026.3"
+SCHEMA_VERSION = "1.3"
+RULESET = "2026.4"
 
 
 class Outcome(enum.StrEnum):
@@ -231,6 +231,60 @@ class Outliers(_Frozen):
     mean_without_s: str
 
 
+class LatencyRow(_Frozen):
+    """One quantile of one latency of the requests of a side, in seconds.
+
+    Attributes:
+        latency: "first_token", "output_token" or "request".
+        quantile: "median", "p90" or "p99".
+        measured: None where there are too few requests; `detail` says how many it needs.
+    """
+
+    latency: str
+    quantile: str
+    measured: Measured | None
+    detail: str = ""
+
+
+class PhaseRow(_Frozen):
+    """What a device did for prefills and for decodes in the recorded rounds; shares are decimal text in percent.
+
+    Attributes:
+        prefill_share, decode_share: of the compute of all devices for it; "n/a" where there is none.
+        busy: compute over the rounds; `steady_busy`: over that part of them in which every rank has begun and none has
+            ended.
+        kv_cache_bytes: of keys and values, all slots.
+    """
+
+    device: str
+    ranks: tuple[int, ...]
+    prefill_ns: int
+    decode_ns: int
+    prefill_share: str
+    decode_share: str
+    busy: str
+    steady_busy: str
+    kv_cache_bytes: int
+
+
+class ServedSide(_Frozen):
+    """How one side answered, over its judged rounds.
+
+    Attributes:
+        rounds, requests: how many were judged, and how many requests they had.
+        requests_per_s: as decimal text.
+        latencies: for each latency that requests have, its quantiles.
+        phases: of rounds whose spans were recorded; empty for a side that has none.
+    """
+
+    role: Literal["candidate", "baseline"]
+    rounds: int
+    requests: int
+    requests_per_s: str
+    latencies: tuple[LatencyRow, ...]
+    phases: tuple[PhaseRow, ...] = ()
+
+
 class OtherBaseline(_Frozen):
     """A baseline that was run for comparison only; the declared one alone decides.
 
@@ -285,6 +339,7 @@ class Verdict(_Frozen):
         deployment_fingerprint, plan_fingerprint: SHA-256 of the deployment's canonical form and of plan.json.
         static_checks: requirements judged from the file alone.
         counts: rows per outcome, and their total.
+        served: of a deployment that serves, how each side answered.
         prediction: whether what the plan predicted came true; it never changes outcome or exit code. None for a look.
         modelled: the replay behind the claims' modelled figures; None where no claim needs one.
         overrides: options that changed the exit code, and nothing else, by name: {"inconclusive": "pass"}.
@@ -308,6 +363,7 @@ class Verdict(_Frozen):
     sampling: Sampling | None = None
     outliers: tuple[Outliers, ...] = ()
     other_baselines: tuple[OtherBaseline, ...] = ()
+    served: tuple[ServedSide, ...] = ()
     prediction: JudgedPrediction | None = None
     modelled: ModelledRun | None = None
     provenance: Provenance | None = None

@@ -37,7 +37,7 @@ PredictionReason = Literal[
     "clock_spread",
     "counters_unsupported",
 ]
-QuantityId = Literal["step_time", "busy", "idle", "peak_memory"]
+QuantityId = Literal["step_time", "busy", "idle", "peak_memory", "first_token", "output_token", "request"]
 
 
 class _Frozen(BaseModel):

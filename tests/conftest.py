@@ -1,8 +1,21 @@
-"""GPU tests are skipped with the reason where there are too few GPUs; their absence is shown, not hidden."""
+"""Which tests run beside others (see tests/alone.py), and which not at all.
+
+GPU tests are skipped with the reason where there are too few GPUs; their absence is shown, not hidden.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
+
+from tests.alone import MARKS, turn
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with turn(alone=any(map(item.get_closest_marker, MARKS))):
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,10 +7,12 @@ options = { how = "raises", step = 3, microbatches = 4, event = "/tmp/x/event" }
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import time
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from hybrid_runtime.models.unit import Carry, Microbatch, UnitSpec
@@ -40,10 +42,20 @@ class Failing(nn.Module):
                 case "cuts":
                     cut_links()
                     return carry
+                case "exhausts":
+                    exhaust_memory()
                 case "spoils":
                     return (carry[0] * float("nan"), *carry[1:])
             raise ValueError("the unit's own words\nand pages of advice")
         return carry
+
+
+def exhaust_memory() -> None:
+    """Asks for 4 GiB where the system gives this process no more than 256 MiB beyond what it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 2**28
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    torch.empty(2**32, dtype=torch.uint8)
 
 
 def cut_links() -> None:

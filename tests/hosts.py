@@ -163,6 +163,9 @@ class Hosts:
     def __getitem__(self, index: int) -> Host:
         return self._hosts[index]
 
+    def __len__(self) -> int:
+        return len(self._hosts)
+
     def __enter__(self) -> Hosts:
         return self
 

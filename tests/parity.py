@@ -40,6 +40,7 @@ VOCABULARY = 50
 SHAPE = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 48,
 }  # fmt: skip
+BATCH = {"global_batch_size": 8, "microbatch_size": 1, "sequence_length": 8}
 
 
 class History(NamedTuple):
@@ -64,7 +65,7 @@ def deployment(**changes: Any) -> Deployment:
         "model": model if "units" in model else {"preset": "tiny", **SHAPE, **model},
         "parallel": changes.pop("parallel", {}),
         "pipeline": changes.pop("pipeline", {}),
-        "batch": {"global_batch_size": 8, "microbatch_size": 1, "sequence_length": 8},
+        "batch": BATCH,
         "workload": {"steps": STEPS, "seed": 7},
         # A larger eps keeps AdamW from turning rounding noise of gradients near zero into whole steps.
         "optimizer": {"learning_rate": "0.01", "warmup_steps": 2, "clip_norm": "0.5", "eps": "0.0001"},

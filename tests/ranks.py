@@ -1,19 +1,35 @@
-"""How this project's tests start several processes: spawn, gloo, file rendezvous, time-out, first failure shown."""
+"""How this project's tests start several processes: forked, gloo, file rendezvous, time-out, first failure shown.
+
+Importing torch and this package costs a process two to four seconds of a core, so one process does that alone (a fork
+server) and ranks are forked from it. It runs nothing and has one thread, which every rank checks: what is forked beside
+threads may wait for ever on a lock that one of them held.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the fork server: without it, importing numpy starts threads
+# The last: what torch's own optimizers import, with which updates are compared.
+_PRELOADED = ["pytest", "hybrid_runtime.job", "torch._dynamo"]
+
+
+def forking() -> ForkServerContext:
+    """Starts processes that have imported torch and this package; their environment is the fork server's."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 def run_ranks(world_size: int, function: Callable[..., None], *args: Any, timeout_s: float = 120) -> None:
@@ -24,10 +40,12 @@ def run_ranks(world_size: int, function: Callable[..., None], *args: Any, timeou
     Raises:
         AssertionError: a rank raised (its traceback, the first in time, is the message), died, or all ran too long.
     """
-    context = mp.get_context("spawn")
+    context, environment = forking(), dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(target=_rank, args=(rank, world_size, folder, timeout_s, function, args), daemon=True)
+            context.Process(
+                target=_rank, args=(rank, world_size, environment, folder, timeout_s, function, args), daemon=True
+            )
             for rank in range(world_size)
         ]
         for process in ranks:
@@ -43,11 +61,20 @@ def run_ranks(world_size: int, function: Callable[..., None], *args: Any, timeou
 
 
 def _rank(
-    rank: int, world_size: int, folder: str, timeout_s: float, function: Callable[..., None], args: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    environment: Mapping[str, str],
+    folder: str,
+    timeout_s: float,
+    function: Callable[..., None],
+    args: tuple[Any, ...],
 ) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.clear()
+    os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     try:
+        threads = len(os.listdir(f"/proc/{os.getppid()}/task"))
+        assert threads == 1, f"the fork server has {threads} threads: importing {_PRELOADED} must start none"
         store = dist.FileStore(f"{folder}/store", world_size)
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
@@ -60,7 +87,7 @@ def _rank(
         raise SystemExit(1) from None
 
 
-def _wait(ranks: list[SpawnProcess], folder: str, deadline: float) -> str | None:
+def _wait(ranks: list[ForkServerProcess], folder: str, deadline: float) -> str | None:
     while any(process.is_alive() for process in ranks):
         if any(process.exitcode not in (None, 0) for process in ranks):
             break

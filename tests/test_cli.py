@@ -72,6 +72,7 @@ def test_check_ends_with_the_counts_and_the_exit_code(tmp_path: Path) -> None:
     assert command("check", write_json(file, small())).out.splitlines()[-1].endswith("(exit code 0)")
 
 
+@pytest.mark.alone
 def test_check_answers_in_under_a_second_without_torch() -> None:
     code = (
         "import sys; sys.argv = ['hybrid-runtime', 'check', 'configs/demo.toml']\n"

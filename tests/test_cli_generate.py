@@ -75,6 +75,7 @@ def test_answers_that_are_there_already(file: Path, tmp_path: Path) -> None:
     assert "already holds 1.txt; name a new folder" in refused(file, "--prompt", "a", "--output", tmp_path)
 
 
+@pytest.mark.ranks
 def test_bad_requests_harm_no_other(tmp_path: Path) -> None:
     """Good prompts beside an empty one, one longer than the cache, one of unknown tokens, and one that nobody reads."""
     file = write_json(tmp_path / "serving.json", small(**LOAD))

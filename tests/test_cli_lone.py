@@ -16,6 +16,8 @@ from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.rehearsal import FILE, read_rehearsal
 from tests.commands import command, run, small, write_json
 
+pytestmark = pytest.mark.alone
+
 TARGETS = {"compute_balance_pp": 1, "memory_balance_pp": 1, "utilisation_percent": 90, "latency_reduction_percent": 10}
 
 

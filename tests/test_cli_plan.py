@@ -91,6 +91,7 @@ def test_an_impossible_request_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "plan.json").exists()
 
 
+@pytest.mark.alone
 def test_the_best_two_are_tried_and_the_faster_one_is_chosen(tmp_path: Path) -> None:
     """Two plans really run on two ranks; the file says what both took, and runs."""
     search = {"vary": ["schedule"], "schedules": ["1f1b", "gpipe"], "top": 0}

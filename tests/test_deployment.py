@@ -179,6 +179,7 @@ def test_examples_of_the_schema_are_accepted() -> None:
                 validator.validate(example), (table, name)
 
 
+@pytest.mark.alone
 def test_importing_and_validating_is_quick() -> None:
     code = (
         "import time; start = time.perf_counter()\n"

@@ -62,6 +62,18 @@ def test_a_stopped_rank(tmp_path: Path) -> None:
     assert all(f"\n{rank}, step" in told for rank in (ZERO, ONE)), "last actions of every rank"
 
 
+def test_a_rank_that_does_not_come_back(tmp_path: Path) -> None:
+    """It sleeps inside its unit, and lives: its watcher beats, and the other rank waits."""
+    file = going_wrong(tmp_path, "sleeps", hang_limit_s=LIMIT_S)
+    done = wait(start("run", file, "--run-folder", tmp_path / "run", "--quiet", folder=tmp_path), 60)
+    assert time.time() - float((tmp_path / "event").read_text()) < ENDED_S
+    assert done.code == ExitCode.ERROR
+    said = (
+        rf"{re.escape(ONE)}, step 3, 1F0: no further for \d+\.\d s, and waits for no rank; rank 0 waits for it in \w+"
+    )
+    assert re.match(said, first_line(done)), done.err
+
+
 def test_a_lost_link(tmp_path: Path) -> None:
     done = wait(torchrun(going_wrong(tmp_path, "cuts"), tmp_path / "run"), 60)
     assert time.time() - float((tmp_path / "event").read_text()) < ENDED_S

@@ -16,7 +16,7 @@ from hybrid_runtime.hugging_face_config import shape_from_hugging_face
 from hybrid_runtime.job import run_step
 from hybrid_runtime.job_export import export, prepare_export
 from hybrid_runtime.job_orders import Order
-from hybrid_runtime.job_parts import Built, assemble, build, join_mesh
+from hybrid_runtime.job_parts import Built, Parts, assemble, build, join_mesh
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.models.unit import UnitSpec
 from hybrid_runtime.plan import Plan
@@ -70,7 +70,7 @@ def built(settings: Deployment) -> tuple[Plan, Groups, Built]:
 def save(settings: Deployment, groups: Groups, mine: Built) -> None:
     prepared = prepare_export(settings, groups.place.rank, {})
     assert prepared is not None
-    export(prepared, settings, mine.units, groups)
+    export(prepared, settings, mine.units, groups, mine.update)
 
 
 def save_all(rank: int, root: Path, cases: list[tuple[str, str, dict[str, Any]]]) -> None:
@@ -135,12 +135,25 @@ def test_trained_models_and_memory_on_four_ranks(tmp_path: Path) -> None:
         export={"max_file_size": "0.05 GB"},
         workload={"kind": "forward"},
     )
+    half = {
+        "model": {**TRAINED, "dtype": "bfloat16"},
+        "parallel": {"pp_degree": 2, "dp_degree": 2, "shard_optimizer": True},
+    }
+    wide, narrow = (
+        deployment(None, tmp_path / dtype, **half, export={"dtype": dtype}) for dtype in ("float32", "bfloat16")
+    )
     models.transformers_or_skip()
-    run_ranks(4, train_and_save, trained, large)
+    run_ranks(4, train_and_save, trained, large, wide, narrow)
     for settings in trained:
         assert_loss_of_transformers(settings)
+    masters, rounded = models.tensors_of(tmp_path / "float32"), models.tensors_of(tmp_path / "bfloat16")
+    assert masters.keys() == rounded.keys()
+    for name, master in masters.items():
+        assert torch.equal(master.bfloat16(), rounded[name]), name
+        assert not torch.equal(master, rounded[name].float()), f"{name} was rounded"
 
 
+@pytest.mark.alone
 def test_a_run_exports_at_its_end_and_tells_so_before_if_it_cannot(tmp_path: Path) -> None:
     values = small(
         export={"folder": "models/mine"}, data={"source": "python-stdlib"}, checkpoint={"folder": "checkpoints"}
@@ -183,12 +196,22 @@ def large_folder(root: Path) -> Path:
     return folder
 
 
-def train_and_save(rank: int, trained: list[Deployment], large: Deployment) -> None:
+def some_steps(settings: Deployment) -> tuple[Parts, Groups, Built]:
+    plan, groups, mine = built(settings)
+    parts = assemble(settings, plan, groups, mine, parity.source(), NullRecorder(torch.device("cpu")))
+    for step in range(3):
+        run_step(parts, Order(step, step))
+    return parts, groups, mine
+
+
+def train_and_save(
+    rank: int, trained: list[Deployment], large: Deployment, wide: Deployment, narrow: Deployment
+) -> None:
+    _, groups, mine = some_steps(wide)
+    save(narrow, groups, mine)
+    save(wide, groups, mine)
     for settings in trained:
-        plan, groups, mine = built(settings)
-        parts = assemble(settings, plan, groups, mine, parity.source(), NullRecorder(torch.device("cpu")))
-        for step in range(3):
-            run_step(parts, Order(step, step))
+        parts, groups, mine = some_steps(settings)
         save(settings, groups, mine)
         loss, _ = run_step(parts, Order(3, 3))
         assert settings.export is not None

@@ -10,6 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hybrid_runtime.deployment import parse_deployment
 from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_progress import RankNumbers, RankProgress, StepTerms, rank_numbers, step_terms
@@ -111,6 +113,7 @@ def test_an_estimate_that_was_too_low_grows(tmp_path: Path) -> None:
     assert (line.step, line.steps) == (10, 18)
 
 
+@pytest.mark.alone
 def test_telling_costs_little(tmp_path: Path) -> None:
     """Rank 0 does it between steps, while all others wait: some 0.2 ms with 64 ranks on two old cores."""
     numbers = [rank_numbers(StepSummary(1000 + k, 0, SECOND), 1, 1.0) for k in range(64)]

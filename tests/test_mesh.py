@@ -86,6 +86,7 @@ def test_nearest_meshes_are_all_meshes_of_that_size(mesh: Mesh, devices: int) ->
     assert len(found) == len(every)
 
 
+@pytest.mark.alone
 def test_nearest_meshes_of_a_billion_devices_are_found_at_once() -> None:
     start = time.perf_counter()
     assert nearest_meshes(DRAWN, 10**9)[0].world_size == 10**9

@@ -9,7 +9,7 @@ import pytest
 
 from hybrid_runtime.schedule.choose import AUTO
 from hybrid_runtime.schedule.registry import SCHEDULES
-from tests.parity import VOCABULARY, assert_same, deployment, one_process, this_rank
+from tests.parity import BATCH, VOCABULARY, assert_same, deployment, one_process, this_rank
 from tests.ranks import run_ranks
 
 # tp, pp, dp
@@ -27,7 +27,8 @@ def compare(rank: int, tp: int, pp: int, dp: int) -> None:
         for sequence_parallel in (False, True) if tp > 1 else (False,):
             parallel = {"tp_degree": tp, "pp_degree": pp, "dp_degree": dp, "sequence_parallel": sequence_parallel}
             pipeline = {"schedule": "gpipe" if sequence_parallel else "1f1b", "cuts": "balanced" if tied else "even"}
-            settings = deployment(model=dict(model), parallel=parallel, pipeline=pipeline)
+            batch = BATCH | {"microbatch_size": 2 if pp == 1 and dp == 1 else 1}  # fewer, where no pipeline needs them
+            settings = deployment(model=dict(model), parallel=parallel, pipeline=pipeline, batch=batch)
             _, _, run = this_rank(settings)
             assert_same(run, oracle, tied=("head.output.weight",))
 
@@ -64,6 +65,24 @@ def test_schedule_equals_one_process(tp: int, pp: int, names: Sequence[str]) -> 
 @pytest.mark.parametrize(("tp", "pp", "dp"), MESHES)
 def test_mesh_equals_one_process(tp: int, pp: int, dp: int) -> None:
     run_ranks(tp * pp * dp, compare, tp, pp, dp, timeout_s=240)
+
+
+def compiled_units(rank: int) -> None:
+    """Compiled units, with what they forget and what they leave for W: the oracle's are not compiled."""
+    model: dict[str, Any] = {"qk_norm": True}
+    settings = deployment(
+        model=model | {"compile": True},
+        parallel={"pp_degree": 2},
+        pipeline={"schedule": "zb_h1", "cuts": "even", "recompute": "selective"},
+    )
+    plan, _, run = this_rank(settings)
+    assert plan.compile
+    assert_same(run, one_process(deployment(model=model)))
+
+
+@pytest.mark.ranks
+def test_compiled_units_equal_one_process() -> None:
+    run_ranks(2, compiled_units, timeout_s=240)
 
 
 def plain_tied(rank: int) -> None:

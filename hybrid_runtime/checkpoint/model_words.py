@@ -11,6 +11,8 @@ from hybrid_runtime.weights.tensor_names import Part
 
 MODEL, DTYPE, LENGTH = "model", "model.dtype", "batch.sequence_length"  # keys of `Manifest.training`
 
+WEIGHTS, MASTERS = "model.", "optimizer.master."  # before the name of a parameter: itself, and its float32 copy
+
 
 def words_of_shape(shape: LlamaShape) -> str:
     """A model of the Llama family, all its sizes."""

@@ -98,13 +98,13 @@ def restore_training(training: Training, state: TrainingState, resumed: Path) ->
         manifest = manifest.model_copy(update={"training": facts | manifest.training})  # what it does not say may be
     refuse_other(resumed, manifest, training.deployment, training.num_tokens)
     state.skipped = manifest.skipped
-    state.prepare(manifest.step - manifest.skipped)
-    same_mesh = manifest.mesh == _degrees(training.plan)
-    items = state.to_restore(random=same_mesh and state.random_names <= set(manifest.tensors))
     if weights_alone:
-        restore(resumed, manifest, [item for item in items if item.box.name.startswith("model.")])
-        state.prepare()  # now from those weights
+        restore(resumed, manifest, state.weights_to_restore())
+        state.prepare()  # not before: a master copy is made of the weights that are there
     else:
+        state.prepare(manifest.step - manifest.skipped)
+        same_mesh = manifest.mesh == _degrees(training.plan)
+        items = state.to_restore(random=same_mesh and state.random_names <= set(manifest.tensors))
         restore(resumed, manifest, items)
         state.go_on_random(items, manifest.step)
     training.groups.barrier()

@@ -23,6 +23,7 @@ from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.run_folder import sync, write_whole
 
+WRITER, _COMMITTER = "checkpoint write", "checkpoint commit"  # names of threads
 _NICE = 19  # the least urgent
 
 
@@ -85,7 +86,7 @@ class Saver:
         self._file.fill(self._state.to_write(self._boxes))
         if self._rank == 0:
             self._pending.append(self._describe(step).model_copy(update={"skipped": self.skipped}))
-        self._start("write", lambda: self._write(step))
+        self._start(WRITER, lambda: self._write(step))
 
     def make_whole(self, everywhere: int) -> None:
         """Rank 0 finishes the checkpoints up to that step, of which every rank's file is on the disk.
@@ -96,9 +97,9 @@ class Saver:
         self._raise()
         ready = [manifest for manifest in self._pending if manifest.step <= everywhere]
         if ready:
-            self._join("commit")
+            self._join(_COMMITTER)
             self._pending = self._pending[len(ready) :]
-            self._start("commit", lambda: self._commit(ready))
+            self._start(_COMMITTER, lambda: self._commit(ready))
 
     def wait(self) -> None:
         """Until the threads are done.
@@ -115,7 +116,7 @@ class Saver:
             thread.join()
 
     def _start(self, name: str, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=self._guarded, args=(work,), name=f"checkpoint {name}", daemon=True)
+        thread = threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
         self._threads[name] = thread
         thread.start()
 

@@ -2,6 +2,7 @@
 
 step-00000100/   model.3.mlp.gate_up.weight  ->  models/mine/   model.layers.3.mlp.gate_proj.weight
                                                                 model.layers.3.mlp.up_proj.weight
+                 optimizer.master.3.mlp.gate_up.weight    instead of it, where a bfloat16 model leaves as float32
                  optimizer..., random...         stay behind
 """
 
@@ -11,12 +12,21 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 from hybrid_runtime.checkpoint.chunks import checked_chunks
 from hybrid_runtime.checkpoint.manifest import Chunk, Manifest, read_manifest
-from hybrid_runtime.checkpoint.model_words import DTYPE, LENGTH, MODEL, shape_of_words, whole_shape
+from hybrid_runtime.checkpoint.model_words import (
+    DTYPE,
+    LENGTH,
+    MASTERS,
+    MODEL,
+    WEIGHTS,
+    shape_of_words,
+    whole_shape,
+)
 from hybrid_runtime.errors import UsageError
-from hybrid_runtime.hugging_face_config import CONFIG, config_of, read_config
+from hybrid_runtime.hugging_face_config import CONFIG, config_of, dtype_of_config, read_config
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.weights.convert import Converted, Progress, fitting, unseen
 from hybrid_runtime.weights.layout import MAX_FILE_BYTES, lay_out
@@ -41,7 +51,9 @@ def to_hugging_face(
         checkpoint: one, `.../step-00000100`.
         like: the folder that the model came from: what its config.json says beside sizes is kept, its tokenizer
             copied. None takes those that the training named, as far as they are still there.
-        dtype: of the numbers in the folder, in torch's spelling; None keeps the model's.
+        dtype: of the numbers in the folder, in torch's spelling; None keeps the model's, or makes float32 where the
+            model has float32 master copies and the folder that it came from was float32. What is not the model's own
+            is made from the master copies, as far as there are some.
         max_file_bytes: of a file of tensors.
 
     Raises:
@@ -51,12 +63,17 @@ def to_hugging_face(
     """
     manifest = read_manifest(checkpoint)
     shape = _shape_of(checkpoint, manifest)
-    parts = {f"model.{name}": parts for name, parts in joined_tensors(shape).items()}
-    _refuse_incomplete(checkpoint, manifest, parts)
-    wanted = dtype or manifest.training[DTYPE]
-    sizes = {name: (DTYPES[wanted], size) for name, size in tensor_shapes(shape).items()}
+    joined = joined_tensors(shape)
+    parts = {f"{WEIGHTS}{name}": parts for name, parts in joined.items()}
+    _refuse_incomplete(checkpoint, manifest, WEIGHTS, parts)
     sources = [like] if like is not None else _origin(manifest)
     source = next((read_config(folder) for folder in sources if (folder / CONFIG).is_file()), None)
+    has_masters = any(name.startswith(MASTERS) for name in manifest.tensors)
+    wanted = dtype or _default_dtype(manifest, source, has_masters=has_masters)
+    if has_masters and wanted != manifest.training[DTYPE]:
+        parts = {f"{MASTERS}{name}": parts for name, parts in joined.items()}
+        _refuse_incomplete(checkpoint, manifest, MASTERS, parts)
+    sizes = {name: (DTYPES[wanted], size) for name, size in tensor_shapes(shape).items()}
     if source is None and LENGTH not in manifest.training:
         raise UsageError(
             f"{checkpoint}: was made from a folder that is gone and says nothing of the longest sequence; name the "
@@ -85,9 +102,15 @@ def _shape_of(checkpoint: Path, manifest: Manifest) -> LlamaShape:
     return shape
 
 
-def _refuse_incomplete(checkpoint: Path, manifest: Manifest, parts: Mapping[str, Sequence[Part]]) -> None:
+def _default_dtype(manifest: Manifest, source: Mapping[str, Any] | None, *, has_masters: bool) -> str:
+    """A model that came as float32 and was trained in bfloat16 beside float32 copies leaves as it came."""
+    came_as = None if source is None else dtype_of_config(source)
+    return "float32" if has_masters and came_as == "float32" else manifest.training[DTYPE]
+
+
+def _refuse_incomplete(checkpoint: Path, manifest: Manifest, prefix: str, parts: Mapping[str, Sequence[Part]]) -> None:
     """Whether the checkpoint holds exactly the model that it says it holds."""
-    held = {name: tensor for name, tensor in manifest.tensors.items() if name.startswith("model.")}
+    held = {name: tensor for name, tensor in manifest.tensors.items() if name.startswith(prefix)}
     for name in {**parts, **held}:
         shape = whole_shape(parts[name]) if name in parts else None
         tensor = held.get(name)

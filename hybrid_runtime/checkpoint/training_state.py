@@ -71,6 +71,10 @@ class TrainingState:
         chosen = [item for box, item in self._writable().items() if box in written]
         return chosen + list(self._random_items())
 
+    def weights_to_restore(self) -> list[Item]:
+        """Views to be filled, of the model alone: `prepare` must not have been called, for it looks at the weights."""
+        return [self._model_item(held) for held in self._held()]
+
     def to_restore(self, *, random: bool) -> list[Item]:
         """Views to be filled, of everything that this rank holds; `prepare` must have been called.
 

@@ -104,6 +104,10 @@ class Bucket:
         """Starts telling the other replicas the own slice of the parameters; None where all have everything."""
         return start_gather_slices(self.values, self._axis, "all_gather_parameters") if self._sharded else None
 
+    def start_gather_gradients(self) -> Pending | None:
+        """The same of what stands where the gradients are."""
+        return start_gather_slices(self.gradients, self._axis, "all_gather_masters") if self._sharded else None
+
 
 def decays(parameter: nn.Parameter) -> bool:
     """Matrices decay, vectors (norms, biases) do not."""

@@ -1,5 +1,6 @@
 """Why no rank comes further: of all ranks the one that is not itself waiting, or how they wait for each other.
 
+    cut off    its machine and the others do not reach each other any more: their watchers have tried
     lifeless   stopped by a signal, ended, or cut off: its watcher has given no sign of life
     busy       it waits for nobody and is at one thing for too long: a data loader, a disk, a kernel that does not end
     lost       everybody has done their part in what it waits for: the link does not carry it
@@ -11,7 +12,7 @@ is itself seen working.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from hybrid_runtime.faults.waits import Scene, awaited, peers_of
@@ -50,9 +51,14 @@ def find_hang(scene: Scene, limit_s: float) -> Hang | None:
         return None
     by_age = sorted(accounts, key=lambda rank: (accounts[rank].changed_ns, rank))
     lifeless = [rank for rank in by_age if now_ns - accounts[rank].beat_ns > lifeless_after_s(limit_s) * 1e9]
+    unhurried = any(account.status.action in UNHURRIED for account in accounts.values())
+    hosts = _cut_off({account.host: account for rank, account in accounts.items() if rank not in lifeless}, scene)
+    if hosts and (lifeless or not unhurried):
+        apart = [rank for rank in by_age if accounts[rank].host in hosts]
+        return Hang(tuple(apart), False, _cut_off_words(apart, scene))
     if lifeless:
         return Hang(tuple(lifeless), True, _lifeless_words(lifeless, scene))
-    if any(account.status.action in UNHURRIED for account in accounts.values()):
+    if unhurried:
         return None
     busy = [rank for rank in by_age if accounts[rank].waiting is None]
     if busy:
@@ -76,6 +82,25 @@ def account_text(rank: int, scene: Scene) -> str:
             f"waits in {account.waiting.name} ({account.waiting.axis}) for {missing}, for {_waits_since(rank, scene)}"
         )
     return f"{_place(rank, scene)}: {does}; last sign of life {_ago(account.beat_ns, scene)} ago{last}\n"
+
+
+def _cut_off(living: Mapping[str, Account], scene: Scene) -> set[str]:
+    """Of two groups of machines that do not reach each other any more, the smaller one; none where they do.
+
+    Args:
+        living: one account of each machine of which a sign of life has come.
+    """
+    far = {host for host, account in living.items() if account.reaches is False}
+    near = {account.host for account in scene.accounts.values()} - far
+    return far if len(far) <= len(near) else near
+
+
+def _cut_off_words(apart: Sequence[int], scene: Scene) -> str:
+    rank, host = apart[0], scene.accounts[apart[0]].host
+    lost = {scene.accounts[each].host for each in apart}
+    others = ", ".join(sorted({account.host for account in scene.accounts.values()} - lost))
+    also = f" (so are {_names(apart[1:])})" if apart[1:] else ""
+    return f"{_place(rank, scene)}: its machine {host} is cut off from {others}{also}{_who_waits(rank, scene)}"
 
 
 def _lifeless_words(lifeless: Sequence[int], scene: Scene) -> str:
@@ -114,7 +139,9 @@ def _lost_words(rank: int, scene: Scene) -> str:
     peers = peers_of(rank, waiting, scene.plan.mesh)
     if not peers:
         return f"{words} for its own device: a kernel does not end, or a collective in it waits for a rank in vain"
-    return f"{words} for {_names(peers)}, and what was sent does not arrive: the link between them is lost"
+    hosts = sorted({scene.accounts[each].host for each in (rank, *peers)})
+    between = f" ({', '.join(hosts)})" if hosts[1:] else ""
+    return f"{words} for {_names(peers)}, and what was sent does not arrive: the link between them is lost{between}"
 
 
 def _circle(rank: int, scene: Scene) -> list[int]:

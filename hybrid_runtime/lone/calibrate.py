@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from hybrid_runtime.calibration import Calibration, CollectiveTime, model_hash
+from hybrid_runtime.calibration import Calibration, CollectiveTime, ServedItemTimes, ServedUnitTimes, model_hash
 from hybrid_runtime.comm.start import Launch, choose_device
 from hybrid_runtime.company import Company
 from hybrid_runtime.data_parallel.buckets import BUCKET_BYTES
@@ -29,10 +29,12 @@ from hybrid_runtime.lone.company import Companions, company_for
 from hybrid_runtime.lone.ending import ended
 from hybrid_runtime.lone.exchange import Exchanged, exchange, lone_cpu_ns
 from hybrid_runtime.lone.overheads import executor_ns, optimizer_costs
+from hybrid_runtime.lone.served_times import served_item_times, served_times
 from hybrid_runtime.lone.unit_times import busy_units, unit_times, wanted_of
 from hybrid_runtime.mesh import divisors
 from hybrid_runtime.models.build import model_costs
 from hybrid_runtime.planner.asked import asked_of, devices_of
+from hybrid_runtime.planner.serving_asked import asked_items
 from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.run_folder import write_whole
 from hybrid_runtime.telemetry.host import cpu_name, find_gpu, settle, versions
@@ -63,11 +65,12 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
     works = [partial(busy_units, deployment)] * company.processes
     try:
         with Companions(works) if cpu else nullcontext():
-            units, left_out = unit_times(wanted, tick)
+            units, left_out = ([], {}) if deployment.serves else unit_times(wanted, tick)
             tick("executor: empty stages")
             action_ns, step_ns = executor_ns(device)
             tick("optimizer")
             optimizer = optimizer_costs(wanted.specs, deployment.optimizer, device, getattr(torch, wanted.dtype))
+            served, item, not_served = _served(deployment, device, tick)
             collectives = tuple(_with_lone_cpu(row) for world in found for row in world.collectives)
     except (torch.OutOfMemoryError, MemoryError) as problem:
         raise EnvironmentProblem(
@@ -81,7 +84,8 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
         taken_utc=datetime.now(UTC).isoformat(),
         fingerprint=fingerprint(machine(), versions(), host=host.name, device=name, threads_per_rank=threads),
         model=model_hash(costs),
-        units=tuple(units),
+        units=tuple(row for row in units if row.recompute == "none"),
+        forgetting=tuple(row for row in units if row.recompute != "none"),
         collectives=collectives,
         messages=tuple(row for world in found for row in world.messages),
         overlap=next((world.overlap for world in found if world.overlap), {}),
@@ -94,8 +98,21 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
         gradient_bytes_per_parameter=optimizer.gradient_bytes_per_parameter,
         allocator={} if cpu else _allocator(device),
         company=company,
-        not_measured=not_measured | left_out,
+        served=tuple(served),
+        served_item=item,
+        not_measured=not_measured | left_out | not_served,
     )
+
+
+def _served(
+    deployment: Deployment, device: torch.device, tick: Tick
+) -> tuple[Sequence[ServedUnitTimes], ServedItemTimes | None, dict[str, str]]:
+    """Units with items of requests, and what the engine adds; nothing where no requests are served."""
+    if not deployment.serves:
+        return (), None, {}
+    units, left_out = served_times(deployment, device, tick)
+    tick("engine")
+    return units, served_item_times(deployment, device), left_out
 
 
 def _company_of(deployment: Deployment, device: torch.device, cores: int, *, alone: bool) -> Company:
@@ -147,7 +164,18 @@ def _own_sizes(deployment: Deployment) -> list[int]:
     width = deployment.batch.sequence_length * deployment.shape.hidden_size
     element = torch.empty((), dtype=getattr(torch, deployment.model.dtype)).element_size()
     sizes = {size * width * element for _, size in asked_of(deployment)}
+    if deployment.serves:
+        rows = (item.rows * item.length for item in asked_items(deployment))
+        sizes |= {tokens * deployment.shape.hidden_size * element for tokens in rows}
+        sizes |= {8 * rows * deployment.shape.vocab_size for rows in _drawn_rows(deployment)}
     return sorted(size for size in sizes if size <= _LARGEST_BYTES)
+
+
+def _drawn_rows(deployment: Deployment) -> tuple[int, ...]:
+    """Rows whose logits tensor-parallel ranks gather, where tokens are drawn."""
+    assert deployment.batch is not None
+    drawn = deployment.load is not None and deployment.load.temperature > 0
+    return (1, deployment.batch.global_batch_size) if drawn else ()
 
 
 def _gradient_sizes(deployment: Deployment, parameters: int) -> list[int]:

@@ -26,6 +26,7 @@ from hybrid_runtime.comm.axis import Axis, Clocks
 from hybrid_runtime.comm.point_to_point import TensorSpec
 from hybrid_runtime.data_parallel.buckets import GradientBuckets
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.lone.carries import Spec, inputs_of
 from hybrid_runtime.lone.group import LoneGroup, Traffic
@@ -35,10 +36,11 @@ from hybrid_runtime.models.build import build_units, model_units
 from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec, specs_of
 from hybrid_runtime.pieces import Piece, read_piece, unit_of
 from hybrid_runtime.pipeline.stage import Stage
-from hybrid_runtime.planner.asked import asked_of
+from hybrid_runtime.planner.asked import asked_of, forgetting_asked_of
 from hybrid_runtime.telemetry.ledger import ByteLedger
 from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.initialise import any_weights
+from hybrid_runtime.tensor_parallel.recompute import Recompute
 from hybrid_runtime.tensor_parallel.weight_queue import WeightQueue
 
 ROUNDS, MOST_ROUNDS, ROUNDS_S = 8, 40, 25.0
@@ -57,15 +59,19 @@ class Wanted:
     Attributes:
         specs: of all units of the model, in order.
         asked: pairs of tensor-parallel degree and microbatch size, the most important first.
+        compiled: units are compiled, which happens in the passes that warm up.
+        forgetting: what units may forget; measured of whole units at the first pair's microbatch size.
         master_weights: gradients of bfloat16 parameters are float32.
         vocab_size: bounds random tokens.
     """
 
     specs: Sequence[UnitSpec]
     asked: Sequence[tuple[int, int]]
+    forgetting: Sequence[RecomputeKind]
     sequence_length: int
     sequence_parallel: bool
     dtype: str
+    compiled: bool
     master_weights: bool
     vocab_size: int
     device: torch.device
@@ -81,6 +87,7 @@ class _Unit(NamedTuple):
     stage: Stage
     ledger: ByteLedger
     recorder: Callable[[], LoneRecorder]
+    recompute: RecomputeKind
 
 
 @dataclass(slots=True)
@@ -101,7 +108,7 @@ def unit_times(wanted: Wanted, tick: Tick) -> tuple[list[UnitTimes], dict[str, s
     """Measures all cases.
 
     Returns:
-        One row per case, and why degrees were left out, by name.
+        One row per case, those of units that forget among them, and why degrees were left out, by name.
     """
     left_out: dict[str, str] = {}
     with any_weights():
@@ -124,7 +131,11 @@ def busy_units(deployment: Deployment) -> Iterator[Callable[[], object]]:
     wanted, left_out = wanted_of(deployment, torch.device("cpu")), dict[str, str]()
     with any_weights():
         family = next(filter(None, (_family(wanted, tp_degree, left_out) for tp_degree, _ in wanted.asked)))
-        cases = [case for case in _cases_of(wanted, family, wanted.asked[0][1]) if not read_piece(case.of.name)]
+        cases = [
+            case
+            for case in _cases_of(wanted, family, wanted.asked[0][1])
+            if case.of.recompute == "none" and not read_piece(case.of.name)
+        ]
     passes = chain.from_iterable(_chain(cases) for _ in count())
     yield lambda: next(passes)
 
@@ -136,9 +147,11 @@ def wanted_of(deployment: Deployment, device: torch.device) -> Wanted:
     return Wanted(
         specs=model_units(deployment.model, deployment.shape),
         asked=asked_of(deployment),
+        forgetting=forgetting_asked_of(deployment),
         sequence_length=deployment.batch.sequence_length,
         sequence_parallel=deployment.parallel.sequence_parallel,
         dtype=deployment.model.dtype,
+        compiled=deployment.model.compile,
         master_weights=deployment.optimizer.master_weights,
         vocab_size=deployment.shape.vocab_size if deployment.shape else _OWN_VOCABULARY,
         device=device,
@@ -217,6 +230,7 @@ def _row(case: _Case, wanted: Wanted, held: _Held) -> UnitTimes:
         microbatch_size=case.microbatch_size,
         sequence_length=wanted.sequence_length,
         dtype=wanted.dtype,
+        compiled=wanted.compiled,
         parts=case.of.parts,
         clock="thread_cpu" if on_cpu else "cuda_event",
         forward=device["F"],
@@ -234,6 +248,7 @@ def _row(case: _Case, wanted: Wanted, held: _Held) -> UnitTimes:
         temporary_bytes=held["temporary"],
         output_bytes=case.output_bytes,
         parameters=case.of.parameters,
+        recompute=case.of.recompute,
     )
 
 
@@ -292,11 +307,12 @@ def _family(wanted: Wanted, tp_degree: int, left_out: dict[str, str]) -> _Family
         sequence_parallel=wanted.sequence_parallel and tp_degree > 1,
         device=wanted.device,
         dtype=getattr(torch, wanted.dtype),
+        compiled=wanted.compiled,
     )
     first = {kind_of(spec.name): spec for spec in reversed(wanted.specs)}
-    names = [name for spec in first.values() for name in _widths(spec, tp_degree)]
+    names = [(name, kind) for spec in first.values() for name, kind in _variants(wanted, spec, tp_degree)]
     try:
-        return _Family(context, [_unit(wanted, name, context, traffic) for name in names])
+        return _Family(context, [_unit(wanted, name, kind, context, traffic) for name, kind in names])
     except PlanError as problem:
         left_out[f"units at tp_degree {tp_degree}"] = str(problem)
         return None
@@ -304,10 +320,12 @@ def _family(wanted: Wanted, tp_degree: int, left_out: dict[str, str]) -> _Family
 
 def _cases_of(wanted: Wanted, family: _Family, microbatch_size: int) -> list[_Case]:
     inputs = _inputs(wanted, family.context, microbatch_size)
-    return [_case(wanted, unit, inputs[unit_of(unit.name)], microbatch_size) for unit in family.units]
+    own = microbatch_size == wanted.asked[0][1]
+    units = (unit for unit in family.units if own or unit.recompute == "none")
+    return [_case(wanted, unit, inputs[unit_of(unit.name)], microbatch_size) for unit in units]
 
 
-def _unit(wanted: Wanted, name: str, context: BuildContext, traffic: Traffic) -> _Unit:
+def _unit(wanted: Wanted, name: str, recompute: RecomputeKind, context: BuildContext, traffic: Traffic) -> _Unit:
     (spec,), piece = specs_of([name], wanted.specs), read_piece(name)
     module = build_units([replace(spec, tied={})], context)[name]
     parameters = list(module.parameters())
@@ -316,6 +334,7 @@ def _unit(wanted: Wanted, name: str, context: BuildContext, traffic: Traffic) ->
     ledger = ByteLedger(parameters)
     stage = Stage(0, [(name, module)], training=True)
     stage.use_queue(WeightQueue(keep=ledger.keep))
+    stage.recompute(Recompute(recompute), [name])
     return _Unit(
         name=name,
         tp_degree=context.tp.size,
@@ -324,7 +343,15 @@ def _unit(wanted: Wanted, name: str, context: BuildContext, traffic: Traffic) ->
         stage=stage,
         ledger=ledger,
         recorder=lambda: LoneRecorder(wanted.device, context.tp.clocks, ledger, traffic),
+        recompute=recompute,
     )
+
+
+def _variants(wanted: Wanted, spec: UnitSpec, tp_degree: int) -> list[tuple[str, RecomputeKind]]:
+    """The unit and its pieces, which keep everything, and the whole unit as it forgets; a model's ends never do."""
+    kept: list[tuple[str, RecomputeKind]] = [(name, "none") for name in _widths(spec, tp_degree)]
+    is_end = spec.name in (wanted.specs[0].name, wanted.specs[-1].name)
+    return kept if is_end else [*kept, *((spec.name, kind) for kind in wanted.forgetting)]
 
 
 def _widths(spec: UnitSpec, tp_degree: int) -> list[str]:

@@ -16,6 +16,7 @@ from torch import nn
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.deployment_model import Model
 from hybrid_runtime.errors import HybridRuntimeError, UsageError
+from hybrid_runtime.models.compiled import refuse_without_compiler
 from hybrid_runtime.models.hugging_face import load_hugging_face
 from hybrid_runtime.models.llama import llama_units
 from hybrid_runtime.models.measure import measured_costs
@@ -66,7 +67,10 @@ def build_units(
     Raises:
         PlanError: a unit cannot be split over the tensor-parallel ranks.
         UsageError: a unit is no nn.Module, a tie names no parameter, or the weights do not fit.
+        EnvironmentProblem: units are to be compiled, and this machine has no compiler.
     """
+    if context.compiled:
+        refuse_without_compiler(context.device)
     context = replace(context, draws=weights is None)
     units = {spec.name: _build(spec, replace(context, unit=unit_of(spec.name))) for spec in specs}
     for spec in specs:

@@ -11,7 +11,7 @@ What is held beside the parameters is one block of about 16 MiB (`BLOCK_BYTES`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -53,7 +53,14 @@ def load_hugging_face(folder: Path, units: Mapping[str, nn.Module]) -> None:
 
 
 @torch.no_grad()
-def save_hugging_face(target: Target, units: Mapping[str, nn.Module], *, tp_rank: int, tied: bool) -> None:
+def save_hugging_face(
+    target: Target,
+    units: Mapping[str, nn.Module],
+    *,
+    tp_rank: int,
+    tied: bool,
+    values_of: Callable[[nn.Parameter], Tensor] = lambda parameter: parameter,
+) -> None:
     """Writes this rank's part of every tensor into the files that `target.begin` has made, and onto the disk.
 
     Call it on the ranks of one replica; together they write every byte once. A tied weight is the head's.
@@ -61,6 +68,7 @@ def save_hugging_face(target: Target, units: Mapping[str, nn.Module], *, tp_rank
     Args:
         tp_rank: of the parts that several tensor-parallel ranks hold, the first one writes.
         tied: head and embedding have one weight.
+        values_of: what is written of a parameter, of its shape: itself, or a wider copy.
 
     Raises:
         EnvironmentProblem: a file cannot be written.
@@ -75,7 +83,7 @@ def save_hugging_face(target: Target, units: Mapping[str, nn.Module], *, tp_rank
             for parameter, spec, tensors in _parameters(name, unit, tied=tied):
                 if spec.dim is None and tp_rank != 0:
                     continue
-                for tensor, _, block, here in _parts(parameter, spec, tensors, counted_only=True):
+                for tensor, _, block, here in _parts(values_of(parameter), spec, tensors, counted_only=True):
                     file = files[tensor]
                     dtype = _DTYPES[target.layout.files[file][tensor].dtype]
                     writers[file].write(tensor, block, _bytes(here.to("cpu", dtype).contiguous()))

@@ -31,7 +31,7 @@ from hybrid_runtime.models.cached_rows import CachedRows
 from hybrid_runtime.models.residual import residual_sum
 from hybrid_runtime.models.rms_norm import RMSNorm
 from hybrid_runtime.models.rotary import rotary_tables, rotated, rotated_heads
-from hybrid_runtime.models.swiglu import swiglu
+from hybrid_runtime.models.swiglu import compiled_swiglu, swiglu
 from hybrid_runtime.models.unit import NO_TARGET, BuildContext, Carry, Documents, Microbatch, ShardedRows, UnitSpec
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
@@ -148,6 +148,7 @@ class AttentionUnit(nn.Module):
         self.piece = context.piece
         self.recompute = KEEP
         copies = max(1, tp // shape.num_kv_heads)
+        self.compiled = context.compiled
         self.head_dim = shape.head_dim
         self.rope_theta, self.rope_scaling = shape.rope_theta, shape.rope_scaling
         self.norm = _norm(shape, context) if _holds_norm(context) else None
@@ -187,7 +188,14 @@ class AttentionUnit(nn.Module):
             qkv = self._normed(qkv, self.q_norm, self.k_norm)
         positions = None if documents is None else documents.positions
         q, k, v = rotated_heads(
-            qkv, self.num_q, self.num_kv, self.head_dim, self.rope_theta, self.rope_scaling, positions
+            qkv,
+            self.num_q,
+            self.num_kv,
+            self.head_dim,
+            self.rope_theta,
+            self.rope_scaling,
+            positions,
+            compiled=self.compiled,
         )
         return causal_attention(q, k, v, documents)
 
@@ -222,6 +230,7 @@ class MlpUnit(nn.Module):
         super().__init__()
         self.piece = context.piece
         self.recompute = KEEP
+        self.mix = compiled_swiglu if context.compiled else swiglu
         self.norm = _norm(shape, context) if _holds_norm(context) else None
         self.gate_up = ColumnParallelLinear(
             shape.hidden_size,
@@ -236,7 +245,7 @@ class MlpUnit(nn.Module):
         self.down = _projection(shape.ffn_size, shape, context, "down")
 
     def forward(self, carry: Carry, microbatch: Microbatch) -> Carry:
-        return residual_sum(carry, self.norm, self.gate_up, swiglu, self.down, self.piece, self.recompute)
+        return residual_sum(carry, self.norm, self.gate_up, self.mix, self.down, self.piece, self.recompute)
 
 
 class HeadUnit(nn.Module):
@@ -317,6 +326,7 @@ def _norm(shape: LlamaShape, context: BuildContext) -> RMSNorm:
         shape.hidden_size,
         shape.norm_eps,
         partial=context.sequence_parallel,
+        compiled=context.compiled,
         device=context.device,
         dtype=context.dtype,
     )
@@ -325,7 +335,12 @@ def _norm(shape: LlamaShape, context: BuildContext) -> RMSNorm:
 def _head_norm(shape: LlamaShape, context: BuildContext) -> RMSNorm:
     """Of every head on this rank, with one weight for all heads of the model."""
     return RMSNorm(
-        shape.head_dim, shape.norm_eps, partial=context.tp.size > 1, device=context.device, dtype=context.dtype
+        shape.head_dim,
+        shape.norm_eps,
+        partial=context.tp.size > 1,
+        compiled=context.compiled,
+        device=context.device,
+        dtype=context.dtype,
     )
 
 

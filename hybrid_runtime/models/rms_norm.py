@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hybrid_runtime.models.compiled import compiled
 from hybrid_runtime.tensor_parallel.applied import applied
 from hybrid_runtime.tensor_parallel.gradients import gradient_buffer
 from hybrid_runtime.tensor_parallel.shard import ShardSpec
@@ -19,6 +20,7 @@ class RMSNorm(nn.Module):
     Every tensor-parallel rank holds the whole weight.
 
     Args:
+        compiled: forward and backward are fused by torch.compile.
         partial: each rank norms only some of the rows (with sequence parallelism its own tokens, or its own heads), so
             its gradient of the weight is a part of a sum.
     """
@@ -29,11 +31,13 @@ class RMSNorm(nn.Module):
         eps: float,
         *,
         partial: bool = False,
+        compiled: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.eps = eps
+        self.compiled = compiled
         self.accumulate_in_place = False
         self.shards = {"weight": ShardSpec(global_shape=(size,), partial=partial)}
         self.weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
@@ -47,6 +51,11 @@ class RMSNorm(nn.Module):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, layer: RMSNorm) -> Tensor:
+        if layer.compiled and not torch.is_inference_mode_enabled():  # lengths of requests would each be compiled for
+            ctx.weight, ctx.layer = weight, layer
+            y, scale = compiled(_forward)(x, weight, layer.eps)
+            ctx.save_for_backward(x, scale)
+            return y  # type: ignore[no-any-return]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = norm.square_().mul_(1 / x.shape[-1]).add_(layer.eps).rsqrt_()
@@ -60,6 +69,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, scale = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
+        if ctx.layer.compiled:
+            dx, dw = compiled(_backward)(x, scale, ctx.weight, dy)
+            return dx if need_x else None, _kept(dw, ctx) if need_weight else None, None
         # with n = x * scale:  dW = sum over tokens of dy n,  dx = scale * (dy W - n * mean(dy W n))
         normed = x * scale
         product = dy * normed
@@ -69,10 +81,27 @@ class _RMSNorm(torch.autograd.Function):
             projection = (product @ wide_weight).div_(x.shape[-1]).unsqueeze(-1)
             dx = (dy * wide_weight).addcmul_(normed, projection, value=-1).mul_(scale).to(x.dtype)
         if need_weight:
-            dw = product.flatten(0, -2).sum(0)
-            if ctx.layer.accumulate_in_place:
-                gradient_buffer(ctx.weight).add_(dw)
-                dw = None
-            else:
-                dw = dw.to(ctx.weight.dtype)
+            dw = _kept(product.flatten(0, -2).sum(0), ctx)
         return dx, dw, None
+
+
+def _kept(dw: Tensor, ctx: Any) -> Tensor | None:
+    """The gradient of the weight for autograd; None where it was added to the rank's buffer."""
+    if ctx.layer.accumulate_in_place:
+        gradient_buffer(ctx.weight).add_(dw)
+        return None
+    return dw.to(ctx.weight.dtype)
+
+
+def _forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale).to(x.dtype) * weight, scale
+
+
+def _backward(x: Tensor, scale: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    normed, wide_weight = x * scale, weight.to(scale.dtype)
+    product = dy * normed
+    projection = (product * wide_weight).mean(-1, keepdim=True)
+    dx = ((dy * wide_weight - normed * projection) * scale).to(x.dtype)
+    return dx, product.flatten(0, -2).sum(0)

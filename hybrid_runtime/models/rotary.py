@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybrid_runtime.models.compiled import compiled as fused_by_compiler
 from hybrid_runtime.shapes import RopeScaling
 
 
@@ -57,14 +58,17 @@ def rotated_heads(
     theta: float,
     scaling: RopeScaling | None = None,
     positions: Tensor | None = None,
+    *,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splits fused (B, S, (Q+2K)*D) into q (B, Q, S, D), k and v (B, K, S, D), with q and k rotated.
 
     Args:
         positions: (B, S) of every token, each below S; None for 0, 1, 2, ... in every sequence.
+        compiled: rotations are fused by torch.compile.
     """
     cos, sin = rotary_tables(qkv.shape[1], head_dim, theta, qkv.device, qkv.dtype, scaling)
-    q, k, v = _RotatedHeads.apply(qkv, cos, sin, positions, num_q, num_kv)  # type: ignore[no-untyped-call]
+    q, k, v = _RotatedHeads.apply(qkv, cos, sin, positions, num_q, num_kv, compiled)  # type: ignore[no-untyped-call]
     return q, k, v
 
 
@@ -80,15 +84,25 @@ class _RotatedHeads(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, num_q: int, num_kv: int
+        ctx: Any,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        positions: Tensor | None,
+        num_q: int,
+        num_kv: int,
+        fused: bool,
     ) -> tuple[Tensor, ...]:
-        ctx.cos, ctx.sin, ctx.positions = cos, sin, positions
+        ctx.cos, ctx.sin, ctx.positions, ctx.fused = cos, sin, positions, fused
         cos, sin = _at(positions, cos, sin)
         heads_BShD = qkv.view(*qkv.shape[:2], num_q + 2 * num_kv, -1)
-        out = torch.empty_like(heads_BShD)
         turned = num_q + num_kv
-        _rotate(heads_BShD[:, :, :turned], out[:, :, :turned], cos, sin)
-        out[:, :, turned:] = heads_BShD[:, :, turned:]
+        if fused:
+            out = fused_by_compiler(_rotated)(heads_BShD, cos, sin, turned)
+        else:
+            out = torch.empty_like(heads_BShD)
+            _rotate(heads_BShD[:, :, :turned], out[:, :, :turned], cos, sin)
+            out[:, :, turned:] = heads_BShD[:, :, turned:]
         q, k, v = out.transpose(1, 2).split_with_sizes([num_q, num_kv, num_kv], dim=1)
         return q, k, v
 
@@ -97,18 +111,28 @@ class _RotatedHeads(torch.autograd.Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         num_q, num_kv = dq.shape[1], dk.shape[1]
         batch, _, length, head_dim = dq.shape
+        cos, sin = _at(ctx.positions, ctx.cos, ctx.sin)
+        if ctx.fused:
+            gradients_BShD = torch.cat([dq, dk, dv], 1).transpose(1, 2)
+            turned_back = fused_by_compiler(_rotated)(gradients_BShD, cos, -sin, num_q + num_kv)
+            return turned_back.flatten(2), None, None, None, None, None, None
         out = dq.new_empty(batch, length, num_q + 2 * num_kv, head_dim)
         into_q, into_k, into_v = out.split_with_sizes([num_q, num_kv, num_kv], dim=2)
-        cos, sin = _at(ctx.positions, ctx.cos, ctx.sin)
         _rotate(dq.transpose(1, 2), into_q, cos, -sin)  # the inverse rotation
         _rotate(dk.transpose(1, 2), into_k, cos, -sin)
         into_v.copy_(dv.transpose(1, 2))
-        return out.flatten(2), None, None, None, None, None
+        return out.flatten(2), None, None, None, None, None, None
 
 
 def _at(positions: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of the tables for every token, (B, S, 1, D/2); the tables themselves where tokens are in order."""
     return (cos, sin) if positions is None else (cos[positions], sin[positions])
+
+
+def _rotated(heads_BShD: Tensor, cos: Tensor, sin: Tensor, turned: int) -> Tensor:
+    """All heads, the first `turned` of them rotated: a pure formula."""
+    a, b = heads_BShD[:, :, :turned].chunk(2, -1)
+    return torch.cat([torch.cat([a * cos - b * sin, b * cos + a * sin], -1), heads_BShD[:, :, turned:]], 2)
 
 
 def _rotate(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> None:

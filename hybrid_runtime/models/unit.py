@@ -87,6 +87,7 @@ class BuildContext:
         sequence_parallel: activations between tensor-parallel regions are sharded over the sequence, (B, S/T, H).
         device: where parameters live ("meta" while costs are counted).
         dtype: of parameters and activations.
+        compiled: what lies between parallel layers is to be handed to torch.compile.
         seed: same seed, same initial weights on every mesh.
         draws: weights are to be random; False where they are read from files, and drawing them would be in vain.
         unit: name of the unit being built; random weights are drawn from (seed, unit, parameter).
@@ -99,6 +100,7 @@ class BuildContext:
     sequence_parallel: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    compiled: bool = False
     seed: int = 0
     draws: bool = True
     unit: str = ""

@@ -27,7 +27,7 @@ from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
 from hybrid_runtime.planner.step_model import Collective
-from hybrid_runtime.planner.work import Forgets, Forgotten, Line, Unit, Work
+from hybrid_runtime.planner.work import Forgets, Forgotten, Line, Longer, Unit, Work
 from hybrid_runtime.predicted import LABELS, Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
 from hybrid_runtime.shapes import LlamaShape
@@ -217,12 +217,9 @@ def llama_forgets(
         else:  # attention's heads come back, turned, beside the column's output; the normed input only after them
             forgotten = first + between(kept.divided - columns)
             come_back = max(first, between(kept.divided if name == "attn" else kept.divided - columns))
-        return Forgotten(
-            forgotten,
-            come_back,
-            Fraction(again[kind], cost.forward_flops),
-            gather_ns if kind == "full" and start == 0 else 0,
-        )
+        share = Fraction(again[kind], cost.forward_flops)
+        longer = Longer(backward=share, input_grad=share)
+        return Forgotten(forgotten, come_back, longer, longer, gather_ns if kind == "full" and start == 0 else 0)
 
     return forgets
 

@@ -3,6 +3,8 @@
 the file's own microbatch size, at every degree     first: without it there is no plan of the file itself
 baselines: all of a replica's batch at once, m = p  what a plan is compared with
 every other size of the search, small ones first
+
+and at the file's own microbatch size, what of their activations units may forget and compute again.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from collections.abc import Iterator
 from itertools import chain
 
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh, divisors
 from hybrid_runtime.planner.candidates import Space, layouts, meshes
 from hybrid_runtime.planner.layout import Layout, Setting
-from hybrid_runtime.planner.request import setting_of, space_of
+from hybrid_runtime.planner.request import recomputes_of, setting_of, space_of
 
 Asked = tuple[int, int]  # tp_degree, microbatch_size
 
@@ -42,6 +45,15 @@ def asked_of(deployment: Deployment) -> tuple[Asked, ...]:
     only_replicas = sorted((1, size) for size in _divisors_of_share(batch.global_batch_size, setting.num_devices))
     every_degree = ((tp, batch.microbatch_size) for tp in degrees)
     return tuple(dict.fromkeys(chain([own], every_degree, baselines, searched, only_replicas)))
+
+
+def forgetting_asked_of(deployment: Deployment) -> tuple[RecomputeKind, ...]:
+    """What units may forget; nothing where nobody plans with it: a user's own units, stages that forget differently."""
+    try:
+        kinds = recomputes_of(deployment)
+    except PlanError:
+        return ()
+    return tuple(kind for kind in kinds if kind != "none" and deployment.shape is not None)
 
 
 def _of_baselines(mesh: Mesh, global_batch_size: int) -> Iterator[int]:

@@ -17,11 +17,12 @@ from fractions import Fraction
 from functools import cache, cached_property
 from typing import Literal
 
-from hybrid_runtime.calibration import Calibration, CollectiveTime, Spread, UnitTimes
+from hybrid_runtime.calibration import Calibration, Spread, UnitTimes
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.analytic import Rates, granule_of, kind_of, llama_forgets
 from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.planner.forgetting import Measured, timed
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
 from hybrid_runtime.planner.step_model import Collective
 from hybrid_runtime.planner.tp_calls import LOSS_SUMS, CallTime, calls_of, column_part, with_calls
@@ -40,6 +41,7 @@ class CalibratedCosts:
     Attributes:
         calibration: of this model.
         rates: declared, for what the calibration did not measure.
+        compiled: units are those that were measured compiled.
         granule: parts of an MLP's granule on every tensor-parallel rank; None for the rule of `granule_of`.
     """
 
@@ -51,6 +53,7 @@ class CalibratedCosts:
     sequence_parallel: bool
     rates: Rates
     granule: int | None = None
+    compiled: bool = False
     _lines: dict[tuple[int, int], Line] = field(default_factory=dict, compare=False, repr=False)
     _said: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
 
@@ -105,31 +108,42 @@ class CalibratedCosts:
         kinds = [kind_of(cost.name) for cost in costs]
         widths = {kind: self._widths(kind, tp_degree, microbatch_size) for kind in dict.fromkeys(kinds)}
         in_i = {kind: self._in_i(kind, tp_degree, microbatch_size) for kind in widths}
-        return Line(
-            tuple(
-                replace(
-                    self._unit(cost, widths[kind], tp_degree, microbatch_size, carry),
-                    in_i=in_i[kind],
-                    forgets=self._forgets(cost, tokens, tp_degree, whole_carry),
-                )
-                for cost, kind in zip(costs, kinds)
-            ),
-            carry,
-            tp_degree if self.sequence_parallel else 1,
+        keeping = [
+            self._unit(cost, widths[kind], tp_degree, microbatch_size, carry) for cost, kind in zip(costs, kinds)
+        ]
+        units = (
+            replace(
+                unit,
+                in_i=in_i[kind],
+                forgets=self._forgets(unit, widths[kind][-1][1], tokens, tp_degree, whole_carry),
+            )
+            for unit, kind in zip(keeping, kinds)
         )
+        return Line(tuple(units), carry, tp_degree if self.sequence_parallel else 1)
 
-    def _forgets(self, cost: UnitCost, tokens: int, tp_degree: int, whole_carry: int) -> Forgets | None:
-        """Bytes by formula, which are exact; time as that part of the measured F which has these FLOPs."""
+    def _forgets(self, unit: Unit, alone: Work, tokens: int, tp_degree: int, whole_carry: int) -> Forgets | None:
+        """Bytes by formula, which are exact; times as measured, else as that part of F which has these FLOPs.
+
+        Args:
+            alone: the unit as it was measured, without collectives.
+        """
         gathers = self.sequence_parallel and tp_degree > 1
-        return llama_forgets(
+        formula = llama_forgets(
             self.shape,
-            cost,
+            unit.cost,
             tokens,
             ELEMENT_BYTES[self.dtype],
             tp_degree,
             divisor=tp_degree if gathers else 1,
             gather_ns=self.collective_ns("all_gather", tp_degree, whole_carry, same_host=True) if gathers else 0,
         )
+        if formula is None:
+            return None
+        kind = kind_of(unit.cost.name)
+        measured = Measured(kind, tp_degree, gathers, self.sequence_length, self.dtype)
+        part = Fraction(alone.forward, max(1, unit.whole.forward))
+        what = f"recomputation of {kind}", "taken as that part of F which has its FLOPs"
+        return timed(formula, self.calibration, measured, part, lambda: self._say(*what))
 
     def collective_ns(self, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:
         measured = {
@@ -199,15 +213,14 @@ class CalibratedCosts:
             PlanError: as `collective_ns`.
         """
         shared = sorted(
-            (found.num_bytes, found)
+            (found.num_bytes, (found.time.p50_ns, found.own_cpu_ns, found.lone_cpu_ns))
             for found in self.calibration.collectives
             if kind == "all_reduce" and (found.kind, found.ranks) == ("shared_all_reduce", ranks)
         )
         if not shared or num_bytes > shared[-1][0]:
             return CallTime(0, self.collective_ns(kind, ranks, num_bytes, same_host=True))
         whole, own, lone = (
-            _between([(size, figure(found)) for size, found in shared], num_bytes)
-            for figure in (_p50_ns, _own_ns, _lone_ns)
+            _between([(size, times[figure]) for size, times in shared], num_bytes) for figure in range(3)
         )
         return CallTime(max(0, own - lone), max(0, whole - own))
 
@@ -216,14 +229,14 @@ class CalibratedCosts:
         known = [
             times
             for times in self.calibration.units
-            if (times.unit, times.dtype) == (kind, self.dtype)
+            if (times.unit, times.dtype, times.compiled) == (kind, self.dtype, self.compiled)
             and times.sequence_parallel == (self.sequence_parallel and times.tp_degree > 1)
         ]
         of_degree = [times for times in known if times.tp_degree == tp_degree]
         if not of_degree:
             degrees = sorted({times.tp_degree for times in known})
             raise PlanError(
-                f"{kind} at tp_degree = {tp_degree}, {self.dtype} was not measured"
+                f"{kind} at tp_degree = {tp_degree}, {self.dtype}{', compiled' * self.compiled} was not measured"
                 + (f", only at {', '.join(map(str, degrees))}" if degrees else "")
                 + "; calibrate it"
             )
@@ -247,6 +260,7 @@ class CalibratedCosts:
             (times.microbatch_size, times.temporary_bytes)
             for times in self.calibration.units
             if (times.unit, times.tp_degree, times.dtype) == (kind, tp_degree, self.dtype)
+            and times.compiled == self.compiled
         ]
         size, num_bytes = max(per_sequence)
         return num_bytes * microbatch_size // size if self.workload == "train" else 0
@@ -343,18 +357,6 @@ def _work(times: UnitTimes, workload: str) -> Work:
         until_w=times.until_w_bytes if train else 0,
         parameters=times.parameters,
     )
-
-
-def _p50_ns(found: CollectiveTime) -> int:
-    return found.time.p50_ns
-
-
-def _own_ns(found: CollectiveTime) -> int:
-    return found.own_cpu_ns
-
-
-def _lone_ns(found: CollectiveTime) -> int:
-    return found.lone_cpu_ns
 
 
 def _interpolated(points: Sequence[_Point], place: int) -> Work:

@@ -19,6 +19,9 @@ from hybrid_runtime.schedule.registry import SCHEDULES
 MOST_ACTIONS = 1_000_000  # of a step; a replay of more takes minutes
 # Of a rank's work in V placement: fills the pipeline sooner, at the price of memory on some ranks.
 SMALLER_FIRST_STAGE = Fraction(21, 50)
+# Takes longer to fill it, and less memory meanwhile, which is what many ranks are short of.
+LARGER_FIRST_STAGE = Fraction(3, 5)
+FEW_RANKS = 4
 
 
 @dataclass(frozen=True)
@@ -159,12 +162,31 @@ def _of_mesh(space: Space, setting: Setting, mesh: Mesh, size: int, count: int) 
                 common = Layout(
                     mesh, size, count, schedule, cuts=space.cuts, sharded=sharded, in_flight=min(limit, count)
                 )
-                yield common
-                yield replace(common, share=SMALLER_FIRST_STAGE)
+                yield from searched_layouts(common, strict=space.in_flight is not None)
                 if setting.memory_share_limit is not None:
                     yield replace(common, level=True)
             else:
                 yield Layout(mesh, size, count, schedule, virtual, space.cuts, sharded)
+
+
+def searched_layouts(layout: Layout, *, strict: bool = False) -> Iterator[Layout]:
+    """A layout of schedule auto, and what else is worth a search: which of them is better, only the search tells.
+
+    Args:
+        strict: no rank may hold more microbatches than `in_flight` says, not even in place of rows.
+    """
+    yield layout
+    if may_have_even_rows(layout) and not strict:
+        yield replace(layout, share=LARGER_FIRST_STAGE, even_rows=True)
+    else:
+        yield replace(layout, share=SMALLER_FIRST_STAGE)
+
+
+def may_have_even_rows(layout: Layout) -> bool:
+    """Whether room for activations in place of rows is worth a search: few ranks have enough of it as it is, and lose
+    by what they leave for rows.
+    """
+    return is_searched(layout.schedule) and layout.sharded and layout.mesh.pp_degree > FEW_RANKS
 
 
 def _as_given(layout: Layout, space: Space, costs: Sequence[UnitCost]) -> Layout | Impossible:
@@ -175,7 +197,7 @@ def _as_given(layout: Layout, space: Space, costs: Sequence[UnitCost]) -> Layout
             stages = checked_stages(space.ranges, costs, num_stages, mesh)
             layout = replace(layout, cuts="given", stages=stages, share=Fraction(1, 2))
         if space.rows is not None:
-            layout = replace(layout, sharded=True, rows=counted_rows(space.rows, costs, mesh))
+            layout = replace(layout, sharded=True, rows=counted_rows(space.rows, costs, mesh), even_rows=False)
     except PlanError as problem:
         return Impossible(f"{layout.schedule}, {mesh}", str(problem))
     return layout

@@ -58,6 +58,9 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
     per_rank, rest = divmod(len(plan.stages), plan.pp_degree)
     return deployment.model_copy(
         update={
+            "model": None
+            if deployment.model is None
+            else deployment.model.model_copy(update={"compile": plan.compile}),
             "parallel": Parallel(
                 tp_degree=plan.tp_degree,
                 pp_degree=plan.pp_degree,

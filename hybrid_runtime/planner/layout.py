@@ -31,6 +31,7 @@ class Setting:
         beside_bytes: per pipeline rank, what it is known to hold beyond what is calculated; empty for nothing.
         shard_optimizer: replicas share the optimizer's state.
         recomputes: what stages may forget, the least first; a layout gets the first that fits.
+        compile: units are compiled.
         seed: of the schedule search.
     """
 
@@ -49,6 +50,7 @@ class Setting:
     beside_bytes: tuple[int, ...] = ()
     shard_optimizer: bool = False
     recomputes: tuple[RecomputeKind, ...] = ("none",)
+    compile: bool = False
     seed: int = 0
 
 
@@ -67,6 +69,8 @@ class Layout:
             costs memory.
         level: of schedule auto, ranks that would hold more than the others with all rows are held down to their level.
         in_flight: of schedule auto, most microbatches of a rank's whole share whose activations it may hold.
+        even_rows: of schedule auto, every rank leaves room for as many rows of a sharded embedding as any other, and
+            has what is left of the common level for activations (planner/orders.py).
         recompute: what all stages forget after F and compute again.
     """
 
@@ -82,6 +86,7 @@ class Layout:
     share: Fraction = Fraction(1, 2)
     level: bool = False
     in_flight: int | None = None
+    even_rows: bool = False
     recompute: RecomputeKind = "none"
 
     @cached_property
@@ -102,6 +107,7 @@ class Layout:
         virtual = f" x {self.virtual_stages}" if self.virtual_stages else ""
         limit = f" (in flight {self.in_flight}{', level' if self.level else ''})" if self.in_flight else ""
         limit += f" (first stages {float(100 * self.share):g} %)" if self.share != Fraction(1, 2) else ""
+        limit += " (room for even rows)" if self.even_rows else ""
         rows = "embedding sharded" if self.sharded else "embedding on the first stage"
         return (
             f"{self.mesh}, {self.schedule}{virtual}{limit}, {self.num_microbatches} microbatches of "
@@ -145,10 +151,10 @@ def in_flight(layout: Layout, rank: int) -> Fraction:
     return min(held, Fraction(m))
 
 
-def crosses_nodes(layout: Layout, setting: Setting, source: int, target: int) -> bool:
+def crosses_nodes(mesh: Mesh, setting: Setting, source: int, target: int) -> bool:
     """Whether a message between two pipeline ranks leaves a node; tensor ranks are neighbours, then pipeline ranks."""
     per_node = setting.devices_per_node
-    tp = layout.mesh.tp_degree
+    tp = mesh.tp_degree
     return any((source * tp + one) // per_node != (target * tp + one) // per_node for one in range(tp))
 
 

@@ -82,6 +82,7 @@ def make_plan(deployment: Deployment, costs: Sequence[UnitCost], *, mesh: Mesh |
         embedding_pieces=pieces,
         prefill_chunk_tokens=batch.prefill_chunk_tokens,
         items_in_flight=batch.items_in_flight,
+        compile=deployment.model is not None and deployment.model.compile,
     )
 
 

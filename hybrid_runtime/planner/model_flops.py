@@ -31,6 +31,16 @@ def model_flops(plan: Plan, shape: LlamaShape | None) -> int:
     return products * forward_flops_per_token(shape, plan.sequence_length) * plan.tokens_per_step
 
 
+def served_flops(shape: LlamaShape, prompt_tokens: int, output_tokens: int) -> int:
+    """Model FLOPs of answering one request: every token but the answer's last passes the layers, with the attention
+    scores of those before it; the head makes logits for the tokens of the answer alone."""
+    passed = prompt_tokens + output_tokens - 1
+    head = 2 * shape.hidden_size * shape.vocab_size
+    layers = forward_flops_per_token(shape, 0) - head
+    scores = 4 * shape.num_layers * shape.q_size * (passed * (passed + 1) // 2)
+    return passed * layers + output_tokens * head + scores
+
+
 def forward_flops_per_token(shape: LlamaShape, sequence_length: int) -> int:
     """2 N + 4 L H Q T."""
     attention = shape.hidden_size * (shape.q_size + 2 * shape.kv_size) + shape.q_size * shape.hidden_size

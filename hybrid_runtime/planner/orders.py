@@ -62,13 +62,27 @@ def searched(
 def limits(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
     """Bytes that the actions of every rank may hold: so many microbatches of its share, the head's logits once, and
     no more than its memory leaves.
+
+    In a V the head's rank has few layers, and few activations of them in its limit. On many ranks it has then held all
+    that it may long before its first microbatch is back, and idles. Rows of a sharded embedding would fill what it
+    does not hold, so with `even_rows` that room is for activations, and the others leave some for rows:
+
+        level  ------------------        ------------------      r rows, a activations, s states:
+               | r |    |    |           | r || r || r |         the level stays
+               | r || a || a |           | a || a || a |
+               | a || a || a |           | a || a || a |
+               | s || s || s |           | s || s || s |
     """
     layout, state = staged.layout, state_of(staged.layout, setting, model)
     ranks = range(layout.mesh.pp_degree)
     states = [state.held(staged.rank_parameters(rank)) for rank in ranks]
     held = [weigh(staged.line, layout, state, rank, staged.rank_work(rank), staged.tied_parameters) for rank in ranks]
-    most = setting.memory_bytes or max(held)
+    rows = state.held(embedding_parameters(layout, setting)) if layout.sharded else 0
+    level = int(water_level(held, rows))
+    most = setting.memory_bytes or max(level, *held)
     if layout.level:
-        rows = state.held(embedding_parameters(layout, setting)) if layout.sharded else 0
-        most = min(most, int(water_level(held, rows)))
+        most = min(most, level)
+    if layout.even_rows:
+        held = [max(here, level) for here in held]
+        states = [below + rows // len(ranks) for below in states]
     return [min(here, most) - below for here, below in zip(held, states)]

@@ -15,6 +15,7 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.analytic import AnalyticCosts
+from hybrid_runtime.planner.candidates import may_have_even_rows
 from hybrid_runtime.planner.compared import baselines
 from hybrid_runtime.planner.evaluate import (
     Evaluated,
@@ -78,6 +79,8 @@ def replan(
         setting = replace(setting, beside_bytes=_beside(plan, layout, setting, model, ledger_peaks))
     kinds: tuple[CutKind, ...] = ("fractional", "whole") if pieces else ("whole",)
     tried = [_solved(replace(layout, cuts=cuts), setting, model) for cuts in kinds]
+    if may_have_even_rows(layout) and not (deployment.search.in_flight_limit or deployment.pipeline.in_flight_limit):
+        tried += _with_even_rows([one.layout for one in tried], setting, model)
     best = min(tried, key=lambda one: (len(broken_promises(one, setting)), one.compute_share_range, one.step_ns))
     return write_plan(best, setting, model, baselines(best, setting, model))
 
@@ -121,7 +124,7 @@ def layout_of(plan: Plan, *, pieces: bool = True) -> Layout:
     per_rank = len(plan.stages) // plan.pp_degree
     limit = None
     if is_searched(plan.schedule):
-        limit = max(1, int(max(plan.peak_microbatches)))
+        limit = max(1, int(max(_peaks_of_layers(plan))))
     cut = any(read_piece(name) for stage in plan.stages for name in stage.units)
     return Layout(
         plan.mesh,
@@ -137,6 +140,12 @@ def layout_of(plan: Plan, *, pieces: bool = True) -> Layout:
     )
 
 
+def _peaks_of_layers(plan: Plan) -> tuple[Fraction, ...]:
+    """Microbatches held at once by the ranks without the head, whose rank may hold more in place of rows."""
+    others = [peak for rank, peak in enumerate(plan.peak_microbatches) if rank != plan.stage_to_rank[-1]]
+    return tuple(others) or plan.peak_microbatches
+
+
 def _first_share(plan: Plan) -> Fraction:
     """Of a rank's FLOPs, what the first of its two stages has, as the mean over ranks in hundredths."""
     if len(plan.stages) != 2 * plan.pp_degree:
@@ -150,6 +159,17 @@ def _first_share(plan: Plan) -> Fraction:
 def _solved(layout: Layout, setting: Setting, model: RecordedCosts) -> Evaluated:
     rows = searched(layout, setting, model) if is_searched(layout.schedule) else known_rows(layout, setting)
     return as_run(evaluate(layout, setting, model, rows), setting, model)
+
+
+def _with_even_rows(layouts: Sequence[Layout], setting: Setting, model: RecordedCosts) -> list[Evaluated]:
+    """The layouts with room for even rows, as far as that leaves any order of actions."""
+    found = []
+    for layout in layouts:
+        try:
+            found.append(_solved(replace(layout, even_rows=True), setting, model))
+        except PlanError:
+            continue  # some rank has too little left; the layout as it is, which comes first, is solved anyway
+    return found
 
 
 def _beside(

@@ -77,7 +77,8 @@ def setting_of(deployment: Deployment) -> Setting:
         compute_share_limit=_share(targets.compute_balance_pp),
         memory_share_limit=_share(targets.memory_balance_pp),
         shard_optimizer=deployment.parallel.shard_optimizer,
-        recomputes=_recomputes(deployment),
+        recomputes=recomputes_of(deployment),
+        compile=deployment.model is not None and deployment.model.compile,
         seed=deployment.workload.seed,
     )
 
@@ -95,7 +96,9 @@ def model_of(deployment: Deployment, calibration: Calibration | None) -> StepMod
     if calibration is None:
         master_weights = deployment.optimizer.master_weights
         return AnalyticCosts(shape, length, dtype, workload, sharded, rates_of(deployment), granule, master_weights)
-    return CalibratedCosts(calibration, shape, length, dtype, workload, sharded, rates_of(deployment), granule)
+    return CalibratedCosts(
+        calibration, shape, length, dtype, workload, sharded, rates_of(deployment), granule, deployment.model.compile
+    )
 
 
 def rates_of(deployment: Deployment) -> Rates:
@@ -122,7 +125,12 @@ def _share(percent: object) -> Fraction | None:
     return None if percent is None else Fraction(str(percent)) / 100
 
 
-def _recomputes(deployment: Deployment) -> tuple[RecomputeKind, ...]:
+def recomputes_of(deployment: Deployment) -> tuple[RecomputeKind, ...]:
+    """What stages may forget, the least first.
+
+    Raises:
+        PlanError: stages that recompute differently are not planned with.
+    """
     if deployment.workload.passes == "forward":
         return ("none",)
     if "recompute" in deployment.search.vary:

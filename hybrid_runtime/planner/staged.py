@@ -257,7 +257,7 @@ def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: b
         pairs |= {(home, rank) for rank in staged.lookers if rank != home}
     hops: dict[tuple[int, int], Hop] = {}
     for one, other in sorted(pairs | {(b, a) for a, b in pairs}):
-        hops[one, other] = model.hop(same_host=not crosses_nodes(layout, setting, one, other))
+        hops[one, other] = model.hop(same_host=not crosses_nodes(layout.mesh, setting, one, other))
     return StepCosts(
         times,
         tensor_parallel=occupied,
@@ -277,7 +277,7 @@ def overheads_ns(staged: Staged, setting: Setting, model: StepModel, *, lookups:
     occupied = {(number, kind): model.action_ns for number in range(len(staged.works)) for kind in (*_ACTED, Kind.W)}
 
     def post(one: int, other: int, num_bytes: int) -> int:
-        return model.post_ns(num_bytes, same_host=not crosses_nodes(staged.layout, setting, one, other))
+        return model.post_ns(num_bytes, same_host=not crosses_nodes(staged.layout.mesh, setting, one, other))
 
     for number in range(1, len(staged.works)):
         before, after = staged.stage_to_rank[number - 1 : number + 1]

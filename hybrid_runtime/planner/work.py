@@ -85,19 +85,30 @@ class Position(NamedTuple):
     part: int = 0
 
 
+class Longer(NamedTuple):
+    """By how much actions take longer, as parts of the unit's time of F; what takes less is below 0."""
+
+    forward: Fraction = Fraction(0)
+    backward: Fraction = Fraction(0)
+    input_grad: Fraction = Fraction(0)
+    weight_grad: Fraction = Fraction(0)
+
+
 class Forgotten(NamedTuple):
     """What a unit, or a piece of one, forgets after F and computes again at the beginning of its backward.
 
     Attributes:
         num_bytes: of `saved`, less from F on.
         come_back: bytes that are there at once for a moment of the unit's own I or B.
-        share: of the time of F, done again.
+        longer: its actions on the device.
+        host_longer: the same of the host, as parts of the host's time of F.
         collectives: time of those that are done again and that nothing hides.
     """
 
     num_bytes: int = 0
     come_back: int = 0
-    share: Fraction = Fraction(0)
+    longer: Longer = Longer()
+    host_longer: Longer = Longer()
     collectives: int = 0
 
 
@@ -147,12 +158,16 @@ class Unit:
 
 
 def _forgetting(work: Work, forgotten: Forgotten) -> Work:
-    again, host_again = (int(forgotten.share * time) for time in (work.forward, work.host_forward))
+    device, host = forgotten.longer, forgotten.host_longer
     return work._replace(
-        backward=work.backward + again,
-        input_grad=work.input_grad + again,
-        host_backward=work.host_backward + host_again,
-        host_input_grad=work.host_input_grad + host_again,
+        forward=work.forward + int(device.forward * work.forward),
+        backward=work.backward + int(device.backward * work.forward),
+        input_grad=work.input_grad + int(device.input_grad * work.forward),
+        weight_grad=work.weight_grad + int(device.weight_grad * work.forward),
+        host_forward=work.host_forward + int(host.forward * work.host_forward),
+        host_backward=work.host_backward + int(host.backward * work.host_forward),
+        host_input_grad=work.host_input_grad + int(host.input_grad * work.host_forward),
+        host_weight_grad=work.host_weight_grad + int(host.weight_grad * work.host_forward),
         tp_backward=work.tp_backward + forgotten.collectives,
         tp_input_grad=work.tp_input_grad + forgotten.collectives,
         saved=max(0, work.saved - forgotten.num_bytes),

@@ -60,5 +60,6 @@ def write_plan(
             lists, staged.stage_to_rank, staged.names, costs, checked, pieces, [layout.recompute] * len(staged.names)
         ),
         embedding_pieces=pieces,
+        compile=setting.compile,
         predicted=prediction.model_copy(update={"baselines": tuple(baselines), "alternatives": tuple(alternatives)}),
     )

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hybrid_runtime.calibration import Calibration, Spread, UnitTimes
+from hybrid_runtime.calibration import Calibration, ServedUnitTimes, Spread, UnitTimes
 from hybrid_runtime.report.cells import bytes_text, duration_text, printable
 from hybrid_runtime.report.plain_table import plain_table
 
@@ -17,7 +17,8 @@ def calibration_tables(found: Calibration) -> RenderableType:
     """All of it; times are medians."""
     where = f"{printable(found.fingerprint['device'])}, torch {printable(found.fingerprint['torch'])}"
     parts: list[RenderableType] = [Text(f"calibrated on {where}", style="bold")]
-    parts += [Text(f"company: {printable(str(found.company))}"), _units(found.units)]
+    parts.append(Text(f"company: {printable(str(found.company))}"))
+    parts.append(_served(found.served) if found.served else _units((*found.units, *found.forgetting)))
     if found.collectives or found.messages:
         parts.append(_communication(found))
     parts.append(Text(f"\n{_rest(found)}"))
@@ -32,8 +33,19 @@ def _units(rows: tuple[UnitTimes, ...]) -> RenderableType:
     for row in rows:
         times = (_time(time) for time in (row.forward, row.backward, row.input_grad, row.weight_grad))
         sizes = bytes_text(row.saved_bytes), bytes_text(row.until_w_bytes)
-        names = printable(row.unit), str(row.parts), str(row.tp_degree), str(row.microbatch_size)
+        forgets = "" if row.recompute == "none" else f", recompute {row.recompute}"
+        names = printable(row.unit + forgets), str(row.parts), str(row.tp_degree), str(row.microbatch_size)
         table.add_row(*map(Text, (*names, *times, *sizes)))
+    return table
+
+
+def _served(rows: tuple[ServedUnitTimes, ...]) -> RenderableType:
+    table = plain_table("units, one item", "unit", "parts", "tp", "item", "rows", "tokens", "behind", "time")
+    _to_the_right(table, 1)
+    for row in rows:
+        names = printable(row.unit), str(row.parts), str(row.tp_degree), row.kind
+        sizes = str(row.rows), str(row.rows * row.length), str(row.start)
+        table.add_row(*map(Text, (*names, *sizes, _time(row.time))))
     return table
 
 
@@ -57,6 +69,7 @@ def _unsteady(found: Calibration) -> str:
     """Whether something else ran meanwhile: then a tenth of the times is several times as long as another tenth."""
     times = [row.time for row in found.collectives] + [row.one_way for row in found.messages]
     times += [time for row in found.units for time in (row.forward, row.backward)]
+    times += [row.time for row in found.served]
     wide = sum(time.p90_ns > _UNSTEADY * time.p10_ns for time in times)
     if 4 * wide < len(times):
         return ""

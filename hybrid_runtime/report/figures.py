@@ -74,6 +74,18 @@ STEP_FIGURES = (
         "[optimizer], by the steps trained before", "lr {:.3g}".format,
     ),
     StepFigure(
+        "first_token_s", "first_token_seconds", "s", "Median time from a request's arrival to its first token.",
+        "rank 0's clock, the judged rounds so far", lambda value: f"first token {duration_text(value)}",
+    ),
+    StepFigure(
+        "output_token_s", "output_token_seconds", "s", "Median time between an answer's tokens after the first.",
+        "rank 0's clock, the judged rounds so far", lambda value: f"then each {duration_text(value)}",
+    ),
+    StepFigure(
+        "request_s", "request_seconds", "s", "Median time from a request's arrival to the end of its answer.",
+        "rank 0's clock, the judged rounds so far", lambda value: f"answer {duration_text(value)}",
+    ),
+    StepFigure(
         "tokens_per_s", "tokens_per_second", "tokens/s", "Tokens of the global batch per second of the newest step.",
         "tokens of the batch over step_time_s", lambda value: f"{rate_text(value)} tokens/s" if value else "",
         live=True,

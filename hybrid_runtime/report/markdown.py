@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from hybrid_runtime.prediction_history import Bias
-from hybrid_runtime.report import cells, method_cells, prediction_cells
+from hybrid_runtime.report import cells, method_cells, prediction_cells, served_cells
 from hybrid_runtime.verdict import Claim, Outcome, SelfCheck, StaticCheck, Verdict
 
 _SIGNS = {
@@ -34,6 +34,7 @@ def markdown(verdict: Verdict, history: Sequence[Bias] = ()) -> str:
         *_bullets("Warnings", (escaped(warning) for warning in verdict.warnings)),
         *_section("Claims", (*cells.CLAIM_HEADINGS, "why"), map(_claim_row, verdict.claims)),
         *_devices(verdict),
+        *_served(verdict),
         *_sides(verdict),
         *_prediction(verdict, history),
         *_method(verdict),
@@ -106,6 +107,20 @@ def _devices(verdict: Verdict) -> list[str]:
             (_escaped_row(cells.memory_cells(row, rows)) for row in rows),
         ),
         *_bullets("NVML", map(escaped, cells.nvml_lines(rows))),
+    ]
+
+
+def _served(verdict: Verdict) -> list[str]:
+    """Where requests are served: latencies of both sides, and what devices did for prefills and decodes."""
+    if not verdict.served:
+        return []
+    latencies = map(_escaped_row, served_cells.latency_rows(verdict.served))
+    phases = [_escaped_row(row) for row in served_cells.phase_rows(verdict.served)]
+    return [
+        *_bullets(served_cells.TITLE, map(escaped, served_cells.served_sentences(verdict.served))),
+        *_section("Latency of requests", served_cells.LATENCY_HEADINGS, latencies),
+        *_section("Prefill and decode per device", served_cells.PHASE_HEADINGS, phases),
+        *([escaped(served_cells.PHASE_NOTE)] if phases else []),
     ]
 
 

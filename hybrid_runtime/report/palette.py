@@ -23,6 +23,8 @@ def _both(colour: str) -> Colour:
 # Names are those of CSS variables: "forward" is var(--forward) in the page.
 COLOURS: dict[str, Colour] = {
     "forward": _both("#56b4e9"),
+    "prefill": _both("#2f8fc4"),
+    "decode": _both("#1f9e8a"),
     "backward": _both("#e69f00"),
     "input-gradient": _both("#f2d24b"),
     "weight-gradient": _both("#009e73"),

@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_runtime.plan import Plan
-from hybrid_runtime.predicted import PredictedBaseline, PredictedStep, TimeInterval
+from hybrid_runtime.predicted import PredictedBaseline, PredictedStep
 from hybrid_runtime.report.cells import bytes_text, duration_text, printable
+from hybrid_runtime.report.plan_words import SHOWN_REASONS, interval_text, labels_text
+from hybrid_runtime.report.serving_plan_tables import serving_plan_tables
 
 _RANKS = ("pp rank", "stages", "compute share", "compute", "collectives", "idle", "memory share", "memory", "rows")
 _COMPARED = ("compared with", "mesh", "schedule", "microbatches", "step time [p10, p90]", "slower")
-SHOWN_REASONS = 24
 
 
 def plan_tables(plan: Plan, sentences: Sequence[str], why_not: Sequence[str]) -> RenderableType:
@@ -28,11 +29,13 @@ def plan_tables(plan: Plan, sentences: Sequence[str], why_not: Sequence[str]) ->
     """
     predicted = plan.predicted
     assert predicted is not None, "a plan that was searched has a prediction"
+    if predicted.serving is not None:
+        return serving_plan_tables(plan, predicted, predicted.serving, sentences, why_not)
     more = len(why_not) - SHOWN_REASONS
     return Group(
         Text(f"chosen: {_chosen(plan)}", style="bold"),
-        Text(f"step time {_interval(predicted.step_time)}, {_shares(plan, predicted)}"),
-        Text(f"figures: {_labels(predicted)}", style="dim"),
+        Text(f"step time {interval_text(predicted.step_time)}, {_shares(plan, predicted)}"),
+        Text(f"figures: {labels_text(predicted)}", style="dim"),
         Text(),
         _rank_table(plan, predicted),
         Text(),
@@ -66,13 +69,6 @@ def _shares(plan: Plan, predicted: PredictedStep) -> str:
         f"{rate:,.0f} tokens/s, least busy rank computes {100 * busy / step_ns:.1f} %, bubble {100 * idle:.1f} %, "
         f"{100 * bound:.1f} % of the pipeline's time is its lower bound"
     ).replace(",", " ", rate >= 1000)
-
-
-def _labels(predicted: PredictedStep) -> str:
-    by_label: dict[str, list[str]] = {}
-    for name, label in predicted.labels.items():
-        by_label.setdefault(label, []).append(name.replace("_", " "))
-    return "; ".join(f"{label}: {', '.join(names)}" for label, names in by_label.items())
 
 
 def _rank_table(plan: Plan, predicted: PredictedStep) -> Table:
@@ -117,12 +113,7 @@ def _candidates(predicted: PredictedStep) -> list[Text]:
 def _against(one: PredictedBaseline) -> tuple[str, str]:
     if one.step_time is None:
         return "-", printable(one.why_not or "")
-    return _interval(one.step_time), f"x {one.speed_up}"
-
-
-def _interval(time: TimeInterval) -> str:
-    p50, low, high = (duration_text(ns / 1e9) for ns in (time.p50_ns, time.p10_ns, time.p90_ns))
-    return f"{p50} [{low}, {high}]"
+    return interval_text(one.step_time), f"x {one.speed_up}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -79,6 +79,8 @@ class ProgressLine(BaseModel):
         validation_loss: mean loss over the batches of a validation; None where this step did not end with one.
         grad_norm: global gradient norm before clipping; None for forward only.
         learning_rate: of the step's update; None for forward only.
+        first_token_s, output_token_s, request_s: median latencies of the requests of the judged rounds so far; None
+            where no requests are served.
         mfu: model FLOPs utilisation, from 0 to 1; None where no peak rate is known for a device.
         busiest, idlest: (rank, compute-busy percent of the step); None where busy shares were not exchanged.
         ranks: the ranks that `loads_to_tell` chose; none where the last line that named some is only moments old.
@@ -97,6 +99,9 @@ class ProgressLine(BaseModel):
     validation_loss: float | None = None
     grad_norm: float | None = None
     learning_rate: float | None = None
+    first_token_s: float | None = None
+    output_token_s: float | None = None
+    request_s: float | None = None
     mfu: float | None = None
     tokens_per_s: float
     step_time_s: float

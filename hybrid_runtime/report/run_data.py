@@ -12,6 +12,7 @@ from hybrid_runtime.plan import Plan, read_plan
 from hybrid_runtime.prediction_history import Bias, history_file, read_bias, shown_first
 from hybrid_runtime.records import TRACE, RankRecords, read_side
 from hybrid_runtime.run_folder import RunFolder
+from hybrid_runtime.serving.request_records import RequestRecord, read_requests
 from hybrid_runtime.verdict import Verdict
 
 
@@ -32,7 +33,8 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A judged run as its folder holds it; `baseline` is empty where none ran, `driver` without NVML.
+    """A judged run as its folder holds it; `baseline` is empty where none ran, `driver` without NVML, requests where
+    none are served.
 
     Attributes:
         history: how predictions came out over the runs beside this one.
@@ -45,6 +47,8 @@ class Run:
     baseline: Sequence[RankRecords] = ()
     driver: Sequence[NvmlRecords] = ()
     history: Sequence[Bias] = ()
+    requests: Sequence[RequestRecord] = ()
+    baseline_requests: Sequence[RequestRecord] = ()
 
 
 def read_run(folder: Path, verdict: Verdict) -> Run:
@@ -64,7 +68,13 @@ def read_run(folder: Path, verdict: Verdict) -> Run:
         baseline=read_side(files.baseline.path) if ran else (),
         driver=[read_nvml(path) for path in sorted(files.records.glob("nvml-*.jsonl"))],
         history=shown_first(read_bias(history_file(files))),
+        requests=_requests(files),
+        baseline_requests=_requests(files.baseline) if ran else (),
     )
+
+
+def _requests(side: RunFolder) -> Sequence[RequestRecord]:
+    return read_requests(side.requests) if side.requests.exists() else ()
 
 
 def windows(ranks: Sequence[RankRecords]) -> list[Window]:

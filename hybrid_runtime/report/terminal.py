@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hybrid_runtime.report import cells, method_cells
+from hybrid_runtime.report import cells, method_cells, served_cells
 from hybrid_runtime.report.plain_table import HEADING, plain_table
 from hybrid_runtime.report.prediction_cells import claim_modelled
 from hybrid_runtime.report.prediction_tables import prediction_parts
@@ -73,6 +73,7 @@ def verdict_tables(verdict: Verdict) -> RenderableType:
     if verdict.devices:
         parts += [device_table(verdict.devices), memory_table(verdict.devices)]
         parts += [Text(f"NVML, {line}") for line in cells.nvml_lines(verdict.devices)]
+    parts += _served(verdict)
     if verdict.sides:
         parts.append(sides_table(verdict.sides))
     parts += prediction_parts(verdict)
@@ -82,6 +83,23 @@ def verdict_tables(verdict: Verdict) -> RenderableType:
     parts += [Text(f"override: {line}", style="yellow") for line in cells.override_lines(verdict.overrides)]
     parts.append(_overall(verdict.verdict, verdict.name, verdict.counts, verdict.exit_code))
     return Group(*parts)
+
+
+def _served(verdict: Verdict) -> list[RenderableType]:
+    """Where requests are served: latencies of both sides, and what devices did for prefills and decodes."""
+    parts: list[RenderableType] = []
+    latencies, phases = list(served_cells.latency_rows(verdict.served)), served_cells.phase_rows(verdict.served)
+    if latencies:
+        table = plain_table("requests: latency", *served_cells.LATENCY_HEADINGS)
+        for row in latencies:
+            table.add_row(*map(Text, row))
+        parts += [table, *(Text(line) for line in served_cells.served_sentences(verdict.served))]
+    if phases:
+        table = plain_table("requests: prefill and decode per device", *served_cells.PHASE_HEADINGS)
+        for row in phases:
+            table.add_row(*map(Text, row))
+        parts += [table, Text(served_cells.PHASE_NOTE, style="dim")]
+    return parts
 
 
 def _method_lines(verdict: Verdict) -> list[Text]:

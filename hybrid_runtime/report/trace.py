@@ -204,6 +204,7 @@ def _thread_names(rank: RankRecords, used: Collection[int]) -> Iterator[_Event]:
 
 def _counters(rank: RankRecords, step: StepRecord, base_ns: int) -> Iterator[_Event]:
     known = {part: getattr(step.memory, part) for part in Memory.model_fields}
+    known["kv_cache"] = step.memory.kv_cache or None  # only where requests are served
     known = {part: size_bytes for part, size_bytes in known.items() if size_bytes is not None}
     if known:
         yield {"ph": "C", "pid": rank.header.rank, "name": "memory (bytes)",

@@ -14,12 +14,17 @@ from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.shapes import LlamaShape
 
 
+def kv_heads(shape: LlamaShape, tp_degree: int) -> int:
+    """Key/value heads of a whole attention unit on each tensor-parallel rank."""
+    return max(1, shape.num_kv_heads // tp_degree)
+
+
 def kv_heads_here(unit: str, shape: LlamaShape, tp_degree: int) -> int:
     """Key/value heads of a unit, or a piece of one, on each tensor-parallel rank; 0 if it is no attention."""
     if not unit_of(unit).endswith(".attn"):
         return 0
     piece = read_piece(unit)
-    return max(1, shape.num_kv_heads // tp_degree) if piece is None else piece.parts // tp_degree
+    return kv_heads(shape, tp_degree) if piece is None else piece.parts // tp_degree
 
 
 def kv_cache_bytes(

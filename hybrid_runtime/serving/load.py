@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.deployment_load import Load
@@ -120,9 +121,36 @@ def traffic_of(deployment: Deployment) -> Traffic:
         why = limits.refusal(request)
         if why is not None:
             raise UsageError(f"[load] {why}")
-    assert deployment.batch is not None
-    clients = None if load.arrivals == "open" else load.concurrency or deployment.batch.global_batch_size
-    return Traffic(requests, clients)
+    return Traffic(requests, clients_of(deployment))
+
+
+class Asked(NamedTuple):
+    """What [load] alone says of a request: lengths are None where they stand in a file of prompts."""
+
+    prompt_tokens: int | None
+    most_tokens: int | None
+    arrival_ns: int
+
+
+def asked_of(deployment: Deployment) -> tuple[Asked, ...]:
+    """Every request of a round without its tokens, in the order of `traffic_of`; no file is read."""
+    load, seed = deployment.load, deployment.workload.seed
+    assert load is not None
+    prompts: Sequence[int | None] = [None] * load.requests
+    outputs: Sequence[int | None] = prompts
+    if load.prompts is None:
+        prompts, outputs = _prompt_lengths(load, seed), _output_lengths(deployment, load)
+    elif deployment.workload.kind == "forward":
+        outputs = [1] * load.requests
+    return tuple(map(Asked, prompts, outputs, _arrivals(load, seed)))
+
+
+def clients_of(deployment: Deployment) -> int | None:
+    """Clients of a closed loop; None where arrivals are known in advance."""
+    load, batch = deployment.load, deployment.batch
+    assert load is not None
+    assert batch is not None
+    return None if load.arrivals == "open" else load.concurrency or batch.global_batch_size
 
 
 def sampling_of(load: Load, seed: int) -> Sampling:
@@ -134,11 +162,9 @@ def sampling_of(load: Load, seed: int) -> Sampling:
 def _requests(deployment: Deployment, load: Load, limits: Limits) -> tuple[Request, ...]:
     seed = deployment.workload.seed
     prompts, tokenizer = _prompts(deployment, load, limits)
-    outputs = [1] * load.requests
-    if deployment.workload.kind == "generate":
-        outputs = _lengths(load.output_tokens, load.requests, random.Random(f"{seed} answers"))
+    outputs = _output_lengths(deployment, load)
     stops = _stop_tokens(load, tokenizer)
-    arrivals = _arrivals(load, random.Random(f"{seed} arrivals"))
+    arrivals = _arrivals(load, seed)
     return tuple(
         Request(
             number,
@@ -158,12 +184,22 @@ def _prompts(deployment: Deployment, load: Load, limits: Limits) -> tuple[list[P
         tokenizer = tokenizer_of(deployment)
         found = read_prompts(Path(load.prompts).expanduser(), tokenizer.encode)
         return [found[number % len(found)] for number in range(load.requests)], tokenizer
-    lengths = _lengths(
-        load.prompt_tokens or _PROMPT_TOKENS, load.requests, random.Random(f"{deployment.workload.seed} lengths")
-    )
+    lengths = _prompt_lengths(load, deployment.workload.seed)
     words = random.Random(f"{deployment.workload.seed} prompts")
     ids = range(limits.vocab_size)
     return [Prompt(0, tuple(words.choices(ids, k=length))) for length in lengths], None
+
+
+def _prompt_lengths(load: Load, seed: int) -> list[int]:
+    """Of synthetic prompts."""
+    return _lengths(load.prompt_tokens or _PROMPT_TOKENS, load.requests, random.Random(f"{seed} lengths"))
+
+
+def _output_lengths(deployment: Deployment, load: Load) -> list[int]:
+    """Most tokens of every answer, unless its prompt's file says otherwise."""
+    if deployment.workload.kind == "forward":
+        return [1] * load.requests
+    return _lengths(load.output_tokens, load.requests, random.Random(f"{deployment.workload.seed} answers"))
 
 
 def _lengths(given: int | list[int], count: int, drawn: random.Random) -> list[int]:
@@ -178,10 +214,11 @@ def _stop_tokens(load: Load, tokenizer: Tokenizer | None) -> frozenset[int]:
     return frozenset() if tokenizer is None else tokenizer.end_tokens
 
 
-def _arrivals(load: Load, drawn: random.Random) -> list[int]:
+def _arrivals(load: Load, seed: int) -> list[int]:
     """Nanoseconds after the begin of the round; of a closed loop, which sends when it can, 0."""
     if load.arrivals == "closed" or load.rate_per_s is None:
         return [0] * load.requests
+    drawn = random.Random(f"{seed} arrivals")
     now_s, found = 0.0, []
     for _ in range(load.requests):
         now_s += drawn.expovariate(float(load.rate_per_s))

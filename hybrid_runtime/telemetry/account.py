@@ -10,9 +10,12 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
-from hybrid_runtime.telemetry.status import Status, process_start, read_status
+from hybrid_runtime.telemetry.status import Status, parse_status, process_start
 
-_WHO = re.compile(r"\npid=(\d+) since=(-?\d+) clock=(-?\d+) host=(.*)\nbeat= *(\d+)\nwait=(?:(.+?) on=(\S+) at=(\d+))?")
+_WHO = re.compile(
+    r"\npid=(\d+) since=(-?\d+) clock=(-?\d+) host=(.*)\nbeat= *(\d+) reaches=(\S+) *"
+    r"\nwait=(?:(.+?) on=(\S+) at=(\d+))?"
+)
 _DID = re.compile(r"\n +(\d+) +(\d+) (.{40})(?=\n)")
 
 
@@ -45,6 +48,7 @@ class Account(NamedTuple):
         waiting: None where it waits for nobody.
         last: the newest actions, the oldest first; never empty.
         changed_ns: when it last came further: began an action or a wait.
+        reaches: whether its machine reaches where the ranks met; None where nobody has asked.
     """
 
     status: Status
@@ -55,6 +59,7 @@ class Account(NamedTuple):
     waiting: Waiting | None
     last: tuple[Did, ...]
     changed_ns: int
+    reaches: bool | None = None
 
     @property
     def rank(self) -> int:
@@ -73,15 +78,18 @@ class Account(NamedTuple):
 
 def read_account(path: Path) -> Account | None:
     """What the rank's file says; None where there is none yet, or it is not one."""
-    status = read_status(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return parse_account(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    who = _WHO.search(text)
+
+
+def parse_account(text: str) -> Account | None:
+    """What the text of a status file says; None where it is not one."""
+    status, who = parse_status(text), _WHO.search(text)
     if status is None or who is None:
         return None
-    pid, since, clock_ns, host, beat_ns, name, axis, at_ns = who.groups(default="0")
+    pid, since, clock_ns, host, beat_ns, reaches, name, axis, at_ns = who.groups(default="0")
     offset_ns = int(clock_ns)
     last = sorted(Did(int(at) + offset_ns, int(k), did.rstrip()) for at, k, did in _DID.findall(text) if int(at))
     waiting = Waiting(name, axis, int(at_ns) + offset_ns)
@@ -95,6 +103,7 @@ def read_account(path: Path) -> Account | None:
         waiting=None if is_over else waiting,
         last=tuple(last),
         changed_ns=max(last[-1].at_ns, waiting.at_ns),
+        reaches={"yes": True, "no": False}.get(reaches),
     )
 
 

@@ -2,14 +2,16 @@
 
     rank=3 step=12           stage=1 action=1B5
     pid=4711 since=88213 clock=0 host=node1                      who it is, and what to add to compare its times
-    beat=81734009155331                                          written by its watcher again and again
+    beat=81734009155331 reaches=yes                              by its watcher: it lives; whether its machine still
+                                                                 reaches where the ranks met ("-": nobody asked)
     wait=1RECV_B6 on=pp=2 at=81734001200334                      what it waits for, on which axis; "-" for nothing
        81734001198112      41 1F7                               its last actions, a ring: time, number in the step, text
        81734001199876      42 1SEND_F7
 
 The file is mapped into memory and every change is one or two copies of a few bytes, so it costs half a microsecond and
-the operating system keeps it when the rank is killed. Torch-free: the launcher reads the first line, and who looks for
-the cause of a hang the rest (`account.py`).
+the operating system keeps it when the rank is killed. What a watcher does it does with calls that may wait for a lost
+disk without holding up the other threads, which a copy into the mapping would. Torch-free: the launcher reads the first
+line, and who looks for the cause of a hang the rest (`account.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from hybrid_runtime.mesh import Mesh
 
 KEPT_ACTIONS = 64
 _STEP_BYTES, _DOING_BYTES, _TEXT_BYTES, _WAIT_BYTES = 12, 72, 40, 100
+_UNASKED, _ANSWERS = b"-  ", {True: b"yes", False: b"no "}
 _ACTION_STAGE = re.compile(r"(\d+)[A-Z]")
 _LINE = re.compile(r"rank=(\d+) step=(\S+) +stage=(\S+) action=(.*?) *\n")
 
@@ -74,19 +77,20 @@ class StatusFile:
         )
         line, ring_line = self._text("starting")
         before = [f"rank={rank} step=".encode(), b"-".ljust(_STEP_BYTES), line, f"\n{who}\nbeat=".encode()]
-        after = [b"%20d" % 0, b"\nwait=", b"-".ljust(_WAIT_BYTES), b"\n"]
+        after = [b"%20d" % 0, b" reaches=", _UNASKED, b"\nwait=", b"-".ljust(_WAIT_BYTES), b"\n"]
         ends = [0]
         for part in (*before, *after):
             ends.append(ends[-1] + len(part))
-        _, self._step, self._doing, _, self._beat, _, self._wait, _ = map(slice, ends, ends[1:])
+        _, self._step, self._doing, _, beat, _, reaches, _, self._wait, _ = map(slice, ends, ends[1:])
+        self._beat_at, self._reaches_at = beat.start, reaches.start
         empty = b"%20d %7d %s\n" % (0, 0, b"".ljust(_TEXT_BYTES))
         starts = [ends[-1] + k * len(empty) for k in range(KEPT_ACTIONS)]
         self._ring = [(slice(at, at + 28), slice(at + 29, at + 29 + _TEXT_BYTES)) for at in starts]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"".join((*before, *after, *[empty] * KEPT_ACTIONS)))
-            with path.open("r+b") as file:
-                self._map = mmap.mmap(file.fileno(), 0)
+            self._file = os.open(path, os.O_RDWR)
+            self._map = mmap.mmap(self._file, 0)
         except OSError as problem:
             raise EnvironmentProblem(
                 f"{path}: the status file cannot be written ({problem.strerror}); free space or use another run folder"
@@ -127,17 +131,31 @@ class StatusFile:
         """For how long neither an action nor a wait has begun."""
         return (monotonic_ns() - max(self._began_ns, self._waits_ns)) / 1e9
 
+    @property
+    def text(self) -> str:
+        """What the file says, from this process's own memory: no disk is asked."""
+        return self._map[:].decode("utf-8", "replace")
+
     def beat(self) -> None:
-        """This process lives, and threads of it are run."""
-        self._map[self._beat] = b"%20d" % monotonic_ns()
+        """This process lives, and threads of it are run.
+
+        Raises:
+            OSError: the disk is lost; the same of `reaches` and `flush`.
+        """
+        os.pwrite(self._file, b"%20d" % monotonic_ns(), self._beat_at)
+
+    def reaches(self, answer: bool) -> None:
+        """Whether this machine reaches where the ranks met."""
+        os.pwrite(self._file, _ANSWERS[answer], self._reaches_at)
 
     def flush(self) -> None:
         """Other machines see what was written."""
-        self._map.flush()
+        os.fsync(self._file)
 
     def close(self) -> None:
         """Lets go of the file; what it says stays."""
         self._map.close()
+        os.close(self._file)
 
     def _note(self, text: bytes) -> None:
         when, what = self._ring[self._next]
@@ -166,9 +184,14 @@ def process_start(pid: int) -> int:
 def read_status(path: Path) -> Status | None:
     """What the rank was doing when it last wrote; None when it died before it could say, or the file is not one."""
     try:
-        match = _LINE.match(path.read_text(encoding="utf-8"))
+        return parse_status(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def parse_status(text: str) -> Status | None:
+    """What the first line of a status file says; None where it is not one."""
+    match = _LINE.match(text)
     if match is None:
         return None
     step = int(match[2]) if match[2].isdigit() else None

@@ -10,7 +10,7 @@ the slices do; `moments_of` finds a parameter's part in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -56,14 +56,11 @@ class _Part:
 
     def update(self, rate: float) -> None:
         if self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
+            self.optimizer.step(rate)
 
-    def state_of(self, run: _Run) -> dict[str, Any]:
+    def state_of(self, run: _Run) -> Mapping[str, Tensor]:
         assert self.optimizer is not None, "a run has an optimizer"
-        state: dict[str, Any] = self.optimizer.state[run.values]
-        return state
+        return self.optimizer.state[run.values]
 
 
 class FlatAdamW:
@@ -92,7 +89,7 @@ class FlatAdamW:
                 gather.wait()
 
     @property
-    def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
+    def state(self) -> Mapping[Tensor, Mapping[str, Tensor]]:
         """By run, what torch's optimizers call so: the moments, and the count of updates."""
         found = [part.optimizer.state for part in self._parts if part.optimizer is not None]
         return {run: state for states in found for run, state in states.items()}
@@ -110,6 +107,23 @@ class FlatAdamW:
                 part.optimizer.prepare()
             for run in part.runs:
                 part.state_of(run)["step"].fill_(steps)
+
+    def masters_for_gradients(self) -> bool:
+        """Puts the whole master copies of all parameters where their gradients are, which nobody needs after the last
+        step; every replica calls it.
+
+        Returns:
+            Whether there are some; otherwise nothing has changed.
+        """
+        if not any(MASTER in state for state in self.state.values()):
+            return False
+        for part in self._parts:
+            for run in part.runs:
+                run.bucket.gradients[run.start : run.stop] = part.state_of(run)[MASTER]
+            for bucket in part.buckets:
+                if (gather := bucket.start_gather_gradients()) is not None:
+                    gather.wait()
+        return True
 
     def moments_of(self, parameter: Tensor) -> Iterator[Moment]:
         """What is remembered here of a parameter (or a tensor with its memory); nothing of one that is not trained.
@@ -137,14 +151,9 @@ def _run(bucket: Bucket, decay: bool, start: int, stop: int) -> _Run:
 
 
 def _adamw(runs: Sequence[_Run], settings: Optimizer) -> MasterAdamW:
-    groups: list[dict[str, object]] = [
-        {"params": [run.values for run in runs if run.decays], "weight_decay": float(settings.weight_decay)},
-        {"params": [run.values for run in runs if not run.decays], "weight_decay": 0.0},
-    ]
+    decay = float(settings.weight_decay)
     return MasterAdamW(
-        [group for group in groups if group["params"]],
-        lr=float(settings.learning_rate),
+        {run.values: decay if run.decays else 0.0 for run in runs},
         betas=(float(settings.beta1), float(settings.beta2)),
         eps=float(settings.eps),
-        fused=True,
     )

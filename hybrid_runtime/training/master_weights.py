@@ -12,7 +12,7 @@ Method: Micikevicius et al. 2018 (mixed precision training, arXiv 1710.03740); w
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,33 +23,46 @@ from hybrid_runtime.tensor_parallel.gradients import gradient_dtype
 MASTER = "master"
 
 
-class MasterAdamW(torch.optim.AdamW):
+class MasterAdamW:
     """torch's fused AdamW, per parameter on the float32 master copy where there is one.
 
-    The state of a parameter is "step" (float32, on its device), "exp_avg", "exp_avg_sq" and, beside a gradient that is
-    wider than the parameter, "master": all of the gradient's type and the parameter's shape.
+    Torch's function is called and its class avoided: the first `torch.optim.Optimizer` of a process imports
+    torch._dynamo, which takes a core two seconds of every rank's start, and nothing here is compiled.
+
+    Attributes:
+        state: of a parameter, from its first update on (or `prepare`): "step" (float32, on its device), "exp_avg",
+            "exp_avg_sq" and, beside a gradient that is wider than the parameter, "master": all of the gradient's type
+            and the parameter's shape.
     """
+
+    def __init__(self, decays: Mapping[nn.Parameter, float], *, betas: tuple[float, float], eps: float) -> None:
+        """`decays` has the weight decay of every parameter that is updated."""
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self._decays = dict(decays)
+        self._betas = betas
+        self._eps = eps
 
     def prepare(self) -> None:
         """Gives every parameter the state of one that was never updated, where it has none yet."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if not self.state[parameter]:
-                    self.state[parameter].update(_fresh_state(parameter))
+        for parameter in self._decays:
+            if parameter not in self.state:
+                self.state[parameter] = _fresh_state(parameter)
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # the gradients are there already: no closure
-        """One update of every parameter that has a gradient."""
+    def step(self, rate: float) -> None:
+        """One update, at a learning rate, of every parameter that has a gradient."""
         self.prepare()
-        for group in self.param_groups:
-            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for dtype in dict.fromkeys(parameter.grad.dtype for parameter in trained):
-                self._update([parameter for parameter in trained if parameter.grad.dtype == dtype], group)
+        alike: dict[tuple[float, torch.dtype], list[nn.Parameter]] = {}
+        for parameter, decay in self._decays.items():
+            if parameter.grad is not None:
+                alike.setdefault((decay, parameter.grad.dtype), []).append(parameter)
+        for (decay, _), parameters in alike.items():
+            self._update(parameters, decay, rate)
 
-    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _update(self, parameters: list[nn.Parameter], decay: float, rate: float) -> None:
         states = [self.state[parameter] for parameter in parameters]
         updated: list[Tensor] = [state.get(MASTER, parameter) for state, parameter in zip(states, parameters)]
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = self._betas
         adamw(
             updated,
             [parameter.grad for parameter in parameters if parameter.grad is not None],
@@ -61,9 +74,9 @@ class MasterAdamW(torch.optim.AdamW):
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
+            lr=rate,
+            weight_decay=decay,
+            eps=self._eps,
             maximize=False,
         )
         rounded = [(parameter, state[MASTER]) for parameter, state in zip(parameters, states) if MASTER in state]

@@ -10,23 +10,26 @@ from typing import NamedTuple
 
 from hybrid_runtime.deployment import BaselineKind, Deployment
 from hybrid_runtime.errors import RecordsError
-from hybrid_runtime.plan import Plan
 from hybrid_runtime.records import AGAINST
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.verdict import OtherBaseline
 from hybrid_runtime.verifier.comparison import Baseline, latency, throughput
 from hybrid_runtime.verifier.finding import Finding, sentences
 from hybrid_runtime.verifier.metrics import Metrics, measure
-from hybrid_runtime.verifier.side import load_side
+from hybrid_runtime.verifier.side import Side, load_side
 from hybrid_runtime.verifier.terms import Terms
 
-_IS_KIND: dict[BaselineKind, Callable[[Plan], bool]] = {
-    "single": lambda plan: plan.mesh.world_size == 1,
-    "tp_only": lambda plan: plan.mesh.world_size == plan.tp_degree,
-    "pp_only": lambda plan: plan.mesh.world_size == plan.pp_degree,
-    "dp_only": lambda plan: plan.mesh.world_size == plan.dp_degree,
-    "naive_pipeline": lambda plan: plan.num_microbatches == 1,
+_IS_KIND: dict[BaselineKind, Callable[[Side], bool]] = {
+    "single": lambda side: side.plan.mesh.world_size == 1,
+    "tp_only": lambda side: side.plan.mesh.world_size == side.plan.tp_degree,
+    "pp_only": lambda side: side.plan.mesh.world_size == side.plan.pp_degree,
+    "dp_only": lambda side: side.plan.mesh.world_size == side.plan.dp_degree,
+    "naive_pipeline": lambda side: side.plan.num_microbatches == 1 or _one_in_flight(side.deployment),
 }
+
+
+def _one_in_flight(deployment: Deployment) -> bool:
+    return deployment.batch is not None and deployment.batch.items_in_flight == 1
 
 
 def read_baseline(folder: RunFolder, kind: BaselineKind | None, *, finished: bool = True) -> Baseline:
@@ -41,7 +44,7 @@ def read_baseline(folder: RunFolder, kind: BaselineKind | None, *, finished: boo
     if not folder.path.is_dir():
         return Baseline()
     side = load_side(folder.path, "baseline", finished=finished)
-    if kind and not _IS_KIND[kind](side.plan):
+    if kind and not _IS_KIND[kind](side):
         raise RecordsError(f"{folder.plan}: {side.plan.mesh} is not the {kind} baseline that the deployment names")
     return Baseline(metrics=measure(side).bare)
 

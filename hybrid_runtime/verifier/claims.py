@@ -34,13 +34,8 @@ WITNESS_GAP = Fraction(25, 10_000)  # wall time without waits and thread CPU tim
 def promises(deployment: Deployment, metrics: Metrics, terms: Terms) -> Iterator[Claim]:
     """Every claim about the candidate alone."""
     targets, declared = deployment.targets, deployment.declared
-    if (limit := targets.compute_balance_pp) is not None:
-        metric = targets.compute_balance_metric
-        unit = "%" if metric.endswith("rel_spread") else "pp"
-        text = f"no two devices' compute differs by more than {limit:f} {unit} ({metric})"
-        finding = compute_balance(deployment, metrics, Fraction(limit) / 100, terms)
-        shown = _range_text(declared.computation_distribution)
-        yield claim("compute_balance", metric, ("<=", limit, unit), text, finding, shown)
+    if targets.compute_balance_pp is not None:
+        yield balance_claim(deployment, metrics, terms)
     if (limit := targets.memory_balance_pp) is not None:
         text = f"no two devices' shares of peak memory differ by more than {limit:f} pp"
         finding = memory_balance(metrics, Fraction(limit) / 100)
@@ -51,6 +46,21 @@ def promises(deployment: Deployment, metrics: Metrics, terms: Terms) -> Iterator
         finding = utilisation(deployment, metrics, Fraction(theta) / 100, terms)
         yield claim("utilisation", "compute_busy_min", (">=", theta, "%"), text, finding, declared.utilisation)
     yield from declared_shares(deployment, metrics)
+
+
+def balance_claim(deployment: Deployment, metrics: Metrics, terms: Terms, phase: str = "") -> Claim:
+    """Compute balance, which is promised; of all compute, or of one phase of serving, whose actions `metrics` hold."""
+    targets = deployment.targets
+    limit, metric = targets.compute_balance_pp, targets.compute_balance_metric
+    assert limit is not None
+    unit = "%" if metric.endswith("rel_spread") else "pp"
+    what = f"compute for {phase}s" if phase else "compute"
+    text = f"no two devices' {what} differs by more than {limit:f} {unit} ({metric})"
+    finding = compute_balance(deployment, metrics, Fraction(limit) / 100, terms)
+    if phase:
+        return claim(f"compute_balance_{phase}", f"{metric}_{phase}", ("<=", limit, unit), text, finding)
+    shown = _range_text(deployment.declared.computation_distribution)
+    return claim("compute_balance", metric, ("<=", limit, unit), text, finding, shown)
 
 
 def compute_balance(deployment: Deployment, metrics: Metrics, limit: Fraction, terms: Terms) -> Finding:
@@ -185,7 +195,8 @@ def _busy_text(metrics: Metrics, device: int) -> str:
     exposed, bubble = metrics.shares_of_window(device)
     pp_rank = metrics.side.ranks[metrics.ranks_of[device][0]].header.pp
     ideals = metrics.side.plan.prediction.ideal_busy_ppm
-    ideal = f", the schedule allows {percent(ideals[pp_rank], 10**6)} % busy" if pp_rank < len(ideals) else ""
+    allows = pp_rank < len(ideals) and not metrics.side.deployment.serves
+    ideal = f", the schedule allows {percent(ideals[pp_rank], 10**6)} % busy" if allows else ""
     return (
         f"least busy is {metrics.devices[device]}: bubble {percent(bubble, 1)} %, "
         f"exposed wait {percent(exposed, 1)} %{ideal}"

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, zip_longest
+from statistics import median
 from typing import NamedTuple
 
 from hybrid_runtime.deployment import Deployment
@@ -29,6 +30,12 @@ from hybrid_runtime.verifier.terms import Terms
 from hybrid_runtime.verifier.trust import Blocker, time_blocker
 from hybrid_runtime.verifier.work_done import fewer_flops
 
+_LATENCY_WORDS = {
+    "request": "an answer",
+    "first_token": "a first token",
+    "output_token": "a token after the first",
+}
+
 
 class Baseline(NamedTuple):
     """What there is to compare with: metrics, or the sentence why it could not be run, or neither."""
@@ -42,7 +49,8 @@ def comparisons(deployment: Deployment, candidate: Metrics, baseline: Baseline, 
     targets, declared = deployment.targets, deployment.declared
     against = deployment.baseline.kind if deployment.baseline else "none is named"
     if (reduction := targets.latency_reduction_percent) is not None:
-        text = f"a step takes at least {reduction:f} % less time than the baseline's ({against})"
+        what = "a step takes" if deployment.load is None else f"{_LATENCY_WORDS[deployment.load.latency]} takes"
+        text = f"{what} at least {reduction:f} % less time than the baseline's ({against})"
         finding = latency(deployment, candidate, baseline, Fraction(reduction) / 100, terms)
         shown = declared.latency_reduction
         yield claim("latency_reduction", "latency_reduction", (">=", reduction, "%"), text, finding, shown)
@@ -59,11 +67,18 @@ def latency(
     other = baseline.metrics
     if other is None or not candidate.steps or not other.steps:
         return _unmeasured(baseline)
-    ratios = [new / old for new, old in zip(block_medians(candidate), block_medians(other), strict=False)]
+    medians = block_medians(candidate), block_medians(other)
+    ratios = [new / old for new, old in zip(*medians, strict=False)]
+    if not ratios:
+        return undecided("not_measured", "a block of a side has no request with this latency")
     decision = _decide(deployment, candidate, other, ratios, 1 - reduction, terms)
     shown = decision.mapped(lambda ratio: 1 - ratio)
-    method = f"t on {shown.samples} paired block log-ratios of median steps, wall, one launch"
-    sides = f"median step {_seconds(candidate)} s against {_seconds(other)} s"
+    what = "step" if deployment.load is None else deployment.load.latency.replace("_", " ")
+    method = f"t on {shown.samples} paired block log-ratios of median {what}s, wall, one launch"
+    ours, theirs = (decimal_text(median(of_side) / 10**9, 6) for of_side in medians)
+    sides = f"median {what} {ours} s against {theirs} s"
+    if deployment.load is not None:
+        sides = f"{sides} (medians of the blocks' medians)"
     return found(shown, figures(shown, candidate, method), sides)
 
 
@@ -116,10 +131,6 @@ def _block_costs(metrics: Metrics) -> list[Fraction]:
     ]
 
 
-def _seconds(metrics: Metrics) -> str:
-    return decimal_text(metrics.median_step_ns / 10**9, 6)
-
-
 def different_load(candidate: Metrics, other: Metrics) -> Blocker | None:
     """Whether the sides did different work: other settings, other tokens, or losses that drift apart."""
     ours, theirs = candidate.side, other.side
@@ -157,6 +168,7 @@ def _load_fields(deployment: Deployment) -> dict[str, object]:
         "workload.seed": deployment.workload.seed,
         "batch.global_batch_size": batch and batch.global_batch_size,
         "batch.sequence_length": batch and batch.sequence_length,
+        "load": deployment.load,
         "hardware.threads_per_rank": deployment.hardware.threads_per_rank,
     }
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hybrid_runtime.errors import RecordsError
+from hybrid_runtime.records import TRACE
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.verdict import (
     SCHEMA_VERSION,
@@ -37,7 +38,7 @@ from hybrid_runtime.verifier.differences import differences, outcomes_changed, s
 from hybrid_runtime.verifier.driver import driver_blocker, driver_rows, driver_warnings, read_driver
 from hybrid_runtime.verifier.hardware import requirements
 from hybrid_runtime.verifier.memory_witness import memory_warnings
-from hybrid_runtime.verifier.metrics import device_rows, measure
+from hybrid_runtime.verifier.metrics import Metrics, device_rows, measure
 from hybrid_runtime.verifier.modelled import modelled_run
 from hybrid_runtime.verifier.numerics import numerics_check
 from hybrid_runtime.verifier.placement import placement_warnings
@@ -45,6 +46,7 @@ from hybrid_runtime.verifier.prediction import judge_prediction
 from hybrid_runtime.verifier.provenance import launch_warnings, provenance
 from hybrid_runtime.verifier.sampling_log import sampling_of
 from hybrid_runtime.verifier.self_test import observer_warnings, self_tests
+from hybrid_runtime.verifier.served import served_claims, served_side
 from hybrid_runtime.verifier.side import load_side
 from hybrid_runtime.verifier.side_rows import outlier_row, side_row
 from hybrid_runtime.verifier.static import static_checks
@@ -85,6 +87,7 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
     claims: tuple[Claim, ...] = (
         *requirements(deployment, metrics, drivers[0]),
         *promises(deployment, metrics, terms),
+        *served_claims(deployment, metrics, bare, terms),
         *comparisons(deployment, bare, baseline, terms),
     )
     modelled: ModelledRun | None = None
@@ -111,6 +114,7 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
         self_test=tuple(checks),
         sampling=sampling,
         other_baselines=tuple(other.row for other in others),
+        served=tuple(served_side(*one, terms.alpha) for one in _serving(metrics, sides)),
         prediction=judge_prediction(metrics, time_blocker(deployment, sides[:1], terms.driver)) if finished else None,
         modelled=modelled if claims else None,
         provenance=provenance(drivers),
@@ -127,6 +131,12 @@ def judge(run_folder: Path, *, finished: bool = True) -> Verdict:
         ),
         raw=raw,
     )
+
+
+def _serving(traced: Metrics, sides: Sequence[Metrics]) -> list[tuple[Metrics, Metrics]]:
+    """(rounds with spans, judged rounds) of every side that serves and was measured; baselines record no spans."""
+    pairs = [(traced, sides[0]), *((one.of(TRACE), one) for one in sides[1:])]
+    return [pair for pair in pairs if pair[1].side.deployment.serves and pair[1].steps]
 
 
 def recheck(run_folder: Path) -> Verdict:

@@ -20,13 +20,18 @@ from statistics import median
 from typing import Literal
 
 from hybrid_runtime.exact import decimal_text
+from hybrid_runtime.predicted_serving import LatencyKind
 from hybrid_runtime.records import DATA, PLANTED, SPEED, TRACE, RankRecords, Span, StepRecord
+from hybrid_runtime.schedule.actions import Kind
+from hybrid_runtime.serving.request_records import RequestRecord
 from hybrid_runtime.verdict import DeviceRow
-from hybrid_runtime.verifier.side import Side, is_compute
+from hybrid_runtime.verifier.served_rounds import grouped
+from hybrid_runtime.verifier.side import Side, is_compute, is_of_kind
 from hybrid_runtime.verifier.statistics import share_interval
 
 Clock = Literal["wall", "thread_cpu"]
 Hardware = Literal["cuda", "cpu", "cpu-oversubscribed"]
+SERVING_PARTS = ("parameters", "kv_cache", "buffers_peak")
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations_peak", "buffers_peak")
 
 
@@ -39,15 +44,14 @@ def union_ns(intervals: Iterable[tuple[int, int]]) -> int:
     return total
 
 
-def wall_compute_ns(step: StepRecord) -> int:
+def wall_compute_ns(spans: Sequence[Span]) -> int:
     """Time inside compute spans minus the waits inside them."""
-    spans = [span for span in step.spans if is_compute(span.name)]
     return max(0, _covered_ns(spans) - sum(span.wait_ns for span in spans))
 
 
-def thread_cpu_ns(step: StepRecord) -> int | None:
+def thread_cpu_ns(spans: Sequence[Span]) -> int | None:
     """CPU time of the rank's thread inside compute spans; None where it was not taken."""
-    times = [span.cpu_ns for span in step.spans if is_compute(span.name)]
+    times = [span.cpu_ns for span in spans]
     return None if -1 in times else sum(times)
 
 
@@ -95,6 +99,7 @@ class Metrics:
         devices: ids of the physical devices, ordered by their lowest rank; columns of all tables below.
         ranks_of: per device, the indexes of its ranks.
         purpose: which measured steps these are (`records.TRACE`, SPEED, ...).
+        action_kind: the kind of action that compute is counted of; None for all compute.
     """
 
     side: Side
@@ -102,6 +107,11 @@ class Metrics:
     ranks_of: tuple[tuple[int, ...], ...]
     owned: tuple[bool, ...]
     purpose: str = TRACE
+    action_kind: Kind | None = None
+
+    def only(self, kind: Kind) -> Metrics:
+        """The same steps, but no other compute than that of one kind of action."""
+        return replace(self, action_kind=kind)
 
     def of(self, purpose: str) -> Metrics:
         """The same side's measured steps of another purpose."""
@@ -157,15 +167,20 @@ class Metrics:
 
     def compute_on(self, clock: Clock) -> list[list[int]] | None:
         """`compute_ns` on a clock of choice."""
-        of_step = wall_compute_ns if clock == "wall" else thread_cpu_ns
         table: list[list[int]] = []
         for row in self.rows():
-            times = [of_step(step) for _, step in row]
+            times = [self.compute_of(step, clock) for _, step in row]
             known = [time for time in times if time is not None]
             if len(known) < len(times):
                 return None
             table.append(self._per_device(known))
         return table
+
+    def compute_of(self, step: StepRecord, clock: Clock) -> int | None:
+        """Compute of one step on one rank; None where the clock was not read."""
+        kind = self.action_kind
+        spans = [span for span in step.spans if is_compute(span.name) and (kind is None or is_of_kind(span.name, kind))]
+        return wall_compute_ns(spans) if clock == "wall" else thread_cpu_ns(spans)
 
     @cached_property
     def work_flops(self) -> list[int]:
@@ -207,7 +222,7 @@ class Metrics:
         ranks = [self.side.ranks[index] for index in self.ranks_of[device]]
         return {
             part: sum(max((getattr(step.memory, part) or 0 for step in rank.steps), default=0) for rank in ranks)
-            for part in MEMORY_PARTS
+            for part in (SERVING_PARTS if self.side.deployment.serves else MEMORY_PARTS)
         }
 
     def wait_ns(self, device: int) -> int:
@@ -229,6 +244,18 @@ class Metrics:
         for index, step in enumerate(self.steps):
             found.setdefault(step.block, []).append(index)
         return list(found.values())
+
+    @cached_property
+    def requests(self) -> list[list[RequestRecord]]:
+        """Per measured step, its requests; empty lists where none are served."""
+        by_step = grouped(self.side.requests)
+        return [by_step.get(step.step, []) for step in self.steps]
+
+    def latencies_ns(self, kind: LatencyKind) -> list[list[Fraction]]:
+        """Per measured step, this latency of every request that has it."""
+        return [
+            [latency for request in step if (latency := request.latency_ns(kind)) is not None] for step in self.requests
+        ]
 
     def losses(self) -> list[str | None]:
         """The loss of every step of the model, warm-up included, from the first rank that knows it."""
@@ -257,7 +284,7 @@ class Metrics:
         ranks = [self.side.ranks[index] for index in self.ranks_of[device]]
         steps = [step for rank in ranks for step in self.measured(rank)]
         parts = {
-            "compute": sum(map(wall_compute_ns, steps)),
+            "compute": sum(self.compute_of(step, "wall") or 0 for step in steps),
             "exposed_communication": sum(map(exposed_wait_ns, steps)),
             "host": sum(map(host_ns, steps)),
         }
@@ -291,9 +318,15 @@ def measure(side: Side) -> Metrics:
 
 
 def block_medians(metrics: Metrics) -> list[Fraction]:
-    """Median step window of every block, ns."""
-    windows = [Fraction(window) for window in metrics.windows_ns]
-    return [median(windows[index] for index in block) for block in metrics.blocks()]
+    """What latency is judged by, ns: of every block the median step window; where requests are served, the median of
+    the latency that [load] names. Nothing where a block has no request with that latency."""
+    load = metrics.side.deployment.load
+    if load is None:
+        samples = [[Fraction(window)] for window in metrics.windows_ns]
+    else:
+        samples = metrics.latencies_ns(load.latency)
+    blocks = [[sample for index in block for sample in samples[index]] for block in metrics.blocks()]
+    return [median(block) for block in blocks] if all(blocks) else []
 
 
 def percent(part: int | Fraction, whole: int, places: int = 2) -> str:

@@ -53,7 +53,7 @@ def modelled_run(
     Args:
         baseline: the declared one.
     """
-    if not any(_undecided(claim) for claim in claims):
+    if candidate.side.deployment.serves or not any(_undecided(claim) for claim in claims):
         return tuple(claims), None
     try:
         costs, source = _costs(candidate)

@@ -2,6 +2,7 @@
 
 step_time     median window of the judged steps                wall, only where that is a measurement
 busy          median of what the rank's device computed        wall, or the thread's clock where cores are shared
+latencies     median over requests, where any are served       wall; shown only
 idle          mean of what is left of a window                 wall; shown only
 peak_memory   most bytes at once                               byte ledger, or the allocator's peak
 """
@@ -14,14 +15,23 @@ from statistics import median
 from typing import Literal, NamedTuple
 
 from hybrid_runtime.predicted import PredictedRank, PredictedStep
+from hybrid_runtime.predicted_serving import LatencyKind
+from hybrid_runtime.serving.latencies import QUANTILES, quantile
+from hybrid_runtime.serving.request_records import LATENCIES
 from hybrid_runtime.verdict_prediction import QuantityId
-from hybrid_runtime.verifier.metrics import Clock, Metrics, thread_cpu_ns, wall_compute_ns
+from hybrid_runtime.verifier.metrics import Metrics
 from hybrid_runtime.verifier.time_budget import rank_parts
 from hybrid_runtime.verifier.trust import Blocker
 
 TIME_LIMIT = Fraction(10, 100)
 MEMORY_LIMIT = Fraction(5, 100)
 MIN_STEPS = 5  # fewer measured steps have no median to speak of
+
+_LATENCY_WORDS: dict[LatencyKind, str] = {
+    "first_token": "time to the first token",
+    "output_token": "time per token after the first",
+    "request": "time to the whole answer",
+}
 
 Pair = tuple[Fraction, Fraction]  # predicted, measured
 
@@ -50,6 +60,7 @@ def compared(predicted: PredictedStep, metrics: Metrics, blocker: Blocker | None
     """Every quantity that both sides know; `blocker` says why wall-clock time is no measurement, if it is not."""
     if blocker is None and len(metrics.bare.steps) >= MIN_STEPS:
         yield _step_time(predicted, metrics.bare)
+        yield from _latencies(predicted, metrics.bare)
     if len(metrics.steps) >= MIN_STEPS:
         if blocker is None or metrics.clock == "thread_cpu":
             yield from _busy(predicted, metrics)
@@ -69,6 +80,18 @@ def _step_time(predicted: PredictedStep, bare: Metrics) -> Compared:
     pair = (Fraction(time.p50_ns), bare.median_step_ns)
     interval = (time.p10_ns, time.p90_ns)
     return Compared("step_time", "time of a step", "ns", label, method, {None: pair}, TIME_LIMIT, interval)
+
+
+def _latencies(predicted: PredictedStep, bare: Metrics) -> Iterator[Compared]:
+    for kind in LATENCIES:
+        times = None if predicted.serving is None else getattr(predicted.serving, kind)
+        measured = sorted(latency for step in bare.latencies_ns(kind) for latency in step)
+        if times is None or not measured:
+            continue
+        method = f"median over {len(measured)} requests, wall"
+        pair = (Fraction(times.median_ns), quantile(measured, QUANTILES["median"]))
+        label = predicted.labels.get("step_time", "modelled")
+        yield Compared(kind, _LATENCY_WORDS[kind], "ns", label, method, {None: pair}, TIME_LIMIT)
 
 
 def _busy(predicted: PredictedStep, metrics: Metrics) -> Iterator[Compared]:
@@ -112,11 +135,9 @@ def _by_rank(
 
 def _busy_ns(metrics: Metrics) -> dict[int, Fraction]:
     """Per pipeline rank, the median of its busy time over the steps, a mean over its peers; nothing if not recorded."""
-    clock: Clock = metrics.clock
-    of_step = wall_compute_ns if clock == "wall" else thread_cpu_ns
     medians: dict[int, list[Fraction]] = {}
     for rank in metrics.side.ranks:
-        times = [of_step(step) for step in metrics.measured(rank)]
+        times = [metrics.compute_of(step, metrics.clock) for step in metrics.measured(rank)]
         known = [Fraction(time) for time in times if time is not None]
         if len(known) < len(times) or not known:
             return {}

@@ -42,7 +42,7 @@ def self_tests(metrics: Metrics, alpha: float) -> Iterator[SelfCheck]:
     yield from planted_checks(metrics.side, alpha)
     if bare.steps:
         yield _aa(bare, alpha)
-        if metrics.steps:
+        if metrics.steps and block_medians(metrics) and block_medians(bare):
             yield _observer(metrics, bare, alpha)
 
 

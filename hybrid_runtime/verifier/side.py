@@ -20,8 +20,10 @@ from hybrid_runtime.errors import RecordsError, UsageError
 from hybrid_runtime.plan import Plan, read_plan
 from hybrid_runtime.records import COMPUTE_PHASES, PHASES, PLANTED, RankRecords, StepRecord, read_side
 from hybrid_runtime.run_folder import RunFolder
-from hybrid_runtime.schedule.actions import is_action, parse_action
+from hybrid_runtime.schedule.actions import Kind, is_action, parse_action
+from hybrid_runtime.serving.request_records import RequestRecord, read_requests
 from hybrid_runtime.verifier.sequence import check_sequence
+from hybrid_runtime.verifier.served_rounds import check_rounds
 from hybrid_runtime.verifier.work_done import check_work
 
 Role = Literal["candidate", "baseline"]
@@ -30,13 +32,14 @@ _LATEST_NS = 2**63  # a clock counts in 64-bit nanoseconds; anything beyond was 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side: what was asked for, what was planned, and what every rank wrote down."""
+    """One side: what was asked for, what was planned, what every rank wrote down, and what became of requests."""
 
     folder: Path
     role: Role
     deployment: Deployment
     plan: Plan
     ranks: tuple[RankRecords, ...]
+    requests: tuple[RequestRecord, ...] = ()
 
 
 def load_side(folder: Path, role: Role, *, finished: bool = True) -> Side:
@@ -58,15 +61,26 @@ def load_side(folder: Path, role: Role, *, finished: bool = True) -> Side:
         raise
     except UsageError as problem:
         raise RecordsError(f"{problem}; use the file as the run wrote it, or make the run again") from None
-    side = Side(folder, role, deployment, plan, ranks)
+    side = Side(folder, role, deployment, plan, ranks, _requests(files, deployment))
     _check_fingerprints(side)
     for rank in ranks:
         _check_place(side, rank)
         _check_steps(side, rank)
     _check_devices(side)
     check_sequence(ranks, deployment)
-    check_work(ranks, plan)
+    if deployment.serves:
+        check_rounds(ranks, side.requests, deployment, plan)
+    else:
+        check_work(ranks, plan)
     return side
+
+
+def _requests(files: RunFolder, deployment: Deployment) -> tuple[RequestRecord, ...]:
+    if deployment.serves:
+        return read_requests(files.requests)
+    if files.requests.exists():
+        raise RecordsError(f"{files.requests}: holds requests, and the deployment serves none; it is of another run")
+    return ()
 
 
 def _check_fingerprints(side: Side) -> None:
@@ -161,6 +175,12 @@ def _is_number(text: str | None) -> bool:
 def is_compute(name: str) -> bool:
     """Whether a span of this name is work of the device (and not communication or reading data)."""
     return name in COMPUTE_PHASES or (is_action(name) and parse_action(name).kind.is_compute)
+
+
+@cache
+def is_of_kind(name: str, kind: Kind) -> bool:
+    """Whether a span of this name is an action of this kind."""
+    return is_action(name) and parse_action(name).kind is kind
 
 
 def _check_devices(side: Side) -> None:

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from hybrid_runtime.deployment import BaselineKind
 from hybrid_runtime.exact import decimal_text
-from hybrid_runtime.planner.model_flops import model_flops
+from hybrid_runtime.planner.model_flops import model_flops, served_flops
 from hybrid_runtime.records import PLANTED
 from hybrid_runtime.verdict import Outliers
 from hybrid_runtime.verdict import Side as SideRow
@@ -47,9 +47,19 @@ def _utilisation(metrics: Metrics) -> tuple[str, str]:
     if len(rates) < len(peaks):
         unknown = next(header.peak_source for header in peaks if header.peak_flops_per_s is None)
         return unknown, ""
+    if metrics.side.deployment.serves:
+        return decimal_text(100 * _served_flops(metrics) * 10**9 / (sum(metrics.windows_ns) * sum(rates)), 2), sources
     plan = metrics.side.plan
     per_token = Fraction(model_flops(plan, metrics.side.deployment.shape), plan.tokens_per_step)
     return decimal_text(100 * metrics.tokens_per_s * per_token / sum(rates), 2), sources
+
+
+def _served_flops(metrics: Metrics) -> Fraction:
+    """Of all requests of the judged rounds."""
+    shape = metrics.side.deployment.shape
+    assert shape is not None, "only models of the Llama family are served"
+    requests = [request for step in metrics.requests for request in step if request.output_tokens]
+    return Fraction(sum(served_flops(shape, one.prompt_tokens, one.output_tokens) for one in requests))
 
 
 def outlier_row(metrics: Metrics) -> Outliers:

@@ -2,6 +2,7 @@
 
     device_count .. rank_device_map     static_devices    what is asked of the machine
     model_shape .. schedule             static_plan       whether the plan is possible
+    requests_fit .. enough_requests     static_serving    whether requests and caches fit, where any are served
     latency_reduction .. baseline       static_targets    whether the promises can be judged at all
     *_share_range, declared_computation static_declared   declared shares against limits and against the plan
     claim_count, coherence              static_declared   declared figures against each other
@@ -23,6 +24,7 @@ from hybrid_runtime.verifier.static_declared import balance_rows, claim_count, c
 from hybrid_runtime.verifier.static_devices import device_rows
 from hybrid_runtime.verifier.static_plan import batch_divisible, model_shape, plan_rows, tp_rows
 from hybrid_runtime.verifier.static_rows import Facts
+from hybrid_runtime.verifier.static_serving import serving_rows
 from hybrid_runtime.verifier.static_targets import baseline_row, speed_rows, stated_utilisation, utilisation_row
 
 
@@ -40,6 +42,7 @@ def static_checks(deployment: Deployment, units: Sequence[UnitCost] = ()) -> tup
         *device_rows(facts),
         *plan_rows(facts),
         *speed_rows(facts),
+        *serving_rows(facts),
         *utilisation_row(facts),
         *baseline_row(facts),
         *balance_rows(facts),
@@ -85,9 +88,16 @@ def stated_requirements(deployment: Deployment) -> tuple[str, ...]:
         "throughput_gain": _any(targets.throughput_gain_percent, declared.throughput_gain),
         "compute_busy_min": stated_utilisation(deployment) is not None,
         targets.compute_balance_metric: _any(*computation),
+        **dict.fromkeys(stated_limits(deployment), True),
         "alloc_peak_share_range": _any(targets.memory_balance_pp, declared.memory_distribution),
     }
     return tuple(name for name, is_stated in stated.items() if is_stated)
+
+
+def stated_limits(deployment: Deployment) -> list[str]:
+    """The limits of latencies, by metric id."""
+    limits = deployment.targets.latency_limits
+    return [f"{kind}_{name}_s" for kind, of_kind in limits.items() for name, _ in of_kind.given()]
 
 
 def _any(*values: object) -> bool:

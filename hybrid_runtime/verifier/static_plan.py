@@ -9,7 +9,7 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.pieces import read_piece
-from hybrid_runtime.planner.make import make_plan
+from hybrid_runtime.planner.make import demand_linear, make_plan
 from hybrid_runtime.schedule.choose import accept, is_searched, place
 from hybrid_runtime.shapes import LlamaShape
 from hybrid_runtime.verdict import StaticCheck
@@ -157,6 +157,12 @@ def _parts_problems(facts: Facts) -> Iterator[str]:
         )
 
 
+def items_under_way(deployment: Deployment) -> int:
+    """Items that may be under way where requests are served."""
+    assert deployment.batch is not None
+    return deployment.batch.items_in_flight or deployment.num_microbatches
+
+
 def schedule(facts: Facts) -> StaticCheck:
     """The schedule is known; its lists for this plan cover all work, finish, and keep messages in order."""
     deployment, num_microbatches = facts.deployment, facts.num_microbatches
@@ -166,6 +172,12 @@ def schedule(facts: Facts) -> StaticCheck:
         place(name, ranks, deployment.pipeline.virtual_stages)
         if num_microbatches:
             accept(name, ranks, num_microbatches, deployment.workload.passes, deployment.pipeline.virtual_stages)
+        if deployment.serves:
+            demand_linear(name, place(name, ranks, deployment.pipeline.virtual_stages))
+            detail = (
+                f"one stage on each rank, in order; at most {amount(items_under_way(deployment), 'item')} under way"
+            )
+            return row("schedule", f"requests pass {amount(ranks, 'pipeline rank')}", [], detail)
         if is_searched(name):
             return row("schedule", requirement, [], "searched, and proved free of deadlock, when a run plans")
         actions = 2 * len(facts.stage_to_rank) * num_microbatches

@@ -13,8 +13,9 @@ from hybrid_runtime.schedule.choose import accept, busy_at_best, is_file, is_sea
 from hybrid_runtime.schedule.ideal import least_microbatches
 from hybrid_runtime.verdict import Outcome, StaticCheck
 from hybrid_runtime.verifier.static_devices import least_device_bytes
-from hybrid_runtime.verifier.static_plan import batch_divisible, stage_cover, tp_rows
+from hybrid_runtime.verifier.static_plan import batch_divisible, items_under_way, stage_cover, tp_rows
 from hybrid_runtime.verifier.static_rows import Facts, amount, row, undecided
+from hybrid_runtime.verifier.static_serving import rank_cache_bytes
 
 
 def speed_rows(facts: Facts) -> Iterator[StaticCheck]:
@@ -51,6 +52,9 @@ def utilisation_row(facts: Facts) -> Iterator[StaticCheck]:
     busy = stated_utilisation(deployment)
     if busy is None:
         return
+    if deployment.serves:
+        yield _serving_utilisation(facts, busy)
+        return
     name, ranks, workload = deployment.pipeline.schedule, deployment.mesh.pp_degree, deployment.workload.passes
     per_rank = deployment.pipeline.virtual_stages
     requirement = f"every device computes for {_percent(busy)} % of a step"
@@ -77,6 +81,23 @@ def utilisation_row(facts: Facts) -> Iterator[StaticCheck]:
     yield row("compute_busy_min", requirement, problems, f"reachable: {allows}")
 
 
+def _serving_utilisation(facts: Facts, busy: Fraction) -> StaticCheck:
+    """As many pipeline ranks work at a time as there are items under way."""
+    deployment = facts.deployment
+    requirement, ranks = f"every device computes for {_percent(busy)} % of a round", deployment.mesh.pp_degree
+    if deployment.batch is None:
+        return undecided(
+            "compute_busy_min", requirement, "not_given", "nothing is known of what is under way: add [batch]"
+        )
+    items = items_under_way(deployment)
+    bound = min(Fraction(1), Fraction(items, ranks))
+    allows = f"{amount(items, 'item')} under way on {amount(ranks, 'pipeline rank')} allow at most {_percent(bound)} %"
+    problems = (
+        [f"{allows}; lower microbatch_size, or raise items_in_flight or global_batch_size"] if busy > bound else []
+    )
+    return row("compute_busy_min", requirement, problems, f"reachable: {allows}")
+
+
 def baseline_row(facts: Facts) -> Iterator[StaticCheck]:
     """The baseline can be built and may fit; one that cannot makes every comparison undecidable."""
     deployment = facts.deployment
@@ -96,6 +117,8 @@ def baseline_row(facts: Facts) -> Iterator[StaticCheck]:
         yield undecided("baseline", requirement, "baseline_infeasible", f"{other.mesh}: {'; '.join(problems)}")
         return
     detail = f"{other.mesh}, {other.pipeline.schedule}, {amount(other.num_microbatches, 'microbatch', 'microbatches')}"
+    if other.serves:
+        detail = f"{detail}, at most {amount(items_under_way(other), 'item')} under way"
     yield row("baseline", requirement, [], detail)
 
 
@@ -105,6 +128,8 @@ def _infeasible(facts: Facts, memory: str | None) -> list[str]:
     problems = [check.detail for check in rows if check.outcome is Outcome.FAIL]
     problems += _unaccepted(facts.deployment)
     needed = least_device_bytes(facts)
+    if facts.deployment.serves:
+        needed = None if needed is None else needed + max(rank_cache_bytes(facts), default=0)
     if memory is not None and needed is not None and needed > parse_bytes(memory):
         problems.append(f"its states alone need {decimal_text(Fraction(needed, 10**9), 3)} GB of {memory} per device")
     return problems

@@ -42,7 +42,7 @@ def component_of(name: str) -> str | None:
     kind = parse_action(name).kind
     if kind is Kind.W:
         return "weight_grad"
-    return "forward" if kind.value.endswith("F") else "backward"
+    return "forward" if kind in (Kind.F, Kind.EF, Kind.P, Kind.D) else "backward"
 
 
 def rank_parts(metrics: Metrics, clock: Clock) -> dict[int, Parts]:

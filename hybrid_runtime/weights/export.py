@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from hybrid_runtime import exact
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import UsageError
-from hybrid_runtime.hugging_face_config import CONFIG, config_of, read_config
+from hybrid_runtime.hugging_face_config import CONFIG, config_of, dtype_of_config, read_config
 from hybrid_runtime.weights.layout import lay_out
 from hybrid_runtime.weights.number_types import DTYPES
 from hybrid_runtime.weights.target import Target, files_to_copy, is_empty
@@ -48,7 +48,7 @@ def export_target(deployment: Deployment, *, replaces: bool = False) -> Target |
         return None
     assert deployment.shape is not None, "[export] is refused beside a model of one's own units"
     export_config(deployment)
-    dtype = DTYPES[_dtype(deployment)]
+    dtype = DTYPES[export_dtype(deployment)]
     tensors = {name: (dtype, size) for name, size in tensor_shapes(deployment.shape).items()}
     limit = exact.parse_bytes(deployment.export.max_file_size)
     return Target(Path(deployment.export.folder), lay_out(tensors, int(limit)), replaces=replaces)
@@ -89,12 +89,11 @@ def export_config(deployment: Deployment) -> dict[str, Any]:
         UsageError: that file has become unreadable, or transformers has no such model.
     """
     assert deployment.shape is not None
-    source = next((folder / CONFIG for folder in _folders(deployment) if (folder / CONFIG).is_file()), None)
     return config_of(
         deployment.shape,
-        dtype=_dtype(deployment),
+        dtype=export_dtype(deployment),
         max_position_embeddings=deployment.batch.sequence_length if deployment.batch else 0,
-        source=None if source is None else read_config(source),
+        source=_source_config(deployment),
     )
 
 
@@ -113,10 +112,23 @@ def finish_export(deployment: Deployment, target: Target, what: Exported) -> Non
     target.finish(export_config(deployment), copied, {MARK: text})
 
 
-def _dtype(deployment: Deployment) -> str:
+def export_dtype(deployment: Deployment) -> str:
+    """Of the weights in the folder, in torch's spelling: what [export] says, else the model's.
+
+    A model that came as float32 and is trained in bfloat16 beside float32 copies leaves as it came.
+    """
     assert deployment.export is not None
     assert deployment.model is not None
-    return deployment.export.dtype or deployment.model.dtype
+    if deployment.export.dtype is not None:
+        return deployment.export.dtype
+    has_masters = deployment.workload.kind == "train" and deployment.optimizer.master_weights
+    source = _source_config(deployment) if has_masters else None
+    return "float32" if source is not None and dtype_of_config(source) == "float32" else deployment.model.dtype
+
+
+def _source_config(deployment: Deployment) -> dict[str, Any] | None:
+    """Of the folder that the model came from, if it is still there."""
+    return next((read_config(folder) for folder in _folders(deployment) if (folder / CONFIG).is_file()), None)
 
 
 def _folders(deployment: Deployment) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -13,9 +14,12 @@ import torch
 from benchmarks.blocks import combine, ratio
 from benchmarks.cases import QUICK, Case, make_deployment
 from benchmarks.gpu_jobs import main as write_jobs
+from benchmarks.on_and_off import judged
+from benchmarks.on_and_off import table_of as on_and_off_table
 from benchmarks.peer_model import build_blocks, random_weights
 from benchmarks.results import environment, markdown_table
 from hybrid_runtime.deployment import load_deployment
+from tests.ranks import forking
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,20 +32,29 @@ ROOT = Path(__file__).parents[2]
         ("peers", "pp2", ("ours", "torch")),
         ("telemetry", "tp2", ("on", "off")),
         ("checkpoints", "pp2", ("on", "off")),
+        ("faults", "pp2", ("on", "off")),
     ],
 )
-def test_quick_run_saves_a_complete_result(name: str, case: str, sides: tuple[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--only", case, "--save"]
-    command += ["--results", str(tmp_path / "results")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode in (0, 1), done.stderr  # tiny sizes may miss the goal
+def test_quick_run_saves_a_complete_result(
+    name: str, case: str, sides: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, and with the tests' ranks: nobody reads these times."""
+    arguments = ["--quick", "--only", case, "--save", "--results", str(tmp_path / "results")]
+    monkeypatch.setattr("benchmarks.ranks.mp.get_context", lambda method: forking())
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    code = importlib.import_module(f"benchmarks.{name}").main(arguments)
+    assert code in (0, 1)  # tiny sizes may miss the goal
     (file,) = (tmp_path / "results").glob("*.json")
     result = json.loads(file.read_text())
     figures = result["cases"][case]
     for metric in ("step_time_ratio", "cpu_ratio"):
         low, middle, high = (figures[metric][key] for key in ("minimum", "median", "maximum"))
         assert 0 < low <= middle <= high
-    assert figures["met"] == (figures[figures["metric"]]["median"] <= figures["goal"])
+    if sides[0] == "on":
+        assert figures["verdict"] == "INCONCLUSIVE", "two pairs decide nothing"
+        assert figures["ratio"]["lower"] <= figures["ratio"]["point"] <= figures["ratio"]["upper"]
+    else:
+        assert figures["met"] == (figures[figures["metric"]]["median"] <= figures["goal"])
     assert tuple(figures["sides"]) == sides
     first = [figures["sides"][side]["losses"][0] for side in sides]
     assert first[0] == pytest.approx(first[1], abs=1e-4)
@@ -65,6 +78,19 @@ def test_step_time_is_the_slowest_rank_and_cpu_time_the_sum() -> None:
     assert figures["sides"]["a"]["cpu_s"] == 3
     assert figures["sides"]["a"]["busy"] == 2 / (2 * 3)
     assert figures["cpu_ratio"]["median"] == 1.5
+
+
+@pytest.mark.parametrize(("on_ms", "verdict"), [(1003, "PASS"), (1020, "FAIL"), (1005, "INCONCLUSIVE")])
+def test_what_is_on_and_off_is_judged_by_its_interval(on_ms: int, verdict: str) -> None:
+    def steps(ms: int) -> list[list[list[int]]]:
+        return [[[(10 * ms + noise) * 10**5, 10**9, 10**9]] for noise in (0, 2, -2, 2, -2, 0, 2, -2)]
+
+    answer = {"losses": {"on": [1.0], "off": [1.0]}, "blocks": {"on": steps(on_ms), "off": steps(1000)[::-1]}}
+    found = judged(Case("x", 1, 1, goal=1.005), [answer | {"bytes": 3}])
+    assert found["verdict"] == verdict
+    assert found["met"] == (verdict == "PASS")
+    assert found["bytes"] == [3]
+    assert f"<= 1.005: {verdict}" in on_and_off_table({"x": found}, 1, {})
 
 
 def test_fused_weights_give_the_same_model_for_every_tp_degree() -> None:

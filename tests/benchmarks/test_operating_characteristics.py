@@ -17,7 +17,7 @@ def test_quick_run_misses_no_goal_and_saves_every_rule(tmp_path: Path, capsys: p
     main(["--quick", "--save", "--results", str(tmp_path / "results")])
     (file,) = (tmp_path / "results").glob("operating_characteristics-*.json")
     cells = json.loads(file.read_text())["cells"]
-    assert {name.partition(" ")[0] for name in cells} == {"range", "floor", "ratio", "equivalence"}
+    assert {name.partition(" ")[0] for name in cells} == {"range", "floor", "ratio", "equivalence", "quantile"}
     assert all(cell["state"] in {"met", "open"} for cell in cells.values())  # 200 runs cannot show 1 %
     assert all(sum(cell["endings"].values()) == cell["runs"] >= 200 for cell in cells.values())
     assert "open" in capsys.readouterr().out

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.calibrated_plans import write_case
 from benchmarks.predictions import CASES, summary, table_of
-from benchmarks.predictions import _write as write
 from hybrid_runtime.deployment import load_deployment
 from hybrid_runtime.planner.candidates import layouts
 from hybrid_runtime.planner.layout import Layout
@@ -39,7 +39,7 @@ def test_errors_regret_and_disturbed_runs_are_told() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_is_one_layout_as_it_says(tmp_path: Path, name: str) -> None:
-    file = load_deployment(write(tmp_path / "case.json", CASES[name], steps=8))
+    file = load_deployment(write_case(tmp_path / "case.json", CASES[name], steps=8))
     (layout,) = layouts(space_of(file), setting_of(file))
     assert isinstance(layout, Layout)
     assert layout.schedule == file.pipeline.schedule

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_runtime.checkpoint.folders import name_of, whole
+from hybrid_runtime.checkpoint.folders import name_of, step_of, whole
 from hybrid_runtime.checkpoint.from_hugging_face import from_hugging_face
+from hybrid_runtime.checkpoint.model_words import MASTERS
 from hybrid_runtime.checkpoint.to_hugging_face import to_hugging_face
 from hybrid_runtime.hugging_face_config import shape_from_hugging_face
 from hybrid_runtime.weights.tensor_names import joined_tensors, tensor_shapes
@@ -69,6 +70,11 @@ IN_A_V = {
 }
 
 
+HALF = LLAMA | {"dtype": "bfloat16"}
+SLOW = {"learning_rate": "0.001", "warmup_steps": 2, "clip_norm": "0.5", "eps": "0.0001"}
+STILL = {"learning_rate": f"0.{'0' * 29}1"}  # an update that changes no number
+
+
 def some_steps(
     rank: int,
     folder: str,
@@ -77,38 +83,82 @@ def some_steps(
     resume: str | None = None,
     pipeline: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    slow = {"learning_rate": "0.001", "warmup_steps": 2, "clip_norm": "0.5", "eps": "0.0001"}
-    changes: dict[str, Any] = {"model": dict(LLAMA), "pipeline": dict(pipeline), "optimizer": slow}
-    deployment = settings(Path(folder), mesh, shard_optimizer=True, **changes)
-    losses = train(deployment, until=until, resume=resume)
-    if rank == 0:
-        Path(folder, f"losses-{until}.json").write_text(json.dumps(losses))
+    """Of a float32 model, and of a bfloat16 one with master copies (in a folder named so), in the same processes."""
+    for model, where in ((LLAMA, folder), (HALF, f"{folder}-bfloat16")):
+        changes: dict[str, Any] = {"model": dict(model), "pipeline": dict(pipeline), "optimizer": SLOW}
+        deployment = settings(Path(where), mesh, shard_optimizer=True, **changes)
+        if resume and model is HALF:
+            newest = whole(Path(where))[-1]
+            still = settings(Path(f"{where}-still"), mesh, shard_optimizer=True, **changes | {"optimizer": STILL})
+            train(still, until=step_of(newest) + 1, resume=str(newest))
+        losses = train(deployment, until=until, resume=resume and "latest")
+        if rank == 0:
+            Path(where, f"losses-{until}.json").write_text(json.dumps(losses))
 
 
 def last_steps_and_straight(rank: int, folder: str) -> None:
     """One process: the end of the training that moved, and all of another; then two that begin from weights."""
-    some_steps(rank, f"{folder}/moving", (1, 1, 1), STEPS, f"{folder}/moving")
+    some_steps(rank, f"{folder}/moving", (1, 1, 1), STEPS, "latest")
     some_steps(rank, f"{folder}/straight", (1, 1, 1), STEPS)
-    read = train(settings(Path(folder, "read"), model=LLAMA | {"weights": f"{folder}/hf"}), until=3)
-    begun = settings(Path(folder, "begun"), model=dict(LLAMA))
-    assert train(begun, until=3, resume="latest") == read
-    assert [path.name for path in whole(Path(folder, "begun"))] == [name_of(0), name_of(3)]
+    for model, where in ((LLAMA, "begun"), (HALF, "begun-bfloat16")):
+        read = train(settings(Path(folder, f"{where}-read"), model=model | {"weights": f"{folder}/hf"}), until=3)
+        begun = settings(Path(folder, where), model=dict(model))
+        assert train(begun, until=3, resume="latest") == read
+        assert [path.name for path in whole(Path(folder, where))] == [name_of(0), name_of(3)]
 
 
 def test_over_three_meshes_cuts_and_schedules(tmp_path: Path) -> None:
     """The optimizer's state lies whole on every rank, then in halves on two replicas, then in one process."""
-    moving = str(tmp_path / "moving")
-    run_ranks(6, some_steps, moving, (2, 3, 1), 7, None, PIECES)
-    assert_converted(Path(moving), tmp_path)
-    run_ranks(4, some_steps, moving, (1, 2, 2), 14, "latest", IN_A_V)
+    moving, half = tmp_path / "moving", tmp_path / "moving-bfloat16"
+    run_ranks(6, some_steps, str(moving), (2, 3, 1), 7, None, PIECES)
+    assert_converted(moving, tmp_path)
+    seventh = whole_state(half / name_of(7))
+    run_ranks(4, some_steps, str(moving), (1, 2, 2), 14, "latest", IN_A_V)
+    fourteenth = whole_state(half / name_of(14))
+    assert_masters_converted(half / name_of(14), tmp_path, fourteenth)
     run_ranks(1, last_steps_and_straight, str(tmp_path))
     straight = whole_state(tmp_path / "straight" / name_of(STEPS))
     assert_close(whole_state(tmp_path / "moving" / name_of(STEPS)), straight, 1e-5)
     assert {name.split(".")[1] for name in straight if name.startswith("optimizer.")} == {"exp_avg", "exp_avg_sq"}
-    files = [tmp_path / "moving" / f"losses-{until}.json" for until in (7, 14, STEPS)]
-    losses = [loss for file in files for loss in json.loads(file.read_text())]
-    expected = json.loads((tmp_path / "straight" / f"losses-{STEPS}.json").read_text())
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(losses_of(moving), losses_of(tmp_path / "straight"), rtol=1e-5)
+    for state, step in ((seventh, 8), (fourteenth, 15)):
+        assert_close(masters(whole_state(tmp_path / "moving-bfloat16-still" / name_of(step))), masters(state), 0)
+    assert_alike_in_bfloat16(half, tmp_path / "straight-bfloat16", since=seventh)
+    begun, read = (whole_state(tmp_path / f"begun-bfloat16{kind}" / name_of(3)) for kind in ("", "-read"))
+    assert masters(begun), "made anew, for a folder of weights has none"
+    assert_close(begun, read, 0)
+
+
+def losses_of(folder: Path) -> list[float]:
+    files = (folder / f"losses-{until}.json" for until in (7, 14, STEPS))
+    return [loss for file in files if file.exists() for loss in json.loads(file.read_text())]
+
+
+def masters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(MASTERS): tensor for name, tensor in state.items() if name.startswith(MASTERS)}
+
+
+def assert_alike_in_bfloat16(moving: Path, straight: Path, since: dict[str, torch.Tensor]) -> None:
+    """What other orders of summation round differently is small beside what was learnt since a state."""
+    np.testing.assert_allclose(losses_of(moving), losses_of(straight), rtol=2e-3)
+    found, expected = (whole_state(folder / name_of(STEPS)) for folder in (moving, straight))
+    for name, master in masters(found).items():
+        assert torch.equal(master.bfloat16(), found[f"model.{name}"]), name
+        learnt = float((expected[MASTERS + name] - since[MASTERS + name]).norm())
+        error = float((master - expected[MASTERS + name]).norm())
+        assert error <= 0.1 * learnt, f"{name}: {error:.2e} of {learnt:.2e}"
+
+
+def assert_masters_converted(checkpoint: Path, folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """As float32, which is what a model becomes that came as float32, it is the master copies, and not the rounded
+    numbers."""
+    to_hugging_face(checkpoint, folder / "masters", like=folder / "hf")
+    to_hugging_face(checkpoint, folder / "rounded")
+    wide, narrow = tensors_of(folder / "masters"), tensors_of(folder / "rounded")
+    for parameter, parts in joined_tensors(shape_from_hugging_face(folder / "masters")).items():
+        assert torch.equal(torch.cat([wide[part.name] for part in parts]), state[f"{MASTERS}{parameter}"]), parameter
+        assert torch.equal(torch.cat([narrow[part.name] for part in parts]), state[f"model.{parameter}"]), parameter
+        assert not torch.equal(state[f"{MASTERS}{parameter}"], state[f"model.{parameter}"].float()), parameter
 
 
 def assert_converted(checkpoints: Path, folder: Path) -> None:
@@ -121,6 +171,7 @@ def assert_converted(checkpoints: Path, folder: Path) -> None:
     for parameter, parts in joined_tensors(shape).items():
         joined = torch.cat([found[part.name] for part in parts])
         assert torch.equal(joined, expected[f"model.{parameter}"]), parameter
+    from_hugging_face(folder / "hf", folder / "begun-bfloat16", dtype="bfloat16")
     from_hugging_face(folder / "hf", folder / "begun")
     begun = whole_state(folder / "begun" / name_of(0))
     assert all(torch.equal(expected[name], begun[name]) for name in begun)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import random
 import time
@@ -22,6 +21,7 @@ from hybrid_runtime.comm.axis import Axis
 from hybrid_runtime.errors import EnvironmentProblem
 from hybrid_runtime.mesh import Place
 from hybrid_runtime.tensor_parallel.random_state import RandomStates
+from tests.ranks import forking
 
 
 def describe(step: int) -> Manifest:
@@ -103,8 +103,7 @@ def save_forever(folder: str, told: str) -> None:
 
 
 def test_a_kill_at_any_instant_leaves_the_one_before_whole(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.checkpoint.test_saver"])
+    context = forking()
     chance, told, before = random.Random(3), tmp_path / "told", 0
     told.touch()
     for _ in range(12):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -42,6 +43,7 @@ def six_ranks(rank: int) -> None:
     groups.barrier()
 
 
+@pytest.mark.ranks
 def test_every_group_of_a_replica() -> None:
     run_ranks(6, six_ranks)
 
@@ -54,5 +56,6 @@ def one_rank(rank: int) -> None:
     assert groups.gather_numbers([1.5]) == [[1.5]]
 
 
+@pytest.mark.ranks
 def test_one_rank_needs_no_group() -> None:
     run_ranks(1, one_rank)

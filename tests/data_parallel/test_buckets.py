@@ -112,5 +112,6 @@ def sum_over_ranks(rank: int) -> None:
         assert [p.grad.tolist() for p in listed if p.grad is not None] == [[6] * 3, [6] * 40]
 
 
+@pytest.mark.ranks
 def test_sums_over_three_replicas() -> None:
     run_ranks(3, sum_over_ranks)

@@ -45,6 +45,7 @@ def account(
     did: tuple[str, ...] = ("DATA", "OPTIMIZER"),
     pid: int | None = None,
     host: str | None = None,
+    reaches: bool | None = None,
 ) -> Account:
     """A rank that has been doing something, or waiting, for `ago_s`; `did` came before in this step."""
     at_ns = NOW_NS - round(ago_s * 1e9)
@@ -59,6 +60,7 @@ def account(
         waiting=Waiting(wait, on, at_ns) if wait else None,
         last=tuple(Did(at_ns, number, text) for number, text in enumerate(texts)),
         changed_ns=at_ns,
+        reaches=reaches,
     )
 
 
@@ -109,6 +111,32 @@ def test_a_stopped_rank_is_named_although_its_file_says_that_it_waits(stopped: i
 )
 def test_why_a_rank_gives_no_sign_of_life(of: dict[str, object], words: str) -> None:
     assert f"for 12.0 s: {words};" in sentence(TWO, RECEIVES, account(1, "1F1", beat_s=12, **of))  # type: ignore[arg-type]
+
+
+def on_hosts(*reach: bool | None, beats_s: dict[int, float] | None = None) -> str:
+    """Every rank is in the barrier, on a machine of its own, and has tried to reach where they met."""
+    plan = plan_of(pp_degree=len(reach))
+    silent = beats_s or {}
+    accounts = (
+        account(k, "B", wait="barrier", on="all", host=f"host{k}", reaches=found, beat_s=silent.get(k, 0.2))
+        for k, found in enumerate(reach)
+    )
+    return sentence(plan, *accounts).partition(", step 7, B: ")[2]
+
+
+def test_a_machine_that_is_cut_off_from_the_others() -> None:
+    assert on_hosts(True, False) == "its machine host1 is cut off from host0"
+    assert on_hosts(True, True, False) == "its machine host2 is cut off from host0, host1"
+    assert on_hosts(True, False, False, True) == "its machine host1 is cut off from host0, host3 (so are rank 2)"
+    assert on_hosts(False, True, False) == "its machine host1 is cut off from host0, host2", "where they met"
+    assert "host1), " not in on_hosts(True, True)
+    assert on_hosts(True, None).endswith("the link between them is lost (host0, host1)"), "not yet tried"
+
+
+def test_a_machine_that_is_cut_off_may_see_old_files_of_the_others_and_they_of_it() -> None:
+    there, here = {1: 12.0}, {0: 12.0, 2: 12.0}
+    assert on_hosts(True, None, True, beats_s=there).startswith("gives no sign of life for 12.0 s: stopped, or its ")
+    assert on_hosts(None, False, None, beats_s=here) == "its machine host1 is cut off from host0, host2"
 
 
 def test_who_sleeps_while_the_other_waits_is_named() -> None:

@@ -45,6 +45,7 @@ def test_one_rank(models: Path) -> None:
         run_cases(0, models, [Case(name, 1, 1, chunk) for name in MODELS for chunk in (None, 3)])
 
 
+@pytest.mark.ranks
 def test_two_tensor_ranks_and_two_stages(models: Path) -> None:
     cases = [
         Case(LLAMA, 2, 1),
@@ -58,6 +59,7 @@ def test_two_tensor_ranks_and_two_stages(models: Path) -> None:
     run_ranks(2, run_cases, models, cases)
 
 
+@pytest.mark.ranks
 def test_two_tensor_ranks_by_three_stages(models: Path) -> None:
     pieces = ["embedding..0.attn[:2]", "0.attn[2:]..0.mlp[:10]", "0.mlp[10:]..head"]
     cases = [
@@ -69,10 +71,12 @@ def test_two_tensor_ranks_by_three_stages(models: Path) -> None:
     run_ranks(6, run_cases, models, cases)
 
 
+@pytest.mark.ranks
 def test_eight_stages(models: Path) -> None:
     names = ["embedding", "0.attn[:1]", "0.attn[1:]", "0.mlp", "1.attn[:1]", "1.attn[1:]", "1.mlp", "head"]
     run_ranks(8, run_cases, models, [Case(LLAMA, 1, 8, 3, cuts=[f"{name}..{name}" for name in names])])
 
 
+@pytest.mark.ranks
 def test_four_stages(models: Path) -> None:
     run_ranks(4, run_cases, models, [Case(QWEN2, 1, 4, 3), Case(LLAMA, 1, 4, slots=8, items_in_flight=6)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 import torch.distributed as dist
 from scipy.stats import chisquare
@@ -152,5 +153,6 @@ def _same_when_split(rank: int) -> None:
         assert sample(mine, rows, ways, vocab_size, axis) == sample(whole, rows, ways, vocab_size, ALONE)
 
 
+@pytest.mark.ranks
 def test_the_same_when_the_vocabulary_is_split() -> None:
     run_ranks(2, _same_when_split)

@@ -51,6 +51,7 @@ def report(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.alone
 def test_8_ranks_and_200_steps_open_at_once_without_an_error_or_a_request(report: Path, tab: Tab) -> None:
     assert report.stat().st_size < MOST_BYTES
     tab.size(1366, 900)

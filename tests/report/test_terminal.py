@@ -132,6 +132,7 @@ def test_every_outcome_can_be_drawn(outcome: Outcome) -> None:
     assert plain(examples.verdict(verdict=outcome), 200).splitlines()[-1].startswith(f"{outcome}: demo")
 
 
+@pytest.mark.alone
 def test_importing_it_is_quick_and_needs_no_torch() -> None:
     probe = (
         "import sys, time; start = time.process_time(); import hybrid_runtime.report.terminal\n"

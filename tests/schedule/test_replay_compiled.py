@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from hybrid_runtime.schedule.actions import Kind
 from hybrid_runtime.schedule.one_f_one_b import one_f_one_b
 from hybrid_runtime.schedule.replay import COMPILED_FROM, replay_rows
@@ -11,6 +13,7 @@ from hybrid_runtime.schedule.rows import to_rows
 from hybrid_runtime.schedule.step_costs import Hop, StepCosts
 
 
+@pytest.mark.alone
 def test_two_million_actions_a_second() -> None:
     rows = to_rows(one_f_one_b(8, 4000), range(8))
     assert len(rows.actions) > COMPILED_FROM

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,15 +21,21 @@ from hybrid_runtime.tensor_parallel.gradients import set_accumulate_in_place
 from hybrid_runtime.tensor_parallel.linear import ColumnParallelLinear
 from hybrid_runtime.tensor_parallel.shard import iter_parameters
 from hybrid_runtime.training.master_weights import MASTER, MasterAdamW
+from tests.commands import ROOT, environment
 from tests.parity import deployment
 from tests.ranks import run_ranks
 from tests.training.alone import Rank, alone, together
 
 HALF = torch.bfloat16
-SETTINGS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "fused": True}
+RATE, DECAY = 1e-3, 0.1
+SETTINGS: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8}
 
 STEPS = 25
 OFF = {"master_weights": False}
+
+
+def torchs(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY, fused=True, **SETTINGS)
 
 
 class Layers(nn.Module):
@@ -78,13 +86,13 @@ def test_an_update_is_torchs_own_on_the_master_copy() -> None:
     ours = [nn.Parameter(torch.randn(size, generator=generator).to(HALF)) for size in ((4, 6), (7,))]
     theirs = [nn.Parameter(parameter.detach().float()) for parameter in ours]
     GradientBuckets(ours, wide=True)
-    one, other = MasterAdamW(ours, **SETTINGS), torch.optim.AdamW(theirs, **SETTINGS)
+    one, other = MasterAdamW(dict.fromkeys(ours, DECAY), **SETTINGS), torchs(theirs)
     for _ in range(5):
         for mine, reference in zip(ours, theirs):
             reference.grad = torch.randn(mine.shape, generator=generator)
             assert mine.grad is not None
             mine.grad.copy_(reference.grad)
-        one.step()
+        one.step(RATE)
         other.step()
     for mine, reference in zip(ours, theirs):
         assert torch.equal(one.state[mine][MASTER], reference)
@@ -96,12 +104,12 @@ def test_without_wide_gradients_it_is_torchs_adamw() -> None:
     for dtype in (torch.float32, HALF):
         ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 12).to(dtype)) for _ in range(2))
         GradientBuckets([ours])
-        one, other = MasterAdamW([ours], **SETTINGS), torch.optim.AdamW([theirs], **SETTINGS)
+        one, other = MasterAdamW({ours: DECAY}, **SETTINGS), torchs([theirs])
         for _ in range(3):
             theirs.grad = torch.linspace(2, -1, 12).to(dtype)
             assert ours.grad is not None
             ours.grad.copy_(theirs.grad)
-            one.step()
+            one.step(RATE)
             other.step()
         assert torch.equal(ours, theirs)
         assert set(one.state[ours]) == set(other.state[theirs]) == {"step", "exp_avg", "exp_avg_sq"}
@@ -111,12 +119,37 @@ def test_without_wide_gradients_it_is_torchs_adamw() -> None:
 def test_steps_below_the_rounding_add_up(wide: bool, moved: float) -> None:
     weight = nn.Parameter(torch.ones(3, dtype=HALF))
     GradientBuckets([weight], wide=wide)
-    optimizer = MasterAdamW([weight], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = MasterAdamW({weight: 0.0}, **SETTINGS)
     for _ in range(100):
         assert weight.grad is not None
         weight.grad.fill_(1.0)
-        optimizer.step()
+        optimizer.step(1e-4)
     assert 1 - weight[0].item() == pytest.approx(moved, abs=2**-8), "bfloat16 below 1 has steps of 1/256"
+
+
+def test_two_decays_beside_each_other() -> None:
+    ours, theirs = ([nn.Parameter(torch.linspace(-1, 1, 12)) for _ in range(2)] for _ in range(2))
+    one, other = MasterAdamW({ours[0]: DECAY, ours[1]: 0.0}, **SETTINGS), torchs(theirs)
+    other.param_groups[0]["params"] = theirs[:1]
+    other.add_param_group({"params": theirs[1:], "weight_decay": 0.0})
+    for rate in (RATE, RATE / 2):
+        for group in other.param_groups:
+            group["lr"] = rate
+        for parameter in (*ours, *theirs):
+            parameter.grad = torch.linspace(2, -1, 12)
+        one.step(rate)
+        other.step()
+    assert all(map(torch.equal, ours, theirs))
+    assert not torch.equal(*ours)
+
+
+def test_training_imports_no_compiler() -> None:
+    """torch._dynamo would take every rank's start two seconds more; torch's optimizers import it."""
+    code = (
+        "import sys; from tests.training.alone import alone; from tests.parity import deployment; "
+        "alone(deployment()).train(2); assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment(), timeout=60)
 
 
 def bfloat16(**changes: Any) -> Any:

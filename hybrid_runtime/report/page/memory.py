@@ -14,6 +14,7 @@ _COLOURS = {
     "parameters": "parameters",
     "gradients": "weight-gradient",
     "optimizer": "optimizer",
+    "kv_cache": "decode",
     "activations_peak": "forward",
     "buffers_peak": "communication",
 }

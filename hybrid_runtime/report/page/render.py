@@ -10,16 +10,18 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from hybrid_runtime.report import cells, method_cells, prediction_cells
+from hybrid_runtime.report import cells, method_cells, prediction_cells, served_cells
 from hybrid_runtime.report.page.driver import driver_series
 from hybrid_runtime.report.page.figure import Figure
 from hybrid_runtime.report.page.intervals import interval_figures
+from hybrid_runtime.report.page.latencies import latencies
 from hybrid_runtime.report.page.memory import memory
 from hybrid_runtime.report.page.replayed import replayed_figure
 from hybrid_runtime.report.page.shares import compute_shares, memory_shares
 from hybrid_runtime.report.page.steps import step_series
 from hybrid_runtime.report.page.time_parts import time_parts
 from hybrid_runtime.report.page.timeline import timeline
+from hybrid_runtime.report.page.trade_off import trade_off_figure
 from hybrid_runtime.report.palette import COLOURS
 from hybrid_runtime.report.run_data import Run
 from hybrid_runtime.report.why import why_lines
@@ -49,8 +51,9 @@ def report_page(run: Run) -> str:
     """The report of one run."""
     judged, modelled = run.verdict.prediction, run.verdict.modelled
     of_devices = [compute_shares(run.verdict), memory_shares(run.verdict), time_parts(run.verdict), memory(run)]
+    of_requests = [latencies(run), trade_off_figure(run)]
     of_steps = [timeline(run), replayed_figure(run), step_series(run), driver_series(run)]
-    found = [*of_devices, *of_steps, *interval_figures(run.verdict)]
+    found = [*of_requests, *of_devices, *of_steps, *interval_figures(run.verdict)]
     figures = [figure for figure in found if figure is not None]
     return page(
         "report.html.j2",
@@ -70,6 +73,8 @@ def _rows(verdict: Verdict) -> dict[str, Sequence[Any]]:
     return {
         "compute_rows": [cells.compute_cells(row) for row in verdict.devices],
         "memory_rows": [cells.memory_cells(row, verdict.devices) for row in verdict.devices],
+        "latency_rows": list(served_cells.latency_rows(verdict.served)),
+        "phase_rows": served_cells.phase_rows(verdict.served),
         "side_rows": cells.side_rows(verdict.sides),
         "check_rows": [(row.outcome, cells.check_cells(row)[1:]) for row in verdict.static_checks],
         "self_check_rows": [(row.outcome, method_cells.self_check_cells(row)[1:]) for row in verdict.self_test],
@@ -115,6 +120,7 @@ def _environment() -> Environment:
         "cells": cells,
         "method": method_cells,
         "prediction": prediction_cells,
+        "requests": served_cells,
         "signs": SIGNS,
         "colours": COLOURS,
         # Files of this package and plotly's own script: the only texts that are not escaped.

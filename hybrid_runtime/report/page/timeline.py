@@ -15,11 +15,12 @@ from hybrid_runtime.report.cells import duration_text, printable, ranges_text
 from hybrid_runtime.report.page.figure import HATCHED, Figure, Trace, View, plot_text, rows_layout
 from hybrid_runtime.report.run_data import Run, Window, chosen_steps, windows
 from hybrid_runtime.report.schedule_grid import WORDS
-from hybrid_runtime.schedule.actions import is_action, parse_action
+from hybrid_runtime.schedule.actions import Kind, is_action, parse_action
 
 MOST_BOXES = 4000  # of one view: a browser draws them at once
 BUBBLE, RECEIVE, COMMUNICATION, HOST = "bubble", "waiting for another stage", "exposed communication", "host, data"
-COLOUR_OF = {WORDS[kind]: WORDS[kind].replace(" ", "-") for kind in WORDS} | {
+_KINDS = WORDS | {Kind.P: "prefill", Kind.D: "decode"}
+COLOUR_OF = {words: words.replace(" ", "-") for words in _KINDS.values()} | {
     "optimizer": "optimizer",
     COMMUNICATION: "communication",
     HOST: "host",
@@ -106,7 +107,7 @@ def rank_boxes(rank: RankRecords, window: Window, row: int) -> Iterator[Box]:
 def _kind(name: str) -> str:
     if name in _OF_PHASE:
         return _OF_PHASE[name]
-    return WORDS.get(parse_action(name).kind, HOST) if is_action(name) else HOST
+    return _KINDS.get(parse_action(name).kind, HOST) if is_action(name) else HOST
 
 
 def box_traces(boxes: Sequence[Box], base_ns: int, pale: Sequence[int] = ()) -> list[Trace]:

@@ -1,0 +1,304 @@
+"""Every distinct unit alone with items of requests: chunks of prompts and decodes, through the cache.
+
+    a round   embedding attn mlp head | embedding attn mlp head | ...      every item size, all units of it in turn
+
+A unit follows others as in a stage, and its weights are another layer's each time, as many as a stage has: so it finds
+the processor's caches full of their work and not of its own. The head's time has the choice of the most likely token in
+it. Beside units: what the engine adds to an item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from time import monotonic_ns, thread_time_ns
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_runtime.calibration import ServedItemTimes, ServedUnitTimes
+from hybrid_runtime.comm.axis import Axis, Clocks
+from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.inference.engine import Engine
+from hybrid_runtime.inference.kv_cache import Slots, make_caches
+from hybrid_runtime.inference.sampling import sample
+from hybrid_runtime.inference.wire import Wire
+from hybrid_runtime.lone.group import LoneGroup, Traffic
+from hybrid_runtime.lone.maker import Echo, lone_groups
+from hybrid_runtime.lone.recorder import LoneRecorder
+from hybrid_runtime.lone.unit_times import kind_of, spread
+from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.models.build import build_units, model_units
+from hybrid_runtime.models.cached_rows import CachedRows
+from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec, specs_of
+from hybrid_runtime.pieces import Piece, read_piece
+from hybrid_runtime.pipeline.stage import Stage
+from hybrid_runtime.planner.serving_asked import AskedItem, asked_degrees, asked_items
+from hybrid_runtime.serving.batcher import Batcher
+from hybrid_runtime.serving.load import Listed
+from hybrid_runtime.serving.refusals import Limits
+from hybrid_runtime.serving.requests import GREEDY, Request, Row, Sampling
+from hybrid_runtime.telemetry.ledger import ByteLedger
+from hybrid_runtime.tensor_parallel.initialise import any_weights
+
+ROUNDS, MOST_ROUNDS, ROUNDS_S = 5, 40, 20.0
+_MOST_LAYERS = 4  # whose weights are there at once
+_ENGINE_ROWS, _ENGINE_TOKENS, _ENGINE_ROUNDS = 4, 24, 5
+_NO_SIGN_S = 3600.0  # nobody follows, and nobody waits for a sign of life
+
+Tick = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class _Unit:
+    """A unit, or half of one, on one rank; with the weights of several layers, which take turns."""
+
+    name: str
+    tp_degree: int
+    parts: int
+    layers: list[nn.Module]
+    traffic: Traffic
+    turn: int = 0
+
+    def next_layer(self) -> nn.Module:
+        self.turn = (self.turn + 1) % len(self.layers)
+        return self.layers[self.turn]
+
+
+@dataclass(slots=True)
+class _Case:
+    """A unit with an item."""
+
+    of: _Unit
+    item: AskedItem
+    carry: Carry
+    microbatch: Microbatch
+    sampled: Callable[[Tensor], object] | None
+    times_ns: list[int] = field(default_factory=list)
+    host_ns: list[int] = field(default_factory=list)
+
+
+def served_times(
+    deployment: Deployment, device: torch.device, tick: Tick
+) -> tuple[list[ServedUnitTimes], dict[str, str]]:
+    """Measures all units with all items that a plan asks for.
+
+    Returns:
+        One row per unit and item, and why degrees were left out, by name.
+    """
+    left_out: dict[str, str] = {}
+    cases: list[_Case] = []
+    for tp_degree in asked_degrees(deployment):
+        tick(f"served units at tp_degree {tp_degree}")
+        try:
+            with any_weights():
+                cases += _cases(deployment, tp_degree, device)
+        except PlanError as problem:
+            left_out[f"served units at tp_degree {tp_degree}"] = str(problem)
+    begin_ns = monotonic_ns()
+    _round(cases, device)  # the first one warms up
+    for case in cases:
+        case.times_ns.clear()
+        case.host_ns.clear()
+    rounds = max(ROUNDS, min(MOST_ROUNDS, int(ROUNDS_S * 1e9 / max(1, monotonic_ns() - begin_ns))))
+    for number in range(rounds):
+        tick(f"served units: round {number + 1} of {rounds}")
+        _round(cases if number % 2 == 0 else list(reversed(cases)), device)
+    assert deployment.model is not None
+    return [_row(case, deployment.model.dtype) for case in cases], left_out
+
+
+@torch.inference_mode()
+def _round(cases: Sequence[_Case], device: torch.device) -> None:
+    for case in cases:
+        microbatch = Microbatch(case.microbatch.tokens, cached=_fresh(case.microbatch))
+        layer = case.of.next_layer()
+        host_ns = monotonic_ns()
+        start = _mark(device)
+        stub_ns = case.of.traffic.stub_ns
+        output: Carry = layer(case.carry, microbatch)
+        if case.sampled is not None:
+            case.sampled(output[0][0])
+        case.times_ns.append(_since(start, device) - (case.of.traffic.stub_ns - stub_ns))
+        case.host_ns.append(monotonic_ns() - host_ns)
+
+
+def _mark(device: torch.device) -> Any:
+    if device.type == "cpu":
+        return thread_time_ns()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _since(start: Any, device: torch.device) -> int:
+    if device.type == "cpu":
+        return int(thread_time_ns() - start)
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end.record()
+    end.synchronize()
+    return int(start.elapsed_time(end) * 1e6)
+
+
+def _fresh(microbatch: Microbatch) -> CachedRows | None:
+    """The rows with nothing made of them yet: the first attention of a stage makes what all of them share."""
+    rows = microbatch.cached
+    return None if rows is None else CachedRows(rows.rows, (), rows.device)
+
+
+def _cases(deployment: Deployment, tp_degree: int, device: torch.device) -> list[_Case]:
+    assert deployment.model is not None
+    assert deployment.batch is not None
+    traffic, clocks = Traffic(), Clocks()
+    dtype: torch.dtype = getattr(torch, deployment.model.dtype)
+    shared = Echo(0, tp_degree, dtype, traffic) if device.type == "cpu" and tp_degree > 1 else None
+    axis = (
+        Axis(clocks=clocks) if tp_degree == 1 else Axis(tp_degree, 0, LoneGroup(0, tp_degree, traffic), clocks, shared)
+    )
+    context = BuildContext(tp=axis, device=device, dtype=dtype)
+    specs = model_units(deployment.model, deployment.shape)
+    first = {kind_of(spec.name): spec for spec in reversed(specs)}
+    layers = max(
+        1, min(_MOST_LAYERS, deployment.shape.num_layers // deployment.mesh.pp_degree if deployment.shape else 1)
+    )
+    units = [
+        _unit(specs, name, context, traffic, layers) for spec in first.values() for name in _halves(spec, tp_degree)
+    ]
+    items = asked_items(deployment)
+    slots = max(item.rows for item in items)
+    every = {f"{unit.name} {number}": layer for unit in units for number, layer in enumerate(unit.layers)}
+    make_caches(every, slots, deployment.batch.sequence_length)
+    smallest = min(items, key=lambda item: (item.kind == "prefill", item.rows, item.start))
+    return [
+        _case(deployment, unit, item, device, dtype)
+        for item in items
+        for unit in units
+        if item == smallest or read_piece(unit.name) is None
+    ]
+
+
+def _halves(spec: UnitSpec, tp_degree: int) -> list[str]:
+    """The unit, and its first half if it can be cut: what does not halve with it shows."""
+    half = spec.parts // 2 // tp_degree * tp_degree
+    can_be_cut = kind_of(spec.name) in ("attn", "mlp") and 0 < half < spec.parts
+    return [spec.name, *([str(Piece(spec.name, 0, half))] if can_be_cut else [])]
+
+
+def _unit(specs: Sequence[UnitSpec], name: str, context: BuildContext, traffic: Traffic, layers: int) -> _Unit:
+    (spec,), piece = specs_of([name], specs), read_piece(name)
+    count = layers if kind_of(name) in ("attn", "mlp") else 1
+    modules = [build_units([replace(spec, tied={})], context)[name].eval() for _ in range(count)]
+    return _Unit(name, context.tp.size, spec.parts if piece is None else piece.parts, modules, traffic)
+
+
+def _case(deployment: Deployment, unit: _Unit, item: AskedItem, device: torch.device, dtype: torch.dtype) -> _Case:
+    shape = deployment.shape
+    assert shape is not None
+    tokens = item.rows * item.length
+    rows = tuple(Row(slot, item.start, item.length, slot, 1) for slot in range(item.rows))
+    carry = (
+        ()
+        if kind_of(unit.name) == "embedding"
+        else (torch.randn(1, tokens, shape.hidden_size, dtype=dtype, device=device),)
+    )
+    ids = torch.randint(shape.vocab_size, (1, tokens), device=device)
+    is_head = kind_of(unit.name) == "head"
+    alone, samplings = Axis(clocks=Clocks()), [GREEDY] * item.rows
+    return _Case(
+        of=unit,
+        item=item,
+        carry=() if kind_of(unit.name) == "embedding" else carry,
+        microbatch=Microbatch(ids, cached=CachedRows(rows, (), device)),
+        sampled=(lambda logits: sample(logits, rows, samplings, logits.shape[1], alone)) if is_head else None,
+    )
+
+
+def _row(case: _Case, dtype: str) -> ServedUnitTimes:
+    time = spread(case.times_ns)
+    on_cpu = case.microbatch.tokens.device.type == "cpu"
+    return ServedUnitTimes(
+        unit=kind_of(case.of.name),
+        tp_degree=case.of.tp_degree,
+        dtype=dtype,
+        parts=case.of.parts,
+        kind=case.item.kind,
+        rows=case.item.rows,
+        start=case.item.start,
+        length=case.item.length,
+        time=time,
+        host=time if on_cpu else spread(case.host_ns),
+    )
+
+
+class _Watched(Stage):
+    """A stage that notes how long its units took."""
+
+    units_ns = 0
+
+    def forward(self, index: int, carry: Carry, microbatch: Microbatch) -> Carry:
+        start_ns = thread_time_ns()
+        output = super().forward(index, carry, microbatch)
+        self.units_ns += thread_time_ns() - start_ns
+        return output
+
+
+class _TimedSampling:
+    """The sampler, and how long it took."""
+
+    def __init__(self) -> None:
+        self.took_ns = 0
+
+    def __call__(
+        self, logits: Tensor, rows: Sequence[Row], samplings: Sequence[Sampling], vocab_size: int, axis: Axis
+    ) -> list[int]:
+        start_ns = thread_time_ns()
+        tokens = sample(logits, rows, samplings, vocab_size, axis)
+        self.took_ns += thread_time_ns() - start_ns
+        return tokens
+
+
+def served_item_times(deployment: Deployment, device: torch.device) -> ServedItemTimes | None:
+    """What an engine of one rank adds to an item; None on a GPU, where it runs beside the device's work."""
+    shape, model = deployment.shape, deployment.model
+    if device.type != "cpu" or shape is None or model is None:
+        return None
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    traffic = Traffic()
+    groups = lone_groups(Mesh(), 0, [], device=device, dtype=dtype, traffic=traffic)
+    specs = model_units(model, shape)
+    with any_weights():
+        units = build_units([specs[0], replace(specs[-1], tied={})], BuildContext(device=device, dtype=dtype))
+    recorder = LoneRecorder(device, groups.clocks, ByteLedger([]), traffic)
+    stage, sampling = _Watched(0, list(units.items()), training=False), _TimedSampling()
+    engine = Engine(
+        stage,
+        Slots(_ENGINE_ROWS, device),
+        Wire(groups, _ENGINE_ROWS, 1, _NO_SIGN_S),
+        groups,
+        vocab_size=shape.vocab_size,
+        recorder=recorder,
+        sampler=sampling,
+    )
+    found = [_engine_round(engine, shape.vocab_size, recorder, stage, sampling) for _ in range(1 + _ENGINE_ROUNDS)][1:]
+    return ServedItemTimes(
+        stage_ns=max(0, int(median(inside for inside, _ in found))),
+        first_ns=max(0, int(median(outside for _, outside in found))),
+    )
+
+
+def _engine_round(
+    engine: Engine, vocab_size: int, recorder: LoneRecorder, stage: _Watched, sampling: _TimedSampling
+) -> tuple[int, int]:
+    """Of an item: what its span holds beside units and sampling, and what is outside of spans."""
+    stage.units_ns = sampling.took_ns = 0
+    batcher = Batcher(1, _ENGINE_ROWS, Limits(2 * _ENGINE_TOKENS, vocab_size))
+    requests = [Request(one, (0,) * 4, _ENGINE_TOKENS) for one in range(_ENGINE_ROWS)]
+    recorder.begin_step(0)
+    engine.serve(Listed(requests), batcher)
+    recorder.close_window()
+    step = recorder.steps[-1]
+    spans_ns = sum(sum(times) for times in step.actions_ns.values())
+    return (spans_ns - stage.units_ns - sampling.took_ns) // _ENGINE_TOKENS, step.overhead_ns // _ENGINE_TOKENS

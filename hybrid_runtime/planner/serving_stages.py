@@ -1,0 +1,195 @@
+"""Stages of a serving layout: what an item takes each of them, and the bytes that each holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import NamedTuple
+
+from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.pieces import read_piece, unit_of
+from hybrid_runtime.planner.analytic import kind_of
+from hybrid_runtime.planner.costs import unit_costs
+from hybrid_runtime.planner.cuts import Stages
+from hybrid_runtime.planner.serving_costs import ServingCosts, norm_weights, rank_weights, unit_flops
+from hybrid_runtime.planner.serving_items import ItemSize, size_of
+from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES
+from hybrid_runtime.planner.tp_calls import CallTime
+from hybrid_runtime.serving.kv_bytes import kv_cache_bytes
+from hybrid_runtime.serving.requests import Item
+from hybrid_runtime.serving.simulate import ItemTimes, StageTime
+from hybrid_runtime.shapes import LlamaShape
+
+_LOGIT_BYTES = 8  # of a logit that is drawn from: float64
+_BEST_BYTES = 16  # of a rank's most likely token and its logit
+_TOKEN_BYTES = 8  # of an id that returns to rank 0
+_SUMMED = ("embedding", "attn", "mlp")  # units after which tensor-parallel ranks sum the carry
+_NO_CALL = CallTime(0, 0)
+
+
+class Share(NamedTuple):
+    """What a stage has of a kind of unit.
+
+    Attributes:
+        units: pieces, a whole unit being one.
+        part: of whole units, all its pieces together.
+        firsts: pieces that begin their unit, which hold its norm.
+        lasts: pieces that end their unit, after which tensor-parallel ranks sum.
+    """
+
+    units: int
+    part: Fraction
+    firsts: int
+    lasts: int
+
+
+class _Edge(NamedTuple):
+    """Between a stage and the next one.
+
+    Attributes:
+        tensors: of a carry that pass it: behind a cut inside a unit the sum so far and the normed input.
+    """
+
+    tensors: int
+    same_host: bool
+
+
+@dataclass(frozen=True)
+class ServedStages:
+    """`PipelineCosts` of a cut model (serving/simulate.py).
+
+    Attributes:
+        stages: names of units and pieces.
+        crosses: for every stage but the last, whether its messages leave a node.
+        greedy: the most likely tokens are taken; else tensor-parallel ranks gather logits to draw from.
+        seen: sizes of the items that were asked for.
+    """
+
+    shape: LlamaShape
+    dtype: str
+    mesh: Mesh
+    stages: Stages
+    crosses: Sequence[bool]
+    costs: ServingCosts
+    greedy: bool
+    _known: dict[ItemSize, ItemTimes] = field(default_factory=dict, compare=False, repr=False)
+    seen: Counter[ItemSize] = field(default_factory=Counter, compare=False, repr=False)
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stages)
+
+    @cached_property
+    def shares(self) -> tuple[Mapping[str, Share], ...]:
+        """Per stage and kind of unit."""
+        parts = _parts_of(self.shape)
+        return tuple(_shares(names, parts) for names in self.stages)
+
+    @cached_property
+    def _edges(self) -> tuple[_Edge, ...]:
+        parts = _parts_of(self.shape)
+        return tuple(
+            _Edge(2 if _is_cut_inside(names[-1], parts) else 1, not crosses)
+            for names, crosses in zip(self.stages, self.crosses)
+        )
+
+    def times_of(self, item: Item) -> ItemTimes:
+        size = size_of(item)
+        self.seen[size] += 1
+        if size not in self._known:
+            self._known[size] = self._times(size)
+        return self._known[size]
+
+    def _times(self, size: ItemSize) -> ItemTimes:
+        tp = self.mesh.tp_degree
+        units = {kind: self.costs.unit(kind, tp, size) for kind in (*_SUMMED, "head")}
+        carry_bytes = size.tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
+        summed = self.costs.all_reduce(tp, carry_bytes) if tp > 1 else _NO_CALL
+        gathered = _NO_CALL
+        if tp > 1 and size.wanted:
+            row_bytes = _BEST_BYTES * tp if self.greedy else _LOGIT_BYTES * self.shape.vocab_size
+            gathered = self.costs.all_gather(tp, size.wanted * row_bytes)
+        posts_ns = [self.costs.post_ns(one.tensors * carry_bytes, same_host=one.same_host) for one in self._edges]
+        stages = []
+        for stage, shares in enumerate(self.shares):
+            compute_ns = waits_ns = 0
+            for kind, share in shares.items():
+                part, unit = share.part, units[kind]
+                compute_ns += share.units * unit.fixed_ns + unit.divisible_ns * part.numerator // part.denominator
+                call, calls = (gathered, 1) if kind == "head" else (summed, share.lasts)
+                compute_ns += calls * call.compute_ns
+                waits_ns += calls * call.wait_ns
+            own_ns = sum(posts_ns[max(0, stage - 1) : stage + 1])
+            stages.append(StageTime(compute_ns, waits_ns, own_ns, self.costs.item_ns(stage, self.num_stages)))
+        hops = (self._message_ns(one.tensors * carry_bytes, one.same_host) for one in self._edges)
+        back_ns = self._message_ns(size.wanted * _TOKEN_BYTES, not any(self.crosses)) if self._edges else 0
+        return ItemTimes(tuple(stages), tuple(hops), back_ns)
+
+    def _message_ns(self, num_bytes: int, same_host: bool) -> int:
+        latency_ns, ns_per_byte = self._hops[same_host]
+        return latency_ns + num_bytes * ns_per_byte.numerator // ns_per_byte.denominator
+
+    @cached_property
+    def _hops(self) -> Mapping[bool, tuple[int, Fraction]]:
+        """Latency and nanoseconds per byte, inside a node and between nodes."""
+        hops = {same_host: self.costs.hop(same_host=same_host) for same_host in {one.same_host for one in self._edges}}
+        hops |= {not any(self.crosses): self.costs.hop(same_host=not any(self.crosses))}
+        return {same_host: (int(hop.latency), Fraction(hop.transfer(1))) for same_host, hop in hops.items()}
+
+    def buffer_bytes(self, stage: int, tokens: int) -> int:
+        """Of messages of an item of so many tokens: one that is received, one that is on its way out."""
+        tensors = sum(one.tensors for one in self._edges[max(0, stage - 1) : stage + 1])
+        return tensors * tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
+
+    def flops(self, stage: int) -> int:
+        """Of all items that were asked for, all tensor-parallel ranks together."""
+        found = Fraction(0)
+        for size, count in self.seen.items():
+            for kind, share in self.shares[stage].items():
+                found += count * share.part * unit_flops(self.shape, kind, size)
+        return int(found)
+
+    def parameter_bytes(self, stage: int) -> int:
+        """Of one tensor-parallel rank; a tied head on another rank than the embedding has a copy."""
+        tied = self.shape.tie_embeddings and stage == 0  # there the head has no weight of its own
+        found = Fraction(0)
+        for kind, share in self.shares[stage].items():
+            if not (kind == "head" and tied):
+                found += share.part * rank_weights(self.shape, kind, self.mesh.tp_degree)
+            found += share.firsts * norm_weights(self.shape, kind)
+        return int(found) * ELEMENT_BYTES[self.dtype]
+
+    def kv_bytes_per_token(self, stage: int) -> int:
+        """Keys and values of one token of one sequence, on one tensor-parallel rank."""
+        return kv_cache_bytes(
+            self.stages[stage],
+            self.shape,
+            num_slots=1,
+            capacity=1,
+            tp_degree=self.mesh.tp_degree,
+            element_bytes=ELEMENT_BYTES[self.dtype],
+        )
+
+
+def _parts_of(shape: LlamaShape) -> dict[str, int]:
+    units = unit_costs(shape, microbatch_size=1, sequence_length=1, workload="forward")
+    return {kind_of(cost.name): cost.parts for cost in units}
+
+
+def _shares(names: Sequence[str], parts: Mapping[str, int]) -> dict[str, Share]:
+    found: dict[str, Share] = {}
+    for name in names:
+        kind, piece = kind_of(unit_of(name)), read_piece(name)
+        part = Fraction(1) if piece is None else Fraction(piece.parts, parts[kind])
+        begins, ends = piece is None or piece.start == 0, piece is None or piece.stop == parts[kind]
+        before = found.get(kind, Share(0, Fraction(0), 0, 0))
+        found[kind] = Share(before.units + 1, before.part + part, before.firsts + begins, before.lasts + ends)
+    return found
+
+
+def _is_cut_inside(last: str, parts: Mapping[str, int]) -> bool:
+    piece = read_piece(last)
+    return piece is not None and piece.stop < parts[kind_of(piece.unit)]

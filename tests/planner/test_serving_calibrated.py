@@ -1,0 +1,157 @@
+"""Measured costs of serving: between sizes, behind sequences, of pieces, and what is said of the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from hybrid_runtime.calibration import Calibration, ServedItemTimes, ServedUnitTimes, Spread
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.planner.calibrated import CalibratedCosts
+from hybrid_runtime.planner.request import model_of
+from hybrid_runtime.planner.serving_asked import AskedItem, asked_degrees, asked_items
+from hybrid_runtime.planner.serving_calibrated import CalibratedServing
+from hybrid_runtime.planner.serving_items import ItemSize, decode_size, prefill_size
+from hybrid_runtime.planner.serving_plan import plan_serving
+from hybrid_runtime.shapes import PRESETS
+from tests.serving.deployments import serving
+
+PARTS = {"embedding": 256, "attn": 6, "mlp": 256, "head": 1}
+OF = serving(search={"devices": 2})
+
+
+def took_ns(unit: str, item: AskedItem, part: float = 1) -> int:
+    """What this machine takes: a fixed time, one for each token, one for each pair or cached key."""
+    size: ItemSize = (
+        decode_size(item.rows, item.start + 1)
+        if item.kind == "decode"
+        else prefill_size(item.rows, item.start, item.length, item.rows)
+    )
+    by_pairs = 0 if unit != "attn" else 3 * size.keys if item.kind == "decode" else 2 * size.pairs
+    return int(1000 + part * (50 * size.tokens + by_pairs))
+
+
+def calibration() -> Calibration:
+    rows = []
+    for tp in asked_degrees(OF):
+        for item in asked_items(OF):
+            for unit, parts in PARTS.items():
+                for here in (
+                    (parts, parts // 2)
+                    if unit in ("attn", "mlp") and item == AskedItem("decode", 1, 7, 1)
+                    else (parts,)
+                ):
+                    ns = took_ns(unit, item, here / parts / tp)
+                    time = Spread(p10_ns=ns * 9 // 10, p50_ns=ns, p90_ns=ns * 12 // 10, samples=9)
+                    rows.append(
+                        ServedUnitTimes(
+                            unit=unit,
+                            tp_degree=tp,
+                            dtype="float32",
+                            parts=here,
+                            kind=item.kind,
+                            rows=item.rows,
+                            start=item.start,
+                            length=item.length,
+                            time=time,
+                            host=time,
+                        )
+                    )
+    return Calibration(
+        taken_utc="2026-01-01T00:00:00",
+        fingerprint={"host": "somewhere"},
+        model="",
+        units=(),
+        action_ns=70,
+        step_ns=0,
+        optimizer_fixed_ns=0,
+        optimizer_per_million_ns=0,
+        optimizer_bytes_per_parameter=8,
+        gradient_bytes_per_parameter=4,
+        served=tuple(rows),
+        served_item=ServedItemTimes(stage_ns=20, first_ns=100),
+    )
+
+
+def costs() -> CalibratedServing:
+    measured = calibration()
+    network = model_of(OF, measured)
+    assert isinstance(network, CalibratedCosts)
+    return CalibratedServing(measured, network, "float32")
+
+
+def total(unit: str, size: ItemSize, tp: int = 1) -> int:
+    return sum(costs().unit(unit, tp, size))
+
+
+def test_what_is_asked_for() -> None:
+    items = asked_items(OF)
+    assert [item for item in items if item.kind == "decode"] == [
+        AskedItem("decode", rows, start, 1) for rows in (1, 2, 4) for start in (7, 62)
+    ]
+    assert AskedItem("prefill", 1, 0, 8) in items  # a whole prompt
+    assert AskedItem("prefill", 4, 0, 8) in items  # all of a microbatch's
+    assert asked_degrees(OF) == (1, 2)
+    assert asked_degrees(serving(search={"devices": 2, "vary": []}, parallel={"pp_degree": 2})) == (1,)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        AskedItem("decode", 3, 30, 1),  # between rows, and between short and full
+        AskedItem("decode", 1, 20, 1),
+        AskedItem("prefill", 1, 0, 6),
+        AskedItem("prefill", 1, 30, 4),
+        AskedItem("prefill", 2, 0, 8),
+    ],
+)
+def test_between_measured_sizes(item: AskedItem) -> None:
+    """Exact where time is a straight line; in tokens it is not quite, with pairs growing as their square."""
+    size = (
+        decode_size(item.rows, item.start + 1)
+        if item.kind == "decode"
+        else prefill_size(item.rows, item.start, item.length, 1)
+    )
+    for unit in ("attn", "mlp"):
+        assert total(unit, size) == pytest.approx(took_ns(unit, item), rel=0.02)
+
+
+def test_the_head_by_wanted_rows() -> None:
+    assert total("head", prefill_size(2, 0, 8, 0)) == 0
+    assert total("head", prefill_size(2, 0, 8, 2)) == total("head", decode_size(2, 40)) == 1000 + 2 * 50
+
+
+def test_what_does_not_halve_with_a_unit() -> None:
+    assert costs().unit("mlp", 1, decode_size(2, 10)).fixed_ns == pytest.approx(1000, abs=3)
+    assert costs().unit("embedding", 1, decode_size(2, 10)).fixed_ns == 0
+
+
+def test_larger_ones_are_proportional_and_said_to_be() -> None:
+    found = costs()
+    largest = found.unit("mlp", 1, prefill_size(4, 0, 8, 4))
+    assert sum(found.unit("mlp", 1, prefill_size(8, 0, 8, 8))) == 2 * sum(largest)
+    assert "not measured here: mlp with more than 32 tokens in an item, taken as proportional" in found.notes
+
+
+def test_what_was_not_measured_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"attn at tp_degree = 4 was not measured with requests, only at 1, 2"):
+        costs().unit("attn", 4, decode_size(1, 5))
+    bare = calibration().model_copy(update={"served": ()})
+    with pytest.raises(PlanError, match="was not taken with requests"):
+        plan_serving(OF, bare)
+
+
+def test_items_and_intervals() -> None:
+    found = costs()
+    assert (found.item_ns(0, 2), found.item_ns(1, 2)) == (120, 90)
+    times = found.interval(1000)
+    assert (times.p10_ns, times.p50_ns, times.p90_ns) == pytest.approx((900, 1000, 1200), abs=2)
+
+
+def test_a_plan_from_measured_costs() -> None:
+    plan = plan_serving(OF, calibration()).plan
+    predicted = plan.predicted
+    assert predicted is not None
+    assert predicted.source == "calibration"
+    assert predicted.fingerprint == {"host": "somewhere"}
+    assert predicted.ranks[0].time.overhead_ns > 0
+    assert PRESETS["tiny"].num_layers == 6
