@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import RunError
-from hybrid_runtime.launcher import JOB_GENERATE, Launched, Rendezvous, start
+from hybrid_runtime.launcher import JOB_GENERATE, Rendezvous, start
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.serving.line import Asking, Line, listen
 from hybrid_runtime.serving.requests import Request
@@ -31,10 +31,11 @@ class Ranks:
         self._deployment = deployment
         self._checkpoint = checkpoint
         self._stack = ExitStack()
+        self._has_failed = False
 
     def __enter__(self) -> Ranks:
         path = Path(tempfile.mkdtemp(prefix="hybrid-runtime-"))
-        self._stack.callback(_remove_unless_failed, RunFolder(path))
+        self._stack.callback(self._remove_unless_failed, path)
         folder = RunFolder(path).create()
         write_whole(folder.deployment, self._deployment.canonical_json())
         self._listening = self._stack.enter_context(closing(listen(path / "socket")))
@@ -53,7 +54,7 @@ class Ranks:
         Raises:
             RunError: a rank failed.
         """
-        line = Line(_accepted(self._listening, self._launched))
+        line = Line(self._accepted())
         self._stack.callback(line.close)
         return Asking(line)
 
@@ -69,7 +70,7 @@ class Ranks:
             if not asking.is_open and not reading.is_whole:
                 self.wait()
                 raise RunError("the ranks ended before every request had its answer; this is a bug of hybrid_runtime")
-            self._launched.check_alive()
+            self._check_alive()
 
     def wait(self) -> None:
         """Until the ranks have ended.
@@ -78,9 +79,33 @@ class Ranks:
             RunError: a rank failed.
         """
         while self._launched.is_running():
-            self._launched.check_alive()
+            self._check_alive()
             time.sleep(_TICK_S)
-        self._launched.check_alive()
+        self._check_alive()
+
+    def _check_alive(self) -> None:
+        try:
+            self._launched.check_alive()
+        except RunError:
+            self._has_failed = True
+            raise
+
+    def _accepted(self) -> socket.socket:
+        self._listening.settimeout(_TICK_S)
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except TimeoutError:
+                self._check_alive()
+                if not self._launched.is_running():
+                    raise RunError("the ranks ended before they were asked; this is a bug of hybrid_runtime") from None
+                continue
+            connection.setblocking(True)
+            return connection
+
+    def _remove_unless_failed(self, path: Path) -> None:
+        if not self._has_failed:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def ask(
@@ -108,22 +133,3 @@ def ask(
         ranks.read(asking, reading)
         ranks.wait()
     return reading
-
-
-def _accepted(listening: socket.socket, launched: Launched) -> socket.socket:
-    listening.settimeout(_TICK_S)
-    while True:
-        try:
-            connection, _ = listening.accept()
-        except TimeoutError:
-            launched.check_alive()
-            if not launched.is_running():
-                raise RunError("the ranks ended before they could be asked; this is a bug of hybrid_runtime") from None
-            continue
-        connection.setblocking(True)
-        return connection
-
-
-def _remove_unless_failed(folder: RunFolder) -> None:
-    if not any(folder.failures.glob("rank*.json")):
-        shutil.rmtree(folder.path, ignore_errors=True)
