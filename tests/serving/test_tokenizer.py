@@ -68,3 +68,13 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
     (folder(tmp_path) / "generation_config.json").write_text("[")
     with pytest.raises(UsageError, match=r"generation_config.json: is no readable JSON table"):
         tokenizer_of(serving(model={"preset": None, "hf_config": str(tmp_path)}))
+
+
+def test_text_for_a_folder_without_a_tokenizer_is_not_taken_for_bytes(tmp_path: Path) -> None:
+    (folder(tmp_path, config=CONFIG | {"vocab_size": 32000}) / "tokenizer.json").unlink()
+    tokenizer = tokenizer_of(serving(model={"preset": None, "hf_config": str(tmp_path)}))
+    with pytest.raises(
+        UsageError, match=r"has no tokenizer.json, and a vocabulary of 32000 tokens is not one of bytes"
+    ):
+        tokenizer.encode("once")
+    assert tokenizer.decode([104, 105]) == "hi"
