@@ -40,8 +40,10 @@ def results(function: Function, x: Tensor) -> tuple[list[Tensor], list[tuple[int
 
 
 def assert_same(plain: Function, fused: Function, x: Tensor) -> None:
+    """Bfloat16 to a few of its roundings: fused operations round once, at their end."""
     (expected, kept), (found, kept_too) = results(plain, x), results(fused, x)
-    torch.testing.assert_close(found, expected)
+    apart = {"atol": 0.03, "rtol": 0.02} if x.dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found, expected, **apart)
     assert kept_too == kept
 
 
