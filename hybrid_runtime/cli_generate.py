@@ -31,7 +31,7 @@ def generate(
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="only so many most likely tokens")] = None,
     top_p: Annotated[float | None, typer.Option(help="only the most likely with this probability together")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="of sampling; default: [workload] seed")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of sampling; default: the file's workload.seed")] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="a checkpoint, a folder of them, or a Hugging Face folder")
     ] = None,
