@@ -26,8 +26,9 @@ from hybrid_runtime.job_progress import RankNumbers, RankProgress, Served, rank_
 from hybrid_runtime.records import BETWEEN_STEPS
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.serving.batcher import Batcher, batcher_of
+from hybrid_runtime.serving.latencies import LATENCIES
 from hybrid_runtime.serving.load import Traffic
-from hybrid_runtime.serving.request_records import LATENCIES, RequestRecord, record_of, to_lines
+from hybrid_runtime.serving.request_records import RequestRecord, record_of, to_lines
 from hybrid_runtime.serving.requests import Answer, Source
 from hybrid_runtime.telemetry.recorder import NullRecorder
 from hybrid_runtime.turns import Turns

@@ -24,9 +24,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.predicted_serving import LatencyKind
+from hybrid_runtime.serving.latencies import latency_ns
 from hybrid_runtime.serving.requests import Answer, End
-
-LATENCIES: tuple[LatencyKind, ...] = ("first_token", "output_token", "request")
 
 
 class RequestRecord(BaseModel):
@@ -63,16 +62,14 @@ class RequestRecord(BaseModel):
 
     def latency_ns(self, kind: LatencyKind) -> Fraction | None:
         """One of its latencies; None where it has none: it was not answered, or has one token only."""
-        if not self.is_answered or self.first_token_ns is None:
-            return None
-        match kind:
-            case "first_token":
-                return Fraction(self.first_token_ns - self.arrival_ns)
-            case "output_token":
-                between = self.output_tokens - 1
-                return Fraction(self.ended_ns - self.first_token_ns, between) if between else None
-            case "request":
-                return Fraction(self.ended_ns - self.arrival_ns)
+        return latency_ns(
+            kind,
+            arrival_ns=self.arrival_ns,
+            first_token_ns=self.first_token_ns,
+            ended_ns=self.ended_ns,
+            num_tokens=self.output_tokens,
+            end=self.end,
+        )
 
 
 _RECORD = TypeAdapter(RequestRecord)

@@ -16,8 +16,7 @@ from typing import Literal, NamedTuple
 
 from hybrid_runtime.predicted import PredictedRank, PredictedStep
 from hybrid_runtime.predicted_serving import LatencyKind
-from hybrid_runtime.serving.latencies import QUANTILES, quantile
-from hybrid_runtime.serving.request_records import LATENCIES
+from hybrid_runtime.serving.latencies import LATENCIES, QUANTILES, quantile
 from hybrid_runtime.verdict_prediction import QuantityId
 from hybrid_runtime.verifier.metrics import Metrics
 from hybrid_runtime.verifier.time_budget import rank_parts

@@ -9,7 +9,7 @@ import pytest
 
 from hybrid_runtime.predicted_serving import LatencyTimes
 from hybrid_runtime.serving.batcher import Batcher
-from hybrid_runtime.serving.latencies import LATENCIES, latency_times, quantile
+from hybrid_runtime.serving.latencies import latency_of, latency_times, quantile
 from hybrid_runtime.serving.load import ClosedLoop, Listed, traffic_of
 from hybrid_runtime.serving.requests import Item, Request
 from hybrid_runtime.serving.simulate import ItemTimes, Served, StageTime, simulate
@@ -66,7 +66,7 @@ def test_decodes_take_turns(stages: tuple[int, ...], c: int, microbatches: int) 
     tokens = 30
     found = served([asked(number, 1, tokens) for number in range(microbatches)], Costs(stages, c), microbatches)
     gap = max(sum(stages) + len(stages) * c, microbatches * max(stages))
-    gaps = [LATENCIES["output_token"](answer) for answer in found.answers]
+    gaps = [latency_of(answer, "output_token") for answer in found.answers]
     assert gaps == [pytest.approx(gap, abs=max(stages) / 4)] * microbatches
     assert [rank.decode_ns for rank in found.ranks] == [microbatches * (tokens - 1) * time for time in stages]
 
@@ -86,7 +86,7 @@ def test_nobody_who_generates_waits_for_more_than_a_chunk() -> None:
     chunked = served([asked(0, 1, 20), late], costs, 1, size=2, chunk=4)
     whole = served([asked(0, 1, 20), late], costs, 1, size=2)
     first_tokens = [
-        {answer.request.id: LATENCIES["first_token"](answer) for answer in one.answers} for one in (chunked, whole)
+        {answer.request.id: latency_of(answer, "first_token") for answer in one.answers} for one in (chunked, whole)
     ]
     assert first_tokens == [{0: 10, 1: 10 * 40 + 9 * 10}, {0: 10, 1: 400}]  # nine tokens between ten chunks
     assert chunked.round_ns == whole.round_ns == 10 * (1 + 19 + 40)

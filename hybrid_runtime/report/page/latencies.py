@@ -15,8 +15,8 @@ from hybrid_runtime.records import AGAINST, SPEED, TRACE, RankRecords
 from hybrid_runtime.report.page.figure import Figure, Trace, View, thinned
 from hybrid_runtime.report.run_data import Run
 from hybrid_runtime.report.served_cells import WORDS
-from hybrid_runtime.serving.latencies import QUANTILES
-from hybrid_runtime.serving.request_records import LATENCIES, RequestRecord
+from hybrid_runtime.serving.latencies import LATENCIES, QUANTILES
+from hybrid_runtime.serving.request_records import RequestRecord
 from hybrid_runtime.verdict import Claim
 
 _FAR = 3  # times the largest latency: a limit farther away would press the curves flat
