@@ -1,7 +1,7 @@
 """How much is measured: rounds of turns until every claim is decided or the budget is gone. No torch here.
 
     warm-up of each side, longer until its steps are steady
-    planted steps                        the self-test, until it is decided
+    planted steps                        the self-test, doubled until it is decided, with a limit
     rounds 1 .. blocks      look 1       every look may spend its share of the error budget, fixed before any data
     as many again           look 2
     twice as many again     look 3       ... and no look is begun that the time budget cannot pay
@@ -23,13 +23,13 @@ from hybrid_runtime.sides import Sides
 from hybrid_runtime.turns import CANDIDATE, Turn, finish, give_turn, rounds
 from hybrid_runtime.verdict import Look, Outcome, Sampling
 from hybrid_runtime.verifier.judge import judge
-from hybrid_runtime.verifier.self_test import planted_checks
+from hybrid_runtime.verifier.self_test import PLANTED_LOOKS, planted_checks
 from hybrid_runtime.verifier.side import load_side
 from hybrid_runtime.verifier.statistics import ALPHA
 from hybrid_runtime.verifier.steady import steady_from
 
 MORE_WARMUPS = 2  # a side that is not steady after so many further warm-ups is measured all the same, and judged so
-PLANTED_STEPS = 120
+PLANTED_STEPS = 120  # before the first look; all looks together take eight times as many
 WORTHWHILE = 4  # the last look needs at least a quarter more blocks than the one before
 
 
@@ -63,10 +63,10 @@ class Conductor:
 
     def plant(self) -> None:
         """The planted imbalance, with more steps until all its levels are decided."""
-        for look in range(self._measurement.looks if self._ranks > 1 else 0):
+        for look in range(PLANTED_LOOKS if self._ranks > 1 else 0):
             steps = PLANTED_STEPS * 2 ** max(0, look - 1)
             self._give(CANDIDATE, PLANTED, steps // 10, steps + steps // 10)
-            checks = planted_checks(load_side(self._folder.path, "candidate", finished=False), self._alpha)
+            checks = planted_checks(load_side(self._folder.path, "candidate", finished=False))
             if all(check.outcome is not Outcome.INCONCLUSIVE for check in checks):
                 return
 

@@ -100,20 +100,21 @@ def test_warm_up_lasts_until_steady_with_a_limit(
     assert [(turn.purpose, turn.unjudged_steps, turn.steps) for turn in world.turns] == [(TRACE, 20, 20)] * turns
 
 
-@pytest.mark.parametrize(("decided_after", "turns"), [(1, 1), (2, 2), (9, 3)])
+@pytest.mark.parametrize(("decided_after", "turns"), [(1, [120]), (2, [120, 120]), (9, [120, 120, 240, 480])])
 def test_planted_steps_are_done_until_they_are_decided(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decided_after: int, turns: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decided_after: int, turns: list[int]
 ) -> None:
-    world = World(tmp_path, monkeypatch, [])
+    world = World(tmp_path, monkeypatch, [], looks=1)  # the claims' looks, which are another matter
 
-    def checks(side: object, alpha: float) -> list[Any]:
+    def checks(side: object) -> list[Any]:
         done = len(world.turns) >= decided_after
         return [SimpleNamespace(outcome=Outcome.PASS if done else Outcome.INCONCLUSIVE)]
 
     monkeypatch.setattr(sampling, "planted_checks", checks)
     monkeypatch.setattr(sampling, "load_side", lambda *_, **__: None)
     world.conductor.plant()
-    assert [turn.purpose for turn in world.turns] == [PLANTED] * turns
+    assert [turn.steps - turn.unjudged_steps for turn in world.turns] == turns
+    assert {turn.purpose for turn in world.turns} == {PLANTED}
 
 
 def test_a_baseline_that_dropped_out_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
