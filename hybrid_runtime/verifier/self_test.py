@@ -1,7 +1,7 @@
 """What the instrument finds out about itself in every verification, before its figures are believed.
 
-planted    known imbalances of 0.5, 1.5 and 2 points must come out PASS, FAIL, FAIL at a limit of 1 (`planted`); its steps
-           are short, so that it may look more often than the claims do, and share its error among more looks
+planted    known imbalances of 0.5, 1.5 and 2 points must come out PASS, FAIL, FAIL at a limit of 1 (`planted`); its
+           steps are short, so that it may look more often than the claims do, with an error budget of its own
 aa         the candidate against itself, block by block: no speed-up may be found where there is none
 observer   steps with spans recorded against bare ones: what measuring costs
 
