@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 
 from hybrid_runtime import sampling
-from hybrid_runtime.records import PLANTED, TRACE
+from hybrid_runtime.records import PLANTED, SPEED, TRACE
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.sampling import Conductor
 from hybrid_runtime.turns import Turn
 from hybrid_runtime.verdict import Outcome, Sampling
 from tests.verifier.synthetic import deployment
+
+
+def purpose_of(claim: str) -> str:
+    """Of the blocks that a claim rests on, in this file."""
+    return TRACE if claim.startswith("balance") else SPEED
 
 
 class World:
@@ -45,7 +50,10 @@ class World:
     def _judge(self, folder: Path, *, finished: bool) -> Any:
         assert not finished
         left = next(self._undecided)
-        claims = [SimpleNamespace(id=name, steps_needed=100) for name in left]
+        claims = [
+            SimpleNamespace(id=name, steps_needed=100, measured=SimpleNamespace(purpose=purpose_of(name)))
+            for name in left
+        ]
         return SimpleNamespace(claims=[*claims, SimpleNamespace(id="decided", steps_needed=None)])
 
     def rounds(self) -> int:
@@ -73,11 +81,20 @@ def test_blocks_double_while_something_is_undecided(tmp_path: Path, monkeypatch:
     assert (world.log.looks_allowed, world.log.alpha_per_look) == (3, "0.0166667")
 
 
+def test_only_blocks_are_run_that_an_undecided_claim_rests_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, monkeypatch, [["a", "balance"], ["balance"], []])
+    world.conductor.sample(baseline=True)
+    assert (world.rounds(), world.log.stopped) == (8, "decided")
+    assert [turn.purpose for turn in world.turns].count(TRACE) == 16
+    assert [turn.purpose for turn in world.turns if turn.side == "candidate"].count(SPEED) == 8
+    assert [look.blocks for look in world.log.looks] == [4, 8, 16]
+
+
 def test_no_look_is_begun_that_the_budget_cannot_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round costs 3 s here: 4 rounds take 12 s, and 18 s pay for 2 more."""
+    """A round costs 3 s here, without traced blocks 2 s: 4 rounds take 12 s, and 18 s pay for 3 more."""
     world = World(tmp_path, monkeypatch, [["a"], ["a"], ["a"]], budget_s=18)
     world.conductor.sample(baseline=True)
-    assert [look.blocks for look in world.log.looks] == [4, 6]
+    assert [look.blocks for look in world.log.looks] == [4, 7]
     assert world.log.stopped == "budget"
     world = World(tmp_path, monkeypatch, [["a"], ["a"]], budget_s=13)
     world.conductor.sample(baseline=True)

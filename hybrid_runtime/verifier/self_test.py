@@ -93,7 +93,7 @@ def _planted(side: Side, rows: Sequence[Sequence[StepRecord]], level: int, clock
         unit="pp",
         outcome=outcome,
         reason="planted_failed" if outcome is Outcome.FAIL else decision.reason,
-        measured=figures(decision, measure(side), method),
+        measured=figures(decision, measure(side).of(PLANTED), method),
         detail=f"came out {found.value}" + (f"; {decision.note}" if decision.note else ""),
     )
 
