@@ -95,7 +95,9 @@ def run_rank(
     _demand_room(folder, plan, deployment, launch)
     exported = None
     if data is not None and turns is None:
-        exported = prepare_export(deployment, launch.rank, training_facts(deployment, contents_of(data.training)), resumed)
+        exported = prepare_export(
+            deployment, launch.rank, training_facts(deployment, contents_of(data.training)), resumed
+        )
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
