@@ -20,6 +20,7 @@ import re
 import shutil
 import socket
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
@@ -129,23 +130,31 @@ def take(folder: Path) -> TextIO:
         UsageError: another run writes there.
         EnvironmentProblem: the folder cannot be written.
     """
-    try:
-        file = (folder / _IN_USE).open("a+", encoding="utf-8")
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
-            if problem.errno in (errno.EAGAIN, errno.EACCES):
+            file = stack.enter_context((folder / _IN_USE).open("a+", encoding="utf-8"))
+            if _is_locked(file):
                 file.seek(0)
                 raise UsageError(
                     f"{folder}: another run writes its checkpoints there ({file.read(200).strip()}); wait until it has "
                     "ended, or name another checkpoint.folder"
-                ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-    except OSError as problem:
-        raise _unwritable(folder, problem) from None
+                )
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        except OSError as problem:
+            raise _unwritable(folder, problem) from None
+        stack.pop_all()
     return file
+
+
+def _is_locked(file: TextIO) -> bool:
+    """By somebody else; if not, it is locked now, where the file system can."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        return problem.errno in (errno.EAGAIN, errno.EACCES)
+    return False
 
 
 def refuse_too_full(folder: Path, checkpoint_bytes: int, keep: int) -> None:

@@ -13,7 +13,6 @@ from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import UsageError
 from tests.parity import deployment
 
-
 HELD = (Content(600, "a" * 64), Content(400, "b" * 64))
 
 

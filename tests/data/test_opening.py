@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from hybrid_runtime.data import opening, text
-from hybrid_runtime.data.corpus import open_corpus
 from hybrid_runtime.data.opening import Opened, check_source, open_data, open_source
 from hybrid_runtime.data.tokens import ArrayTokens, InVocabulary
 from hybrid_runtime.deployment import Data
