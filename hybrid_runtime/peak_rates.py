@@ -2,8 +2,8 @@
 
 Dense rates with float32 sums, as the maker's data sheet gives them, in TFLOP/s (10^12 FLOPs per second; a multiply-add
 is two). NVIDIA's newer sheets print rates "with sparsity", which are twice the dense ones: these are halved here, and
-`source` says so. Of each row at least the bfloat16 rate, or float32 where there is none, was found again in November 2026
-where others print from that sheet; rows of which it was not (GH200, H200 NVL) were taken out. A name must match as a
+`source` says so. Of each row at least the bfloat16 rate, or float32 where there is none, was found again where others
+print from that sheet (November 2026); rows of which it was not (GH200, H200 NVL) were taken out. A name must match as a
 whole: a slice of a GPU (MIG), a relative, or a CPU is not in the table, and what is not in it is n/a, never a guess. A
 deployment may state its own ([telemetry] peak_flops_per_device).
 

@@ -47,7 +47,7 @@ class Opened(NamedTuple):
 
 
 def contents_of(mixture: Mixture) -> tuple[Content, ...]:
-    """Of every source in order. Of what carries no checksum, pieces spread over it are looked at, of a short one all."""
+    """Of every source in order. Of what carries no checksum, pieces spread over it are compared; of a short one all."""
     return tuple(Content(len(source), _checksum(source)) for source in mixture.sources)
 
 
