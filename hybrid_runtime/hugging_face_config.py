@@ -40,6 +40,7 @@ _PLAIN: Mapping[str, Mapping[str, Any]] = {  # what a family's own defaults migh
     "qwen2": {"use_sliding_window": False},
     "qwen3": {"use_sliding_window": False, "attention_bias": False},
 }
+_UNSAID: Mapping[str, Mapping[str, Any]] = {"mistral": {"sliding_window": 4096}}  # what transformers takes then
 _QWEN3_HEAD_DIM = 128  # what transformers takes where a Qwen3 file gives none
 
 
@@ -178,11 +179,12 @@ def _dtype_words(kind: str, dtype: str) -> dict[str, Any]:
 
 def _refuse_other_models(file: Path, config: Mapping[str, Any]) -> None:
     """Features that change the mathematics are refused: a model that runs and is a different one helps nobody."""
+    config = {**_UNSAID.get(config["model_type"], {}), **config}
     sliding = config.get("use_sliding_window", config["model_type"] == "mistral") and config.get("sliding_window")
     layers = config.get("layer_types") or []
     unsupported = {
         "rope_scaling": _rope_type(config.get("rope_scaling")) not in ("default", "llama3"),
-        "rope_parameters": _rope_type(_rope(config)) not in ("default", "llama3"),
+        "rope_parameters": _rope_type(_rope(config)) not in ("default", "llama3") or _is_partial(_rope(config)),
         "partial_rotary_factor": config.get("partial_rotary_factor", 1) != 1,
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
@@ -201,6 +203,11 @@ def _refuse_other_models(file: Path, config: Mapping[str, Any]) -> None:
 def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     found = config.get("rope_parameters")
     return found if isinstance(found, dict) else {}
+
+
+def _is_partial(rope: Mapping[str, Any]) -> bool:
+    """Positions for a part of each head only, or others in some layers than in the rest."""
+    return rope.get("partial_rotary_factor", 1) != 1 or any(isinstance(value, dict) for value in rope.values())
 
 
 def _rope_type(scaling: object) -> object:

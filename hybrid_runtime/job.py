@@ -30,7 +30,7 @@ from hybrid_runtime.comm.start import (
     refuse_different,
     start_distributed,
 )
-from hybrid_runtime.data.opening import Opened, open_data
+from hybrid_runtime.data.opening import Opened, contents_of, open_data
 from hybrid_runtime.deployment import Deployment, load_deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.faults.meeting_point import meeting_point
@@ -95,7 +95,9 @@ def run_rank(
     _demand_room(folder, plan, deployment, launch)
     exported = None
     if data is not None and turns is None:
-        exported = prepare_export(deployment, launch.rank, training_facts(deployment, len(data.training)), resumed)
+        exported = prepare_export(
+            deployment, launch.rank, training_facts(deployment, contents_of(data.training)), resumed
+        )
     start_distributed(launch, backend, device, timeout)
     refuse_different(deployment.fingerprint, launch)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
@@ -108,7 +110,7 @@ def run_rank(
         last_words.memory.ledger = built.ledger
         checkpoints = Checkpoints()
         if data is not None:
-            training = Training(deployment, plan, specs, groups, len(data.training))
+            training = Training(deployment, plan, specs, groups, contents_of(data.training))
             checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
         header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)
         progress.begin(step_terms(deployment, plan, peak_of_all(header, groups)))
@@ -329,6 +331,7 @@ def _progress(
     options: argparse.Namespace, deployment: Deployment, launch: Launch, folder: RunFolder, resumed: Path | None
 ) -> RankProgress:
     assert deployment.batch is not None
+    trained = step_of(resumed) if resumed else 0
     return RankProgress(
         folder,
         rank=launch.rank,
@@ -339,11 +342,12 @@ def _progress(
             deployment,
             options.side,
             alternating=options.turns is not None,
-            trained=step_of(resumed) if resumed else 0,
+            trained=trained,
         ),
         tokens_per_step=deployment.batch.global_batch_size * deployment.batch.sequence_length,
         terminal=not options.launched,
         quiet=options.quiet,
+        trained_before=trained,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TextIO, cast
 
 from hybrid_runtime.checkpoint import folders
 from hybrid_runtime.checkpoint.boxes import Box, shared_out
@@ -50,13 +50,18 @@ def choose_checkpoint(deployment: Deployment, resume: str | None, *, restarted: 
 
 
 class Writing(NamedTuple):
-    """What it takes to write checkpoints."""
+    """What it takes to write checkpoints.
+
+    Attributes:
+        lock: rank 0's hold of the folder, open as long as the run lasts.
+    """
 
     saver: Saver
     table: Checkpoint
     steps: int
     groups: Groups
     last_words: LastWords
+    lock: TextIO | None
 
 
 class Checkpoints:
@@ -106,7 +111,7 @@ class Checkpoints:
         self._trained = trained
         if self._writing is None:
             return
-        saver, table, steps, _, _ = self._writing
+        saver, table, steps, *_ = self._writing
         saver.make_whole(int(min(rank.written_step for rank in numbers)))
         if trained < steps and any(rank.asked_to_stop for rank in numbers):
             self.finish()
@@ -180,16 +185,18 @@ def open_checkpoints(
         keep=table.keep,
         pinned=groups.device.type == "cuda",
     )
-    _refuse_useless_folder(Path(table.folder), groups, saver.num_bytes, table.keep)
+    lock = _prove_useful(Path(table.folder), groups, saver.num_bytes, table.keep)
     last_words.grace_s, last_words.checkpoints = table.grace_s, Path(table.folder)
-    running = Writing(saver, table, training.deployment.workload.steps, groups, last_words)
+    running = Writing(saver, table, training.deployment.workload.steps, groups, last_words, lock)
     return Checkpoints(running, trained_before=trained, resumed_from=resumed)
 
 
-def _refuse_useless_folder(folder: Path, groups: Groups, num_bytes: int, keep: int) -> None:
-    """Every rank calls this before the first step: clears what was left there, and proves that there is room."""
+def _prove_useful(folder: Path, groups: Groups, num_bytes: int, keep: int) -> TextIO | None:
+    """Every rank calls this before the first step: takes the folder, clears what was left there, proves its room."""
     total = int(sum(row[0] for row in groups.gather_numbers([num_bytes])))
+    lock = None
     if groups.place.rank == 0:
+        lock = folders.take(folder)
         folders.clear_partial(folder)
         folders.refuse_too_full(folder, total, keep)
     if first_blind_rank(folder, groups) is not None:
@@ -197,3 +204,4 @@ def _refuse_useless_folder(folder: Path, groups: Groups, num_bytes: int, keep: i
             f"checkpoint.folder = {str(folder)!r} is not the folder that rank 0 sees under this name; name one on a "
             "disk that all machines share"
         )
+    return lock

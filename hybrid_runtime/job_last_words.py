@@ -116,9 +116,20 @@ class LastWords:
         number = signal.Signals(os.read(read_end, 1)[0])
         if number == signal.SIGTERM and self.grace_s and not self._another_failed():
             self.asked_to_stop = True
-            select.select([read_end], [], [], self.grace_s)  # a second signal ends the waiting
+            self._leave_time(read_end)
         print(f"hybrid_runtime: {self._where()}: stopped by {number.name}", file=sys.stderr, flush=True)
         os._exit(128 + number)
+
+    def _leave_time(self, read_end: int) -> None:
+        """Until the grace is over, somebody presses Ctrl-C, or another rank fails.
+
+        SIGTERM itself comes again: a scheduler signals every process of a job, and torchrun passes on its own.
+        """
+        until_s = time.monotonic() + self.grace_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            again = select.select([read_end], [], [], left_s)[0]
+            if again and (os.read(read_end, 1)[0] == signal.SIGINT or self._another_failed()):
+                return
 
     def _another_failed(self) -> bool:
         """Then torchrun stops the others because of it, and they cannot finish a step together."""

@@ -111,6 +111,7 @@ class RankProgress:
         exports: of this machine; empty when hybrid-runtime writes them.
         steps: how many steps this side will run.
         tokens_per_step: tokens of the global batch.
+        trained_before: steps of the model up to the checkpoint from which the run goes on.
         terminal: show lines or a bar on standard error; False when hybrid-runtime shows the file.
         clock: seconds; exchanged by tests.
     """
@@ -127,6 +128,7 @@ class RankProgress:
         tokens_per_step: int,
         terminal: bool,
         quiet: bool,
+        trained_before: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
@@ -137,6 +139,7 @@ class RankProgress:
         self._side = side
         self._steps = steps
         self._tokens = tokens_per_step
+        self._trained_before = trained_before
         self._terminal = terminal
         self._quiet = quiet
         self._clock = clock
@@ -216,6 +219,7 @@ class RankProgress:
             steps=self._steps,
             side=self._side,
             phase=PLANTED if planted else order.phase,
+            trained_before=self._trained_before,
             loss=loss,
             grad_norm=_known(numbers[0].grad_norm),
             learning_rate=terms.learning_rate(order.trained) if terms and terms.learning_rate else None,

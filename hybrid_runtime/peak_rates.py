@@ -2,8 +2,10 @@
 
 Dense rates with float32 sums, as the maker's data sheet gives them, in TFLOP/s (10^12 FLOPs per second; a multiply-add
 is two). NVIDIA's newer sheets print rates "with sparsity", which are twice the dense ones: these are halved here, and
-`source` says so. A name must match as a whole: a slice of a GPU (MIG), a relative, or a CPU is not in the table, and
-what is not in it is n/a, never a guess. A deployment may state its own ([telemetry] peak_flops_per_device).
+`source` says so. Of each row at least the bfloat16 rate, or float32 where there is none, was found again where others
+print from that sheet (November 2026); rows of which it was not (GH200, H200 NVL) were taken out. A name must match as a
+whole: a slice of a GPU (MIG), a relative, or a CPU is not in the table, and what is not in it is n/a, never a guess. A
+deployment may state its own ([telemetry] peak_flops_per_device).
 
 A row is added with its maker's sheet as source, and with what the driver really calls the device.
 """
@@ -36,6 +38,8 @@ class Peak(NamedTuple):
 
 _SHEETS = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center"
 _SPARSE = "(rates with sparsity, halved)"
+_BLACKWELL = "NVIDIA Blackwell data sheet"
+_BLACKWELL_SHEET = "https://nvdam.widen.net/s/wwnsxrhm2w/blackwell-datasheet-3384703"
 PEAKS = (
     Peak(
         r"(NVIDIA )?A100-(SXM|SXM4|PCIE)-[48]0GB|NVIDIA A100 80GB PCIe",
@@ -48,7 +52,8 @@ PEAKS = (
     Peak(
         r"NVIDIA H100 PCIe",
         51, 378, 756.5,
-        f"NVIDIA H100 data sheet of 2022, H100 PCIe {_SPARSE}, https://www.nvidia.com/en-us/data-center/h100/",
+        f"NVIDIA H100 data sheet of 2022, H100 PCIe {_SPARSE}, "
+        "https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet",
     ),
     Peak(
         r"NVIDIA H100 NVL",
@@ -60,25 +65,12 @@ PEAKS = (
         67, 494.5, 989.5, f"NVIDIA H200 data sheet, H200 SXM {_SPARSE}, https://www.nvidia.com/en-us/data-center/h200/",
     ),
     Peak(
-        r"NVIDIA H200 NVL",
-        60, 417.5, 835.5,
-        f"NVIDIA H200 data sheet, H200 NVL {_SPARSE}, https://www.nvidia.com/en-us/data-center/h200/",
-    ),
-    Peak(
-        r"NVIDIA GH200 (480|120)GB",
-        67, 494.5, 989.5,
-        f"NVIDIA GH200 data sheet {_SPARSE}, https://www.nvidia.com/en-us/data-center/grace-hopper-superchip/",
-    ),
-    Peak(
         r"NVIDIA B200",
-        75, 1125, 2250,
-        f"NVIDIA HGX data sheet, an eighth of HGX B200 {_SPARSE}, https://www.nvidia.com/en-us/data-center/hgx/",
+        75, 1100, 2250, f"{_BLACKWELL}, one GPU of HGX B200 {_SPARSE}, {_BLACKWELL_SHEET}",
     ),
     Peak(
         r"NVIDIA GB200",
-        80, 1250, 2500,
-        "NVIDIA GB200 NVL72 specifications, half of a Grace Blackwell Superchip "
-        f"{_SPARSE}, https://www.nvidia.com/en-us/data-center/gb200-nvl72/",
+        80, 1250, 2500, f"{_BLACKWELL}, one GPU of GB200 NVL72 {_SPARSE}, {_BLACKWELL_SHEET}",
     ),
     Peak(r"NVIDIA L40S", 91.6, 183, 362.05, "NVIDIA L40S data sheet, https://www.nvidia.com/en-us/data-center/l40s/"),
     Peak(r"NVIDIA L40", 90.5, 90.5, 181.05, "NVIDIA L40 data sheet, https://www.nvidia.com/en-us/data-center/l40/"),

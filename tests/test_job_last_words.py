@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from hybrid_runtime.comm.start import Launch
 from hybrid_runtime.errors import EnvironmentProblem, RunError, UsageError
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.mesh import Mesh
-from hybrid_runtime.run_folder import RunFolder, read_failures
+from hybrid_runtime.run_folder import Failure, RunFolder, read_failures, write_failure
 from hybrid_runtime.telemetry.status import StatusFile
 
 WHERE = "rank 3 (dp 0, pp 1, tp 1), stage 1, step 7, REDUCE_GRAD"
@@ -108,3 +111,28 @@ def test_an_earlier_attempt_is_forgotten(words: LastWords) -> None:
     words.begin(words.folder)
     assert read_failures(words.folder) == []
     assert list(words.folder.status.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("signals", "failed", "waits"),
+    [
+        ([signal.SIGTERM, signal.SIGTERM], False, True),  # of the scheduler, and of torchrun
+        ([signal.SIGTERM, signal.SIGINT], False, False),
+        ([signal.SIGTERM], True, False),  # torchrun stops the others of a rank that failed
+        ([], False, True),
+    ],
+)
+def test_the_time_to_write_a_checkpoint_is_not_cut_short_by_the_same_signal(
+    signals: list[int], failed: bool, waits: bool, words: LastWords
+) -> None:
+    assert words.folder is not None
+    words.grace_s = 0.3 if waits else 30
+    if failed:
+        write_failure(words.folder, Failure(0, "why", 4, 0), "")
+    read_end, write_end = os.pipe()
+    os.write(write_end, bytes(signals))
+    began_s = time.monotonic()
+    words._leave_time(read_end)
+    assert (time.monotonic() - began_s >= 0.3) is waits
+    os.close(read_end)
+    os.close(write_end)

@@ -38,6 +38,7 @@ def told(
     purpose: str = TRACE,
 ) -> list[ProgressLine]:
     settings: dict[str, Any] = {"side": "candidate", "tokens_per_step": 4000, "terminal": False, "quiet": True}
+    settings["trained_before"] = 40
     run = RunFolder(folder).create()
     with RankProgress(run, rank=rank, replicas=2, exports=Exports(), steps=steps, **settings) as progress:
         if terms is not None:
@@ -50,7 +51,7 @@ def test_a_line_holds_every_ranks_shares_memory_and_rate(tmp_path: Path) -> None
     first = rank_numbers(StepSummary(SECOND, SECOND // 2, 2 * SECOND), 1000, 0.25)
     second = rank_numbers(StepSummary(SECOND // 2, SECOND, SECOND), None, 0.25)
     (line,) = told(tmp_path, [first, second])
-    assert (line.step, line.steps, line.loss, line.grad_norm) == (1, 9, 2.5, 0.25)
+    assert (line.step, line.steps, line.charted_step, line.loss, line.grad_norm) == (1, 9, 41, 2.5, 0.25)
     assert (line.tokens_per_s, line.step_time_s) == (2000, 2)
     assert line.ranks == (RankLoad(0, 50.0, 25.0, 1000, 1000.0), RankLoad(1, 25.0, 50.0, None, 2000.0))
     assert (line.busiest, line.idlest, line.left_out) == ((0, 50.0), (1, 25.0), 0)

@@ -5,6 +5,7 @@
       step-00000040/
       .partial-step-00000060/    being written, or left by a run that was killed meanwhile
       latest                     "step-00000040", for people and scripts
+      .in-use                    locked by the run that writes here
 
 The newest whole one is the one with the highest number: a folder holds one history, without branches. Whoever goes
 back to an older checkpoint removes the newer ones or writes into another folder.
@@ -12,11 +13,16 @@ back to an older checkpoint removes the newer ones or writes into another folder
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import shutil
+import socket
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TextIO
 
 from hybrid_runtime.checkpoint.manifest import MANIFEST, Manifest
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
@@ -25,6 +31,7 @@ from hybrid_runtime.run_folder import sync, write_whole
 LATEST = "latest"
 _WHOLE = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
+_IN_USE = ".in-use"
 
 
 def whole(folder: Path) -> list[Path]:
@@ -111,9 +118,43 @@ def refuse_unwritable(folder: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as problem:
-        raise EnvironmentProblem(
-            f"checkpoint.folder = {str(folder)!r} cannot be written ({problem.strerror}); name another folder"
-        ) from None
+        raise _unwritable(folder, problem) from None
+
+
+def take(folder: Path) -> TextIO:
+    """Keeps every other run from writing there, for as long as the file that is returned stays open.
+
+    The lock is the system's: it ends with the process, however that ends. A file system without locks lets all in.
+
+    Raises:
+        UsageError: another run writes there.
+        EnvironmentProblem: the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context((folder / _IN_USE).open("a+", encoding="utf-8"))
+            if _is_locked(file):
+                file.seek(0)
+                raise UsageError(
+                    f"{folder}: another run writes its checkpoints there ({file.read(200).strip()}); wait until it has "
+                    "ended, or name another checkpoint.folder"
+                )
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        except OSError as problem:
+            raise _unwritable(folder, problem) from None
+        stack.pop_all()
+    return file
+
+
+def _is_locked(file: TextIO) -> bool:
+    """By somebody else; if not, it is locked now, where the file system can."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        return problem.errno in (errno.EAGAIN, errno.EACCES)
+    return False
 
 
 def refuse_too_full(folder: Path, checkpoint_bytes: int, keep: int) -> None:
@@ -136,6 +177,12 @@ def refuse_too_full(folder: Path, checkpoint_bytes: int, keep: int) -> None:
 def size_of(path: Path) -> int:
     """Bytes of the files directly in a folder."""
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+
+
+def _unwritable(folder: Path, problem: OSError) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"checkpoint.folder = {str(folder)!r} cannot be written ({problem.strerror}); name another folder"
+    )
 
 
 def clear_partial(folder: Path) -> None:

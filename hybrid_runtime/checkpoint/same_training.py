@@ -12,6 +12,7 @@ from hybrid_runtime.checkpoint.manifest import Manifest, read_manifest
 from hybrid_runtime.checkpoint.model_words import words_of_shape
 from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.comm.groups import Groups
+from hybrid_runtime.data.tokens import Content
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.deployment_data import Data
 from hybrid_runtime.errors import UsageError
@@ -20,17 +21,18 @@ from hybrid_runtime.plan import Plan
 from hybrid_runtime.telemetry.host import versions
 
 _MASTER = "optimizer.master_weights"
-_BEFORE = {_MASTER: "false"}  # how a training was that does not say it
+_CONTENT = "source"
+_BEFORE = {_MASTER: "false"}  # how a training was that does not say it; on which tokens, nobody knows then
 
 
 class Training(NamedTuple):
-    """What is trained, by whom, on how many tokens."""
+    """What is trained, by whom, on what: `contents` as `contents_of` gives them of [data]."""
 
     deployment: Deployment
     plan: Plan
     specs: Sequence[UnitSpec]
     groups: Groups
-    num_tokens: int
+    contents: Sequence[Content]
 
 
 def describe(training: Training, step: int) -> Manifest:
@@ -38,7 +40,7 @@ def describe(training: Training, step: int) -> Manifest:
     deployment, plan = training.deployment, training.plan
     return Manifest(
         step=step,
-        training=training_facts(deployment, training.num_tokens),
+        training=training_facts(deployment, training.contents),
         deployment_fingerprint=deployment.fingerprint,
         plan_fingerprint=plan.fingerprint,
         mesh=_degrees(plan),
@@ -48,7 +50,7 @@ def describe(training: Training, step: int) -> Manifest:
     )
 
 
-def training_facts(deployment: Deployment, num_tokens: int) -> dict[str, str]:
+def training_facts(deployment: Deployment, contents: Sequence[Content]) -> dict[str, str]:
     """What makes two runs parts of one training, by its place in the deployment file.
 
     Degrees, cuts, schedule, microbatch size, steps and the optimizer's settings may change on the way.
@@ -69,7 +71,8 @@ def training_facts(deployment: Deployment, num_tokens: int) -> dict[str, str]:
         "batch.global_batch_size": str(batch.global_batch_size),
         "batch.sequence_length": str(batch.sequence_length),
         "data.source": _words_of(deployment.data),
-        "tokens in [data]": str(num_tokens),
+        "tokens in [data]": str(sum(content.num_tokens for content in contents)),
+        **{f"{_CONTENT} {number} in [data]": str(content) for number, content in enumerate(contents, start=1)},
     }
 
 
@@ -94,9 +97,9 @@ def restore_training(training: Training, state: TrainingState, resumed: Path) ->
 
     manifest = read_manifest(resumed)
     if weights_alone := manifest.step == 0:
-        facts = training_facts(training.deployment, training.num_tokens)
+        facts = training_facts(training.deployment, training.contents)
         manifest = manifest.model_copy(update={"training": facts | manifest.training})  # what it does not say may be
-    refuse_other(resumed, manifest, training.deployment, training.num_tokens)
+    refuse_other(resumed, manifest, training.deployment, training.contents)
     state.skipped = manifest.skipped
     if weights_alone:
         restore(resumed, manifest, state.weights_to_restore())
@@ -111,14 +114,15 @@ def restore_training(training: Training, state: TrainingState, resumed: Path) ->
     return manifest.step
 
 
-def refuse_other(resumed: Path, manifest: Manifest, deployment: Deployment, num_tokens: int) -> None:
+def refuse_other(resumed: Path, manifest: Manifest, deployment: Deployment, contents: Sequence[Content]) -> None:
     """Whether the deployment can go on with a checkpoint's training.
 
     Raises:
         UsageError: it is of another training, or has nothing left to train.
     """
-    for key, value in training_facts(deployment, num_tokens).items():
-        was = manifest.training.get(key, _BEFORE.get(key))
+    for key, value in training_facts(deployment, contents).items():
+        unsaid = value if key.startswith(_CONTENT) else _BEFORE.get(key)
+        was = manifest.training.get(key, unsaid)
         if was != value:
             raise UsageError(
                 f"{resumed}: was trained with {key} = {was}, and this deployment has {value}; "

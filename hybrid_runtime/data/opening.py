@@ -11,6 +11,7 @@ corpus            folder           -                 its files, memory-mapped; t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +23,7 @@ from hybrid_runtime.data import cache, text
 from hybrid_runtime.data.corpus import Corpus, DocumentSource, open_corpus
 from hybrid_runtime.data.mixture import Mixture
 from hybrid_runtime.data.split import Part, split
-from hybrid_runtime.data.tokens import ArrayTokens, InVocabulary, TokenSource, map_tokens
+from hybrid_runtime.data.tokens import ArrayTokens, Content, InVocabulary, TokenSource, map_tokens
 from hybrid_runtime.deployment_data import Data, Source, WeightedSource
 from hybrid_runtime.errors import UsageError
 from hybrid_runtime.tokenizer_file import BYTES, load_tokenizer, tokenizer_sha256
@@ -30,6 +31,7 @@ from hybrid_runtime.tokenizer_file import BYTES, load_tokenizer, tokenizer_sha25
 BYTE_VOCAB = 256
 SCANNED_AT_ONCE = 1 << 22  # tokens; what a check holds in memory
 SCANNED_IN_ADVANCE = 1 << 26  # tokens; a longer file is checked at every read instead of at the start
+COMPARED_PIECES, COMPARED_AT_ONCE = 64, 1 << 12  # tokens; of files that carry no checksum, what is looked at
 
 
 class Opened(NamedTuple):
@@ -39,10 +41,14 @@ class Opened(NamedTuple):
     validation: Mixture | None
 
     @property
-    def contents(self) -> tuple[tuple[int, str], ...]:
-        """Of every source, its number of tokens and, of a corpus, its checksum: equal contents, equal tokens."""
-        mixtures = (self.training, *([] if self.validation is None else [self.validation]))
-        return tuple((len(source), _checksum(source)) for mixture in mixtures for source in mixture.sources)
+    def contents(self) -> tuple[Content, ...]:
+        """As `contents_of`, of both."""
+        return contents_of(self.training) + (() if self.validation is None else contents_of(self.validation))
+
+
+def contents_of(mixture: Mixture) -> tuple[Content, ...]:
+    """Of every source in order. Of what carries no checksum, pieces spread over it are compared; of a short one all."""
+    return tuple(Content(len(source), _checksum(source)) for source in mixture.sources)
 
 
 def open_data(data: Data, vocab_size: int | None, sequence_length: int) -> Opened:
@@ -73,7 +79,12 @@ def open_data(data: Data, vocab_size: int | None, sequence_length: int) -> Opene
 
 def _checksum(source: TokenSource) -> str:
     whole = source.source if isinstance(source, Part) else source
-    return whole.header.tokens_sha256 if isinstance(whole, Corpus) else ""
+    if isinstance(whole, Corpus):
+        return hashlib.sha256(f"{whole.header.tokens_sha256} {whole.header.documents_sha256}".encode()).hexdigest()
+    found, last = hashlib.sha256(), max(0, len(whole) - COMPARED_AT_ONCE)
+    for start in sorted({last * piece // (COMPARED_PIECES - 1) for piece in range(COMPARED_PIECES)}):
+        found.update(whole.read(start, min(COMPARED_AT_ONCE, len(whole) - start)).astype("<i8").tobytes())
+    return found.hexdigest()
 
 
 def _mixture(sources: Sequence[tuple[Source, TokenSource]], vocab_size: int | None, sequence_length: int) -> Mixture:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,16 @@ class TokenSource(Protocol):
 
     def read(self, start: int, length: int) -> Ids:
         """(length,) int64 ids from position `start`, which must lie inside the source; a copy."""
+
+
+class Content(NamedTuple):
+    """What a source holds: equal contents, equal tokens."""
+
+    num_tokens: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.num_tokens} tokens of SHA-256 {self.sha256[:16]}"
 
 
 @dataclass(frozen=True, slots=True)

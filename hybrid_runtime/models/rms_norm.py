@@ -53,7 +53,8 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, layer: RMSNorm) -> Tensor:
         if layer.compiled and not torch.is_inference_mode_enabled():  # lengths of requests would each be compiled for
             ctx.weight, ctx.layer = weight, layer
-            y, scale = compiled(_forward)(x, weight, layer.eps)
+            # Detached: the compiler looks at a leaf's gradient, and refuses one that is float32 beside bfloat16.
+            y, scale = compiled(_forward)(x, weight.detach(), layer.eps)
             ctx.save_for_backward(x, scale)
             return y  # type: ignore[no-any-return]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -70,7 +71,7 @@ class _RMSNorm(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
         if ctx.layer.compiled:
-            dx, dw = compiled(_backward)(x, scale, ctx.weight, dy)
+            dx, dw = compiled(_backward)(x, scale, ctx.weight.detach(), dy)
             return dx if need_x else None, _kept(dw, ctx) if need_weight else None, None
         # with n = x * scale:  dW = sum over tokens of dy n,  dx = scale * (dy W - n * mean(dy W n))
         normed = x * scale

@@ -75,6 +75,7 @@ class ProgressLine(BaseModel):
         step: steps that this side has finished.
         side: "candidate", "baseline", or the name of another one that runs beside them.
         steps: how many it will be; an estimate that may grow.
+        trained_before: steps of the model up to the checkpoint from which the run went on; 0 without one.
         loss: mean loss of the step; None where it is not known (forward only, or another host holds the head).
         validation_loss: mean loss over the batches of a validation; None where this step did not end with one.
         grad_norm: global gradient norm before clipping; None for forward only.
@@ -95,6 +96,7 @@ class ProgressLine(BaseModel):
     steps: int
     side: SideName = "candidate"
     phase: str
+    trained_before: int = 0
     loss: float | None = None
     validation_loss: float | None = None
     grad_norm: float | None = None
@@ -115,6 +117,11 @@ class ProgressLine(BaseModel):
         if before is None or self.validation_loss is not None:
             return self
         return self.model_copy(update={"validation_loss": before.validation_loss})
+
+    @property
+    def charted_step(self) -> int:
+        """Over which charts draw this line: the curves of a training go on where a run has resumed it."""
+        return self.trained_before + self.step
 
     def to_line(self) -> str:
         """One line of JSON, newline included."""

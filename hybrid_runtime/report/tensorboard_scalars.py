@@ -27,7 +27,7 @@ _FLUSH_S = 2.0
 
 
 class TensorBoardScalars:
-    """Scalars of one run, the step number as the step.
+    """Scalars of one run, over its steps and those before the checkpoint from which it went on.
 
     Args:
         folder: made if it is missing; a sub-folder per side.
@@ -62,7 +62,7 @@ class TensorBoardScalars:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line)]
-        event = Event(wall_time=self._clock(), step=line.step, summary=Summary(value=values))
+        event = Event(wall_time=self._clock(), step=line.charted_step, summary=Summary(value=values))
         self._writer(line.side).write(event.SerializeToString())
 
     def flush(self) -> None:

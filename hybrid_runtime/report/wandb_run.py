@@ -72,7 +72,7 @@ class WandbRun:
                 self._sides.add(line.side)
                 self._run.define_metric(f"{line.side}/*", step_metric=f"{line.side}/step")
             values = {f"{line.side}/{tag}": value for tag, value in scalars(line)}
-            self._run.log({f"{line.side}/step": line.step, **values})
+            self._run.log({f"{line.side}/step": line.charted_step, **values})
 
     def flush(self) -> None:
         """W&B sends when it likes, from a process of its own."""

@@ -67,10 +67,10 @@ def refuse_other_export(folder: Path, now: Exported) -> None:
         return
     try:
         found = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        training, step = found["training"], int(found["step"])
+        training, step = dict(found["training"]), int(found["step"])
     except (OSError, ValueError, LookupError, TypeError):
         training, step = None, 0
-    if training != dict(now.training):
+    if not training or {**now.training, **training} != dict(now.training):  # what an older one does not say may be
         raise UsageError(
             f"{folder}: already exists and is no earlier export of this training; name another export.folder, or "
             "remove it"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections import namedtuple
@@ -87,3 +89,21 @@ def test_what_was_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".partial-step-00000008" / "rank0.safetensors").write_text("half")
     folders.clear_partial(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = folders.take(tmp_path)
+    with pytest.raises(UsageError, match=rf"another run writes its checkpoints there \(process {os.getpid()} on "):
+        folders.take(tmp_path)
+    first.close()
+    second = folders.take(tmp_path)
+    assert (tmp_path / ".in-use").read_text().startswith(f"process {os.getpid()} on ")
+    second.close()
+    monkeypatch.setattr(folders.fcntl, "flock", without_locks)
+    folders.take(tmp_path).close()
+    with pytest.raises(EnvironmentProblem, match=r"checkpoint.folder = .* cannot be written"):
+        folders.take(tmp_path / "none")
+
+
+def without_locks(file: object, operation: int) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,18 @@ import pytest
 
 from hybrid_runtime.checkpoint.manifest import Manifest
 from hybrid_runtime.checkpoint.same_training import refuse_other, training_facts
+from hybrid_runtime.data.tokens import Content
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import UsageError
 from tests.parity import deployment
 
+HELD = (Content(600, "a" * 64), Content(400, "b" * 64))
 
-def checkpoint_of(settings: Deployment, step: int = 3, num_tokens: int = 1000) -> Manifest:
+
+def checkpoint_of(settings: Deployment, step: int = 3) -> Manifest:
     return Manifest(
         step=step,
-        training=training_facts(settings, num_tokens),
+        training=training_facts(settings, HELD),
         deployment_fingerprint=settings.fingerprint,
         plan_fingerprint="",
         mesh=(1, 1, 1),
@@ -33,7 +37,7 @@ def test_mesh_cuts_schedule_and_optimizer_may_change() -> None:
         workload={"steps": 50, "seed": 7},
         batch={"global_batch_size": 8, "microbatch_size": 2, "sequence_length": 8},
     )
-    refuse_other(Path("x"), before, after, 1000)
+    refuse_other(Path("x"), before, after, HELD)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +58,24 @@ def test_mesh_cuts_schedule_and_optimizer_may_change() -> None:
 )
 def test_another_training_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        refuse_other(Path("x"), checkpoint_of(deployment()), deployment(**changes), 1000)
+        refuse_other(Path("x"), checkpoint_of(deployment()), deployment(**changes), HELD)
 
 
-def test_other_data_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"tokens in .* = 1000, and this deployment has 999"):
-        refuse_other(Path("x"), checkpoint_of(deployment()), deployment(), 999)
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ([*HELD, Content(1, "c" * 64)], r"tokens in .* = 1000, and this deployment has 1001"),
+        (HELD[::-1], r"source 1 in \[data\] = 600 tokens of SHA-256 a{16}, and this deployment has 400 tokens of "),
+        ([HELD[0], Content(400, "c" * 64)], r"source 2 in \[data\] = 400 tokens of SHA-256 b{16}, and .* c{16}"),
+    ],
+)
+def test_other_data_is_refused(held: Sequence[Content], words: str) -> None:
+    """Corpora that change their places, or one in the place of another, are drawn from otherwise, unseen."""
+    with pytest.raises(UsageError, match=words):
+        refuse_other(Path("x"), checkpoint_of(deployment()), deployment(), held)
+
+
+def test_a_checkpoint_that_does_not_say_what_its_sources_held_goes_on() -> None:
+    before = checkpoint_of(deployment())
+    older = {key: value for key, value in before.training.items() if not key.startswith("source ")}
+    refuse_other(Path("x"), before.model_copy(update={"training": older}), deployment(), HELD)

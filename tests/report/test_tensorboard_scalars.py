@@ -31,6 +31,7 @@ def test_every_figure_of_every_step_and_side_is_there(tmp_path: Path) -> None:
         held_out = 6 / step if step % 20 == 0 else None
         ranks = (load(0), load(11, busy_percent=None))
         board.show(line(step, loss=5 / step, grad_norm=1.5, ranks=ranks, validation_loss=held_out), roster)
+    board.show(line(1, side="resumed", trained_before=40), roster)
     board.show(line(1, side="baseline", loss=math.nan, ranks=(load(0, wait_percent=None, memory_bytes=None),)), roster)
     board.close("finished")
     candidate, baseline = (read_back(tmp_path / "new/run" / side) for side in ("candidate", "baseline"))
@@ -39,6 +40,7 @@ def test_every_figure_of_every_step_and_side_is_there(tmp_path: Path) -> None:
     assert list(candidate) == sorted([*ranked, *of_run])
     assert candidate["run/validation_loss"] == [(20, pytest.approx(0.3)), (40, pytest.approx(0.15))]
     assert candidate["run/loss"] == [(step, pytest.approx(5 / step)) for step in range(1, 41)]
+    assert read_back(tmp_path / "new/run/resumed")["run/step_time_s"][0][0] == 41
     assert candidate["busy_share/rank0"][0] == (1, 0.5)
     assert candidate["memory_bytes/rank11"][39] == (40, 3_565_158)
     assert set(baseline) == {"busy_share/rank0", "run/loss", "run/step_time_s", "run/tokens_per_s"}

@@ -31,7 +31,7 @@ def deployment(**telemetry: object) -> Deployment:
 
 def test_every_figure_goes_to_one_run_with_a_step_per_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, folder = fake_wandb.install(monkeypatch), RunFolder(tmp_path / "run-1")
-    roster, step = Roster(folder), line(3, mfu=0.4, ranks=(load(0), load(5)))
+    roster, step = Roster(folder), line(3, trained_before=40, mfu=0.4, ranks=(load(0), load(5)))
     with open_exports(deployment(wandb="my project"), folder, first=True) as exports:
         exports.show(step, roster)
         exports.show(line(1, side="baseline"), roster)
@@ -45,7 +45,7 @@ def test_every_figure_goes_to_one_run_with_a_step_per_side(tmp_path: Path, monke
     assert run.settings["config"]["batch"]["global_batch_size"] == 4
     assert run.metrics == {"candidate/*": "candidate/step", "baseline/*": "baseline/step"}
     first, second = run.logged
-    assert first == {"candidate/step": 3} | {f"candidate/{tag}": value for tag, value in scalars(step)}
+    assert first == {"candidate/step": 43} | {f"candidate/{tag}": value for tag, value in scalars(step)}
     assert first["candidate/busy_share/rank5"] == 0.55
     assert second["baseline/step"] == 1
     assert run.summary["verdict"] == verdict().verdict.value

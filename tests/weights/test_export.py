@@ -29,6 +29,7 @@ def test_only_an_earlier_export_of_the_same_training(tmp_path: Path) -> None:
             refuse_other_export(folder, Exported(TRAINING, 5))
     mark.write_text(json.dumps({"training": TRAINING, "step": 6}))
     refuse_other_export(folder, Exported(TRAINING, 6))
+    refuse_other_export(folder, Exported(TRAINING | {"what newer versions say": "x"}, 6))
     with pytest.raises(UsageError, match="is of step 6, later than step 5, from where the training goes on"):
         refuse_other_export(folder, Exported(TRAINING, 5))
     with pytest.raises(UsageError, match="no earlier export of this training"):
