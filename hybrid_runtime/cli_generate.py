@@ -27,11 +27,14 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="of each answer; default: 64")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="0: the most likely token; default: that of the file's load, or 0")
+        float | None,
+        typer.Option(min=0, max=10**9, help="0: the most likely token; default: that of the file's load, or 0"),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="only so many most likely tokens")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, max=10**9, help="only so many most likely tokens")] = None,
     top_p: Annotated[float | None, typer.Option(help="only the most likely with this probability together")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="of sampling; default: the file's workload.seed")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="of sampling; default: the file's workload.seed")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="a checkpoint, a folder of them, or a Hugging Face folder")
     ] = None,

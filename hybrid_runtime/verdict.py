@@ -9,11 +9,13 @@ import enum
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hybrid_runtime.errors import ExitCode, RecordsError
+from hybrid_runtime.verdict_measured import Frozen, Measured
 from hybrid_runtime.verdict_modelled import ModelledFigure, ModelledRun
 from hybrid_runtime.verdict_prediction import JudgedPrediction
+from hybrid_runtime.verdict_served import ServedSide
 
 SCHEMA_VERSION = "1.3"
 RULESET = "2026.4"
@@ -52,14 +54,9 @@ Reason = Literal[
     "budget_spent",
     "declaration_not_plan",
 ]
-Evidence = Literal["declared", "deterministic", "measured", "modelled"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StaticCheck(_Frozen):
+class StaticCheck(Frozen):
     """One requirement judged from the file alone, before any process starts.
 
     Attributes:
@@ -75,30 +72,7 @@ class StaticCheck(_Frozen):
     detail: str
 
 
-class Measured(_Frozen):
-    """A measured figure with its interval, in the claim's unit, as decimal text; `exact` holds the point as a fraction.
-
-    Attributes:
-        lower, upper: the one-sided bounds that the decision used (FAIL looks at one, PASS at the other).
-        method: how it was computed, e.g. "pairwise t over 12 batches of 10 steps, thread_cpu".
-        samples: batches or block pairs that entered.
-        hardware: what was measured: "cuda", "cpu" (every rank owns its cores) or "cpu-oversubscribed".
-        purpose: of the steps it comes from: "trace" (with spans), "speed" (bare) or "planted" (self-test).
-    """
-
-    point: str
-    exact: str
-    lower: str
-    upper: str
-    confidence: str
-    method: str
-    samples: int
-    hardware: Literal["cuda", "cpu", "cpu-oversubscribed"]
-    evidence: Evidence
-    purpose: str = "trace"
-
-
-class Claim(_Frozen):
+class Claim(Frozen):
     """One promise and its judgement. `detail` says in words what set the figure, e.g. the pair of devices.
 
     Attributes:
@@ -121,7 +95,7 @@ class Claim(_Frozen):
     modelled: ModelledFigure | None = None
 
 
-class DeviceRow(_Frozen):
+class DeviceRow(Frozen):
     """One physical device (or one virtual one where ranks share cores). Shares and busy are decimal text in percent.
 
     Attributes:
@@ -136,7 +110,7 @@ class DeviceRow(_Frozen):
     compute_ns: int
     window_ns: int
     wait_ns: int
-    time_parts: dict[str, int] = {}
+    time_parts: dict[str, int] = {}  # noqa: RUF012 - pydantic copies it
     time_share: str
     time_share_bounds: tuple[str, str] | None = None
     work_share: str
@@ -147,7 +121,7 @@ class DeviceRow(_Frozen):
     nvml: dict[str, str]
 
 
-class Side(_Frozen):
+class Side(Frozen):
     """One measured side (candidate or baseline): what ran and its plain figures, medians as decimal text.
 
     Attributes:
@@ -171,7 +145,7 @@ class Side(_Frozen):
     last_loss: str | None
 
 
-class SelfCheck(_Frozen):
+class SelfCheck(Frozen):
     """One test that the instrument made of itself, or of the comparison, in this very run.
 
     Attributes:
@@ -190,7 +164,7 @@ class SelfCheck(_Frozen):
     detail: str
 
 
-class Look(_Frozen):
+class Look(Frozen):
     """One look at the data while sampling went on: how much there was, and what was still undecided.
 
     Attributes:
@@ -203,7 +177,7 @@ class Look(_Frozen):
     undecided: tuple[str, ...]
 
 
-class Sampling(_Frozen):
+class Sampling(Frozen):
     """How long was measured, and why it stopped.
 
     Attributes:
@@ -218,7 +192,7 @@ class Sampling(_Frozen):
     stopped: Literal["decided", "budget", "single look", "self-test only"]
 
 
-class Outliers(_Frozen):
+class Outliers(Frozen):
     """Steps far from the others (beyond three quartile ranges: Tukey's outer fences). Flagged, never dropped.
 
     Attributes:
@@ -233,61 +207,7 @@ class Outliers(_Frozen):
     mean_without_s: str
 
 
-class LatencyRow(_Frozen):
-    """One quantile of one latency of the requests of a side, in seconds.
-
-    Attributes:
-        latency: "first_token", "output_token" or "request".
-        quantile: "median", "p90" or "p99".
-        measured: None where there are too few requests; `detail` says how many it needs.
-    """
-
-    latency: str
-    quantile: str
-    measured: Measured | None
-    detail: str = ""
-
-
-class PhaseRow(_Frozen):
-    """What a device did for prefills and for decodes in the recorded rounds; shares are decimal text in percent.
-
-    Attributes:
-        prefill_share, decode_share: of the compute of all devices for it; "n/a" where there is none.
-        busy: compute over the rounds; `steady_busy`: over that part of them in which every rank has begun and none has
-            ended.
-        kv_cache_bytes: of keys and values, all slots.
-    """
-
-    device: str
-    ranks: tuple[int, ...]
-    prefill_ns: int
-    decode_ns: int
-    prefill_share: str
-    decode_share: str
-    busy: str
-    steady_busy: str
-    kv_cache_bytes: int
-
-
-class ServedSide(_Frozen):
-    """How one side answered, over its judged rounds.
-
-    Attributes:
-        rounds, requests: how many were judged, and how many requests they had.
-        requests_per_s: as decimal text.
-        latencies: for each latency that requests have, its quantiles.
-        phases: of rounds whose spans were recorded; empty for a side that has none.
-    """
-
-    role: Literal["candidate", "baseline"]
-    rounds: int
-    requests: int
-    requests_per_s: str
-    latencies: tuple[LatencyRow, ...]
-    phases: tuple[PhaseRow, ...] = ()
-
-
-class OtherBaseline(_Frozen):
+class OtherBaseline(Frozen):
     """A baseline that was run for comparison only; the declared one alone decides.
 
     Attributes:
@@ -303,7 +223,7 @@ class OtherBaseline(_Frozen):
     detail: str
 
 
-class Provenance(_Frozen):
+class Provenance(Frozen):
     """Where the figures come from, as text by name. Sections that say the same for all ranks are stored once.
 
     Attributes:
@@ -325,14 +245,14 @@ class Provenance(_Frozen):
     differing: tuple[str, ...] = ()
 
 
-class RawFile(_Frozen):
+class RawFile(Frozen):
     """A record file the verdict rests on."""
 
     path: str
     sha256: str
 
 
-class Verdict(_Frozen):
+class Verdict(Frozen):
     """The whole judgement of one deployment.
 
     Attributes:
@@ -370,7 +290,7 @@ class Verdict(_Frozen):
     modelled: ModelledRun | None = None
     provenance: Provenance | None = None
     warnings: tuple[str, ...] = ()
-    overrides: dict[str, str] = {}
+    overrides: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
     raw: tuple[RawFile, ...] = ()
 
 

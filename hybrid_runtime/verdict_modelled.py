@@ -6,17 +6,12 @@ replayed and that meets the target; the claim stays INCONCLUSIVE.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
 from hybrid_runtime.predicted import RankTime
+from hybrid_runtime.verdict_measured import Frozen
 from hybrid_runtime.would import Would
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelledFigure(_Frozen):
+class ModelledFigure(Frozen):
     """What a replay says of a claim, in the claim's unit; `exact` holds the point as a fraction.
 
     Attributes:
@@ -28,10 +23,10 @@ class ModelledFigure(_Frozen):
     exact: str
     would: Would
     method: str
-    beside: dict[str, str] = {}
+    beside: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
 
 
-class ModelledStep(_Frozen):
+class ModelledStep(Frozen):
     """One plan that was replayed with costs of this run.
 
     Attributes:
@@ -55,7 +50,7 @@ class ModelledStep(_Frozen):
     detail: str = ""
 
 
-class ModelledRun(_Frozen):
+class ModelledRun(Frozen):
     """A replay of the run with its own measured costs, and of other plans with the same.
 
     Attributes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from hybrid_runtime.verdict_measured import Frozen
 
 
 class PredictionVerdict(enum.StrEnum):
@@ -40,11 +40,7 @@ PredictionReason = Literal[
 QuantityId = Literal["step_time", "busy", "idle", "peak_memory", "first_token", "output_token", "request"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RankError(_Frozen):
+class RankError(Frozen):
     """One pipeline rank: whole ns or bytes, and predicted / measured - 1 in percent ("n/a" where nothing was measured).
 
     Attributes:
@@ -58,7 +54,7 @@ class RankError(_Frozen):
     exact: str
 
 
-class Quantity(_Frozen):
+class Quantity(Frozen):
     """One thing that was predicted, of the whole step or of every pipeline rank.
 
     Attributes:
@@ -93,7 +89,7 @@ class Quantity(_Frozen):
     ranks: tuple[RankError, ...] = ()
 
 
-class BudgetRow(_Frozen):
+class BudgetRow(Frozen):
     """One component of the time, a mean over ranks in whole ns; error_ns = predicted_ns - measured_ns.
 
     Attributes:
@@ -107,7 +103,7 @@ class BudgetRow(_Frozen):
     error_ns: int
 
 
-class JudgedPrediction(_Frozen):
+class JudgedPrediction(Frozen):
     """Whether what plan.json predicted came true.
 
     Attributes:

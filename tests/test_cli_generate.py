@@ -47,6 +47,17 @@ def test_a_temperature_that_is_no_number(file: Path) -> None:
     assert "Invalid value for '--temperature'" in refused(file, "--prompt", "a", "--temperature", "nan")
 
 
+@pytest.mark.parametrize(("option", "value"), [("seed", 2**63), ("top-k", 2**63), ("temperature", "inf")])
+def test_numbers_that_no_rank_can_be_told(file: Path, option: str, value: object) -> None:
+    assert f"Invalid value for '--{option}'" in refused(file, "--prompt", "a", f"--{option}", value)
+
+
+def test_an_answer_longer_than_any_cache(file: Path) -> None:
+    assert "have 1000000001 tokens, and a cache at most 1000000000" in refused(
+        file, "--prompt", "a", "--max-new-tokens", 10**9
+    )
+
+
 def test_an_unusable_line_of_prompts(file: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     assert 'line 2 has no field "prompt"' in refused(file, "--prompts", tmp_path / "prompts.jsonl")

@@ -21,7 +21,7 @@ FLOORS = [
     "calibration company rehearsal would fingerprint plan planted records nvml_records verdict verdict_modelled "
     "verdict_prediction prediction_history schemas run_folder turns launches git_state plan_contradictions peak_rates "
     "deployment_faults deployment_load deployment_parallel deployment_rules deployment_targets deployment_workload "
-    "tokenizer_file predicted_serving",
+    "tokenizer_file predicted_serving verdict_measured verdict_served",
     "schedule serving",
     "planner verifier report weights faults comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint inference",

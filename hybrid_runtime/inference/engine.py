@@ -127,13 +127,25 @@ class Engine:
             now.back(item, tokens)
 
     def _take_back(self, now: Round, under_way: deque[Item]) -> None:
-        """The oldest item's tokens; or nothing, if a request comes before them."""
-        while not self.wire.is_answer_there and (left_s := now.until_next_s) is not None:
-            if left_s == 0:
-                return
-            time.sleep(min(left_s, _LOOK_S))
-        item = under_way.popleft()
-        now.back(item, self.wire.take_answer(item.num_wanted))
+        """The oldest item's tokens; or what can be sent before they are there, of a request that comes first."""
+        sooner = self._sooner(now) if now.until_next_s is not None else None
+        if sooner is not None:
+            self._send_off(sooner, now, under_way)
+        else:
+            item = under_way.popleft()
+            now.back(item, self.wire.take_answer(item.num_wanted))
+
+    def _sooner(self, now: Round) -> Item | None:
+        """What can be sent before the oldest answer is there; None if it is there, or no request is expected any more.
+
+        All of it is one wait: requests that come, of which nothing can be sent, are no progress of a stuck pipeline.
+        """
+        with self.wire.waiting_for_answer():
+            while not self.wire.is_answer_there and (left_s := now.until_next_s) is not None:
+                time.sleep(min(left_s, _LOOK_S))
+                if left_s == 0 and (item := now.next_item()) is not None:
+                    return item
+        return None
 
     def _idle(self, now: Round) -> None:
         """Nobody has asked for anything."""

@@ -8,6 +8,7 @@ many tensors there are and what they look like; all later ones must look the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
 import torch
@@ -64,9 +65,13 @@ class Numbers:
         assert work is not None
         return Receiving(work, numbers)
 
+    def waiting(self, name: str) -> AbstractContextManager[None]:
+        """Reports what is enclosed as a wait for the other end; `name` is what is waited for."""
+        return self._axis.waiting(name)
+
     def take(self, receiving: Receiving, name: str) -> list[int]:
         """Waits for what is received; `name` is what is waited for."""
-        with self._axis.waiting(name):
+        with self.waiting(name):
             receiving.work.wait()
         numbers: list[int] = receiving.numbers.tolist()
         return numbers

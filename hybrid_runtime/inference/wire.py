@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.comm.under_way import Ledger
@@ -129,6 +130,11 @@ class Wire:
         """Rank 0 has announced an item, and another rank will answer."""
         assert self._answers_in is not None, "only rank 0 is answered"
         self._expected.append(self._answers_in.receive(self._rows))
+
+    def waiting_for_answer(self) -> AbstractContextManager[None]:
+        """Encloses looking for the oldest answer, by `is_answer_there`, as a wait for the rank that sends it."""
+        assert self._answers_in is not None, "only rank 0 is answered"
+        return self._answers_in.waiting("answer")
 
     @property
     def is_answer_there(self) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from hybrid_runtime.verdict import Claim, DeviceRow, Measured, Outcome, Side, StaticCheck, Verdict
+from hybrid_runtime.verdict import Claim, DeviceRow, Outcome, Side, StaticCheck, Verdict
+from hybrid_runtime.verdict_measured import Measured
 
 OUTCOME_WORDS = {
     Outcome.PASS: "passed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hybrid_runtime.report.cells import UNKNOWN, bytes_text, duration_text, printable, ranges_text, rate_text, with_unit
-from hybrid_runtime.verdict import LatencyRow, ServedSide
+from hybrid_runtime.verdict_served import LatencyRow, ServedSide
 
 TITLE = "Requests"
 LATENCY_HEADINGS = ("latency", "side", "median", "p90", "p99")

@@ -13,7 +13,9 @@ from hybrid_runtime.deployment_load import Load
 from hybrid_runtime.deployment_parallel import Pipeline
 from hybrid_runtime.deployment_targets import Targets
 from hybrid_runtime.deployment_workload import Batch
+from hybrid_runtime.errors import UsageError
 
+LONGEST = 10**9  # tokens that `batch.sequence_length` can say
 ROWS = 8  # most sequences of a microbatch that is made for the prompts
 
 
@@ -25,11 +27,19 @@ def served(deployment: Deployment, num_prompts: int, longest: int) -> tuple[Depl
 
     Returns:
         It, and a sentence that says what was assumed; "" where nothing was.
+
+    Raises:
+        UsageError: no cache can be so long.
     """
     plain: dict[str, Any] = {"checkpoint": None, "export": None, "baseline": None, "targets": Targets()}
     workload = deployment.workload.model_copy(update={"kind": "generate", "validate_every": None})
     if deployment.load is not None:
         return deployment.model_copy(update={**plain, "workload": workload}), ""
+    if longest > LONGEST:
+        raise UsageError(
+            f"the longest prompt and its answer have {longest} tokens, and a cache at most {LONGEST}; lower "
+            "--max-new-tokens, or that prompt's max_new_tokens"
+        )
     dropped = list(_dropped(deployment))
     batch = _caches(deployment.parallel.pp_degree, num_prompts, longest)
     parallel = deployment.parallel.model_copy(

@@ -1,8 +1,9 @@
 """Who reads answers: standard output, a file, a named pipe. A reader that stops never stops anybody else.
 
-    an answer's text -> give() -> queue of at most QUEUED pieces -> a thread of the client's own -> write
+    an answer's text -> give() -> queue -> a thread of the client's own -> write, of all that is queued
 
-A reader that has gone is noticed by the write, one that stands still by the queue, which gets full. Either leaves a
+A reader that has gone is noticed by the write. One that stands still has taken nothing for STILL_S while QUEUED pieces
+wait for it; a number alone would also be reached where pieces come faster than the thread has its turn. Either leaves a
 sentence in `problem`, after which nothing more is written.
 """
 
@@ -12,10 +13,13 @@ import errno
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 QUEUED = 1024  # pieces of text; a pipe holds some more by itself
+STILL_S = 2.0
+_AT_ONCE_BYTES = 4096  # a write returns when a pipe has room for all of it: more would hide that a slow reader reads
 
 
 class Client:
@@ -35,14 +39,17 @@ class Client:
         self._opened = opened
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._since_s = 0.0  # since when pieces wait of which the reader takes nothing
 
     def give(self, text: str) -> bool:
         """Takes a piece of an answer; False when nobody reads any more."""
         if text and self.problem is None:
-            if self._queue.qsize() >= QUEUED:
+            self._start()
+            if self._queue.empty():
+                self._since_s = time.monotonic()
+            if self._queue.qsize() >= QUEUED and time.monotonic() - self._since_s > STILL_S:
                 self.problem = f"{self.name} is not read: {QUEUED} pieces of text wait for its reader"
             else:
-                self._start()
                 self._queue.put(text.encode(errors="replace"))
         return self.problem is None
 
@@ -64,13 +71,23 @@ class Client:
         try:
             handle = self._opened()
             try:
-                while self.problem is None and (piece := self._queue.get()) is not None:
-                    while piece and self.problem is None:
-                        piece = piece[os.write(handle, piece) :]
+                while self.problem is None and (text := self._queued()):
+                    while text and self.problem is None:
+                        text = text[os.write(handle, text[:_AT_ONCE_BYTES]) :]
+                        self._since_s = time.monotonic()
             finally:
                 os.close(handle)
         except OSError as problem:
             self.problem = self.problem or f"{self.name} {_in_words(problem)}"
+
+    def _queued(self) -> memoryview:
+        """All that is waiting to be written, at least one piece; nothing when no more will come."""
+        pieces = [self._queue.get()]
+        while pieces[-1] is not None and not self._queue.empty():
+            pieces.append(self._queue.get())
+        if pieces[-1] is None:
+            self._queue.put(None)  # read again behind what came before it
+        return memoryview(b"".join(piece for piece in pieces if piece is not None))
 
 
 def standard_output() -> Client:

@@ -10,6 +10,7 @@ Blank lines are left out. A line that cannot be used is named by its number, and
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         content = path.read_bytes()
     except OSError as problem:
         raise UsageError(f"{path}: cannot be read ({problem.strerror}); name a file of prompts") from None
-    for number, raw in enumerate(content.split(b"\n"), start=1):
+    for number, raw in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), start=1):
         if not raw.strip():
             continue
         try:

@@ -38,6 +38,7 @@ class RequestRecord(BaseModel):
         ended_ns: when its last token was, or when it was refused or cancelled.
         prompt_tokens, output_tokens: how many; a stop token counts.
         digest: of the answer's tokens, the begin of a SHA-256: equal answers have equal ones.
+        first_token_id: the answer's first token; None if there was none, or in records of an older version.
         end: why it ended; `why` says it in words if it was refused or cancelled.
     """
 
@@ -54,6 +55,7 @@ class RequestRecord(BaseModel):
     digest: str
     end: End
     why: str = ""
+    first_token_id: int | None = None
 
     @property
     def is_answered(self) -> bool:
@@ -93,6 +95,7 @@ def record_of(answer: Answer, step: int, began_ns: int) -> RequestRecord:
         digest=digest_of(answer.tokens),
         end=answer.end,
         why=answer.why,
+        first_token_id=answer.tokens[0] if answer.tokens else None,
     )
 
 

@@ -7,7 +7,8 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from hybrid_runtime.exact import decimal_text, exact_text
-from hybrid_runtime.verdict import Claim, Evidence, Measured, Outcome, Reason
+from hybrid_runtime.verdict import Claim, Outcome, Reason
+from hybrid_runtime.verdict_measured import Evidence, Measured
 from hybrid_runtime.verifier.decision import Decision
 from hybrid_runtime.verifier.metrics import Metrics
 from hybrid_runtime.verifier.trust import Blocker

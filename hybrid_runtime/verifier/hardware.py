@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.exact import decimal_text, exact_text, parse_bytes, parse_gb_per_s
-from hybrid_runtime.verdict import Claim, Measured, Outcome
+from hybrid_runtime.verdict import Claim, Outcome
+from hybrid_runtime.verdict_measured import Measured
 from hybrid_runtime.verifier.driver import Driver
 from hybrid_runtime.verifier.finding import Finding, claim, undecided
 from hybrid_runtime.verifier.metrics import Metrics

@@ -20,7 +20,8 @@ from itertools import takewhile
 from hybrid_runtime.exact import decimal_text
 from hybrid_runtime.planted import LEVELS, LIMIT, extra_units, part_name, planted_gap
 from hybrid_runtime.records import PLANTED, SPEED, StepRecord
-from hybrid_runtime.verdict import Measured, Outcome, SelfCheck
+from hybrid_runtime.verdict import Outcome, SelfCheck
+from hybrid_runtime.verdict_measured import Measured
 from hybrid_runtime.verifier.decide import decide_range
 from hybrid_runtime.verifier.decide_ratio import MIN_BLOCK_PAIRS, decide_equivalence, decide_ratio
 from hybrid_runtime.verifier.decision import Decision

@@ -17,7 +17,8 @@ from hybrid_runtime.predicted_serving import LatencyKind
 from hybrid_runtime.records import PHASES, RankRecords, Span, StepRecord
 from hybrid_runtime.schedule.actions import Kind
 from hybrid_runtime.serving.latencies import LATENCIES, QUANTILES
-from hybrid_runtime.verdict import Claim, LatencyRow, Outcome, PhaseRow, ServedSide
+from hybrid_runtime.verdict import Claim, Outcome
+from hybrid_runtime.verdict_served import LatencyRow, PhaseRow, ServedSide
 from hybrid_runtime.verifier.claims import balance_claim
 from hybrid_runtime.verifier.decide_quantile import decide_quantile, quantile_interval, requests_needed
 from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, undecided

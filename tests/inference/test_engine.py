@@ -78,5 +78,10 @@ def test_eight_stages(models: Path) -> None:
 
 
 @pytest.mark.ranks
-def test_four_stages(models: Path) -> None:
-    run_ranks(4, run_cases, models, [Case(QWEN2, 1, 4, 3), Case(LLAMA, 1, 4, slots=8, items_in_flight=6)])
+def test_four_stages_and_more_tensor_ranks_than_key_heads(models: Path) -> None:
+    cases = [
+        Case(QWEN2, 1, 4, 3),
+        Case(LLAMA, 1, 4, slots=8, items_in_flight=6),
+        Case(LLAMA, 4, 1, 1),  # prompts token by token
+    ]
+    run_ranks(4, run_cases, models, cases)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import resource
+import time
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from hybrid_runtime.models.unit import Microbatch
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.serving.batcher import batcher_of
 from hybrid_runtime.serving.kv_bytes import kv_cache_bytes
+from hybrid_runtime.serving.load import Listed
 from hybrid_runtime.serving.requests import Answer, Item, Request, Row, Sampling
 from hybrid_runtime.telemetry.recorder import NullRecorder
 from tests.inference.served import CPU, Given, alone, engine_of
@@ -194,6 +198,62 @@ def test_an_item_that_fails_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(built.units["1.mlp"], "forward", fail)
     with pytest.raises(RunError, match=r"rank 0 .*, stage 0, 0P0, unit 1\.mlp: ArithmeticError: no such number"):
         answers(engine, settings, asked())
+
+
+class SlowPipeline:
+    """A wire to stages that answer every item after so long; how often rank 0 begins to wait for one."""
+
+    is_first, is_last, longest_silence_s = True, False, 1.0
+
+    def __init__(self, takes_s: float) -> None:
+        self.takes_s = takes_s
+        self.there_s: deque[float] = deque()
+        self.waits = 0
+
+    def announce(self, item: Item | None) -> None: ...
+    def send_carry(self, carry: object) -> None: ...
+    def give_sign(self) -> None: ...
+    def finish(self) -> None: ...
+
+    def take_carry(self, tokens: int, name: str) -> tuple[Tensor, ...]:
+        return ()
+
+    def expect_answer(self) -> None:
+        self.there_s.append(time.monotonic() + self.takes_s)
+
+    @contextmanager
+    def waiting_for_answer(self) -> Iterator[None]:
+        self.waits += 1
+        yield
+
+    @property
+    def is_answer_there(self) -> bool:
+        return time.monotonic() > self.there_s[0]
+
+    def take_answer(self, wanted: int) -> list[int]:
+        self.there_s.popleft()
+        return [7] * wanted
+
+
+def test_requests_that_come_while_nothing_can_be_sent_end_no_wait() -> None:
+    """Rank 0 waits for the one answer, and says so, although requests arrive meanwhile: else no hang would be found."""
+    settings = deployment(slots=1)
+    engine, _, _ = engine_of(settings)
+    engine.wire = wire = SlowPipeline(0.03)  # type: ignore[assignment]
+    coming = [Request(number, (number + 1,), 1, arrival_ns=2_000_000 * number) for number in range(8)]
+    ended = engine.serve(Listed(coming), batcher_of(settings))
+    assert [answer.request.id for answer in ended] == list(range(8))
+    assert wire.waits == 1, "the others come before the first answer, and then no time is known"
+
+
+def test_a_request_that_can_be_sent_does_not_wait_for_an_answer() -> None:
+    settings = deployment(slots=2)
+    settings = settings.model_copy(update={"batch": settings.batch.model_copy(update={"items_in_flight": 2})})  # type: ignore[union-attr]
+    engine, _, _ = engine_of(settings)
+    engine.wire = SlowPipeline(0.3)  # type: ignore[assignment]
+    coming = [Request(0, (1,), 1), Request(1, (2,), 1, arrival_ns=5 * 10**7), Request(2, (3,), 1, arrival_ns=4 * 10**8)]
+    first, second, _ = engine.serve(Listed(coming), batcher_of(settings))
+    assert second.ended_ns - first.ended_ns < 2 * 10**8, "50 ms later, not 300"
 
 
 def test_caches_that_do_not_fit() -> None:

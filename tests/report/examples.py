@@ -7,9 +7,7 @@ from hybrid_runtime.prediction_history import Bias
 from hybrid_runtime.verdict import (
     Claim,
     DeviceRow,
-    Evidence,
     Look,
-    Measured,
     OtherBaseline,
     Outcome,
     Outliers,
@@ -24,6 +22,7 @@ from hybrid_runtime.verdict import (
     count,
     overall,
 )
+from hybrid_runtime.verdict_measured import Evidence, Measured
 from hybrid_runtime.verdict_modelled import ModelledFigure, ModelledRun, ModelledStep
 from hybrid_runtime.verdict_prediction import (
     BudgetRow,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hybrid_runtime.report import cells
-from hybrid_runtime.verdict import Evidence, Measured
+from hybrid_runtime.verdict_measured import Evidence, Measured
 from tests.report import examples
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
-from hybrid_runtime.serving.clients import QUEUED, Client, file_client
+import pytest
+
+from hybrid_runtime.serving import clients
+from hybrid_runtime.serving.clients import QUEUED, STILL_S, Client, file_client
 
 
 def until_problem(client: Client) -> str:
@@ -64,8 +70,9 @@ def test_a_named_pipe_with_one(tmp_path: Path) -> None:
     os.close(read_end)
 
 
-def test_a_reader_that_stands_still() -> None:
+def test_a_reader_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces go into the pipe, then into the queue, then the client is given up: never does anybody wait."""
+    monkeypatch.setattr(clients, "STILL_S", 0.2)
     read_end, write_end = os.pipe()
     client = Client("standard output", lambda: write_end)
     given = 0
@@ -77,8 +84,49 @@ def test_a_reader_that_stands_still() -> None:
     assert client.problem == f"standard output is not read: {QUEUED} pieces of text wait for its reader"
     client.end()
     client.wait()
-    assert time.monotonic() - began < 10
+    assert 0.2 < time.monotonic() - began < 10
     os.close(read_end)
+
+
+def test_more_than_the_queue_at_once_is_read_by_one_who_reads() -> None:
+    """Pieces come faster than their thread has its turn: nobody stands still, and nothing is lost or exchanged."""
+    read_end, write_end = os.pipe()
+    client = Client("standard output", lambda: write_end)
+    lines = [f"{number}\n" for number in range(5 * QUEUED)]
+    for line in lines:
+        assert client.give(line), client.problem
+    client.end()
+    with os.fdopen(read_end) as reader:
+        assert reader.read() == "".join(lines)
+    client.wait()
+    assert client.problem is None
+
+
+def test_a_slow_reader_reads_until_it_takes_nothing_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(clients, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    client = Client("standard output", lambda: write_end)
+    client.give("y" * 100_000)
+    wait_until(lambda: client._queue.empty())  # the thread has it, and the pipe takes a part of it
+    for _ in range(QUEUED):
+        assert client.give("y")
+    for _ in range(3):
+        clock.now_s += 0.9 * STILL_S
+        assert client.give("y")
+        os.read(read_end, 4096)
+        wait_until(lambda: client._since_s == clock.now_s)  # the next piece has found room
+    clock.now_s += 1.1 * STILL_S
+    assert not client.give("y")
+    os.close(read_end)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:

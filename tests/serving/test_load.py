@@ -84,6 +84,13 @@ def test_prompts_from_a_file_of_lines_as_bytes(tmp_path: Path) -> None:
     assert {request.stop_tokens for request in traffic.requests} == {frozenset({0})}
 
 
+def test_the_mark_at_the_begin_of_a_file_is_no_part_of_its_first_prompt(tmp_path: Path) -> None:
+    for name, content in (("prompts.txt", "one"), ("prompts.jsonl", '{"prompt": "one"}')):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        requests = traffic_of(serving(load=from_file(tmp_path / name))).requests
+        assert {bytes(request.prompt) for request in requests} == {b"one"}
+
+
 def test_prompts_from_json_lines(tmp_path: Path) -> None:
     lines = [{"prompt": "ab", "max_new_tokens": 7}, {"prompt": [5, 6]}]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

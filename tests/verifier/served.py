@@ -120,6 +120,7 @@ def requests_of(step: int, start_ns: int, deployed: Deployment, times: Times) ->
             prompt_tokens=asked.prompt_tokens or 0,
             output_tokens=OUTPUT,
             digest=digest_of([number]),
+            first_token_id=number,
             end="length",
         )
         for number, asked in enumerate(asked_of(deployed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hybrid_runtime.errors import RecordsError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.run_folder import RunFolder
-from hybrid_runtime.verdict import Outcome
+from hybrid_runtime.verdict import Claim, Outcome
 from hybrid_runtime.verifier.judge import judge, recheck, write_verdict
 from hybrid_runtime.verifier.side import load_side
 from tests.verifier.served import serving, write_served
@@ -180,12 +181,36 @@ def test_the_baseline_is_asked_for_more(tmp_path: Path) -> None:
     assert "load" in claim.detail
 
 
+def _speed_claim(run: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> Claim:
+    (claim,) = [claim for claim in judge(forge(run, edit)).claims if claim.id == "latency_reduction"]
+    return claim
+
+
+def _with_baseline(folder: Path, **tables: Any) -> Path:
+    deployed = serving(targets={"latency_reduction_percent": 1}, baseline={"kind": "single"}, **tables)
+    return write_served(folder, deployed, baseline=serving(Mesh(), **tables), steps=50)
+
+
 def test_the_candidate_answers_something_else(tmp_path: Path) -> None:
     """A candidate that makes other tokens than the baseline from the same requests has not done the work."""
-    deployed = serving(targets={"latency_reduction_percent": 1}, baseline={"kind": "single"})
-    run = write_served(tmp_path, deployed, baseline=serving(Mesh()), steps=50)
-    forge(run, lambda record: record | {"digest": "0" * 16})
-    verdict = judge(run)
-    (claim,) = [claim for claim in verdict.claims if claim.id == "latency_reduction"]
+    claim = _speed_claim(_with_baseline(tmp_path), lambda record: record | {"digest": "0" * 16})
     assert (claim.outcome, claim.reason) == (Outcome.INCONCLUSIVE, "loads_differ")
-    assert "8 of 8 requests were answered otherwise" in claim.detail
+    assert re.search(r"(\d+) of \1 answers are not the baseline's", claim.detail)
+
+
+def test_the_candidate_answers_something_else_from_the_second_round_on(tmp_path: Path) -> None:
+    """The first round's answers are equal: what a slot keeps of the sequence before would be seen in later ones."""
+    run = _with_baseline(tmp_path)
+    first = json.loads(RunFolder(run).requests.read_text().splitlines()[0])["step"]
+    claim = _speed_claim(run, lambda record: record | ({} if record["step"] == first else {"digest": "0" * 16}))
+    assert (claim.outcome, claim.reason) == (Outcome.INCONCLUSIVE, "loads_differ")
+
+
+@pytest.mark.parametrize(("first", "reason"), [(lambda number: number, None), (lambda number: 99, "loads_differ")])
+def test_in_half_precision_answers_must_begin_alike(
+    tmp_path: Path, first: Callable[[int], int], reason: str | None
+) -> None:
+    """Whole answers differ by rounding, and nothing follows from that; their first tokens hardly do."""
+    run = _with_baseline(tmp_path, model={"preset": "tiny", "dtype": "bfloat16"})
+    claim = _speed_claim(run, lambda record: record | {"digest": "0" * 16, "first_token_id": first(record["id"])})
+    assert claim.reason == reason, claim

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from hybrid_runtime.report.cells import measured_text
 from hybrid_runtime.report.page.figure import Figure, Layout, Trace, View, number, plot_text, rows_layout
-from hybrid_runtime.verdict import Claim, Measured, SelfCheck, Verdict
+from hybrid_runtime.verdict import Claim, SelfCheck, Verdict
+from hybrid_runtime.verdict_measured import Measured
 
 
 class Row(NamedTuple):
