@@ -4,6 +4,8 @@
                           +--resolved--> the deployment that runs: the plan's degrees, schedule, cuts, microbatch size
     plan.json --> plan ---+--adopted---> the plan that runs, if the model's own units say the same
 
+    deployment_and_plan     both from their files; without a plan the deployment is the file's own
+
 The plan decides how the work is laid out; what the work is (model, batch, workload) must be the same in both.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hybrid_runtime.deployment import Deployment, Parallel, Pipeline
+from hybrid_runtime.deployment import Deployment, Parallel, Pipeline, load_deployment
 from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece, unit_of
@@ -24,6 +26,20 @@ from hybrid_runtime.schedule.check import CheckResult, check
 from hybrid_runtime.schedule.choose import is_searched
 
 _FIGURES = ("forward_flops", "input_grad_flops", "weight_grad_flops", "parameters")
+
+
+def deployment_and_plan(file: Path, plan_file: Path | None) -> tuple[Deployment, Plan | None]:
+    """The deployment that runs, and the plan that it follows: the file's own and None, or resolved from a given plan.
+
+    Raises:
+        UsageError: a file is unusable.
+        PlanError: as `read_given` and `resolved`.
+    """
+    deployment = load_deployment(file)
+    if plan_file is None:
+        return deployment, None
+    plan = read_given(plan_file)
+    return resolved(deployment, plan, f"--plan {plan_file}"), plan
 
 
 def read_given(path: Path) -> Plan:
