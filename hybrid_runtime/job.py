@@ -110,7 +110,7 @@ def run_rank(
         if data is not None:
             training = Training(deployment, plan, specs, groups, len(data.training))
             checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
-        header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)
+        header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints, traffic)
         progress.begin(step_terms(deployment, plan, peak_of_all(header, groups)))
         stack.enter_context(start_sampler(folder.records, header, launch, groups))
         records = folder.records / f"rank{launch.rank}.jsonl"
