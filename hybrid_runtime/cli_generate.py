@@ -12,6 +12,7 @@ from rich.console import Console
 
 from hybrid_runtime.cli_output import PlanFile
 from hybrid_runtime.errors import PlanError, UsageError
+from hybrid_runtime.tokenizer_file import BYTES
 
 if TYPE_CHECKING:
     from hybrid_runtime.deployment import Deployment
@@ -65,6 +66,8 @@ def generate(
     deployment, checkpoint, words = _with_weights(deployment, weights)
     deployment = _with_tokenizer(deployment, tokenizer)
     known = tokenizer_of(deployment)
+    if tokenizer is None:
+        _refuse_other_ids(deployment, known)
     requests = requests_of(
         prompt or [], prompts, Way(temperature, top_k, top_p, seed, max_new_tokens), deployment, known
     )
@@ -151,9 +154,28 @@ def _with_weights(deployment: Deployment, given: Path | None) -> tuple[Deploymen
 
 
 def _with_tokenizer(deployment: Deployment, given: str | None) -> Deployment:
-    if given is None:
+    """The deployment with the tokenizer of the command line, else with that of one of its [[data.sources]]."""
+    named = given or next((one.tokenizer for one in deployment.data.sources if one.tokenizer != BYTES), None)
+    if named is None or (given is None and deployment.data.tokenizer != BYTES):
         return deployment
-    return deployment.model_copy(update={"data": deployment.data.model_copy(update={"tokenizer": given})})
+    return deployment.model_copy(update={"data": deployment.data.model_copy(update={"tokenizer": named})})
+
+
+def _refuse_other_ids(deployment: Deployment, known: Tokenizer) -> None:
+    """Bytes are not what a model reads that was trained on a corpus of other tokens.
+
+    Raises:
+        UsageError: it was, and its tokenizer is not known.
+    """
+    from hybrid_runtime.data.corpus import is_corpus, read_header
+
+    corpora = [one.path for one in deployment.data.train_sources if one.source == "corpus" and one.path]
+    for path in map(Path, corpora if known.name == BYTES else ()):
+        if is_corpus(path.expanduser()) and (made_by := read_header(path.expanduser()).tokenizer) != BYTES:
+            raise UsageError(
+                f"{path}: the corpus that the model is trained on was made with {made_by}, so it does not read text as "
+                "bytes; name that file by --tokenizer"
+            )
 
 
 def _possible(deployment: Deployment, requests: Sequence[Request], plan: Plan | None) -> tuple[Deployment, str]:

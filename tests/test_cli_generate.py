@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.commands import command, run, small, write_json
+from tests.data.corpora import write_corpus
 
 LOAD = {
     "workload": {"kind": "generate"},
@@ -68,6 +69,17 @@ def test_more_stages_than_units(tmp_path: Path) -> None:
     """A plan that cannot be made is a sentence before any rank starts."""
     words = refused(write_json(tmp_path / "o.json", small(parallel={"pp_degree": 40})), "--prompt", "a")
     assert "stages" in words
+
+
+def test_text_for_a_model_that_reads_other_tokens(tmp_path: Path) -> None:
+    """The corpus that it is trained on knows by what it was made; a source of text names its tokenizer itself."""
+    write_corpus(tmp_path / "books", [[1, 2]], tokenizer_sha256="0" * 64)
+    values = small(data={"source": "corpus", "path": str(tmp_path / "books")})
+    words = refused(write_json(tmp_path / "corpus.json", values), "--prompt", "a")
+    assert "was made with t.json, so it does not read text as bytes; name that file by --tokenizer" in words
+    sources = [{"source": "text", "path": "books", "tokenizer": str(tmp_path / "gone.json")}]
+    words = refused(write_json(tmp_path / "text.json", small(data={"sources": sources})), "--prompt", "a")
+    assert "gone.json" in words
 
 
 def planned(folder: Path, **tables: Any) -> Path:
