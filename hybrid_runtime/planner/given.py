@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hybrid_runtime.deployment import Deployment, Parallel, Pipeline, load_deployment
 from hybrid_runtime.deployment_fields import RecomputeKind
+from hybrid_runtime.deployment_rules import rules_between_tables
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost, read_plan
@@ -65,14 +66,15 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
         source: where the plan was read, for messages.
 
     Raises:
-        PlanError: the plan is for other work: another workload, batch or model.
+        PlanError: the plan is for other work: another workload, batch or model; or makes a deployment that no file may
+            ask for.
     """
     differing = next(_differences(deployment, plan), None)
     if differing is not None:
         raise PlanError(f"{source}: is a plan for other work: {differing}; plan this deployment, or name its own plan")
     assert deployment.batch is not None, "a deployment without a batch differs from every plan"
     per_rank, rest = divmod(len(plan.stages), plan.pp_degree)
-    return deployment.model_copy(
+    found = deployment.model_copy(
         update={
             "model": None
             if deployment.model is None
@@ -101,6 +103,10 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
             ),
         }
     )
+    wrong, _ = next(rules_between_tables(found.model_fields_set, dict(found)), ("", ""))
+    if wrong:
+        raise PlanError(f"{source}: makes of {deployment.name} a deployment that {wrong}; plan this deployment")
+    return found
 
 
 def adopted(plan: Plan, costs: Sequence[UnitCost], source: str) -> Plan:
