@@ -82,8 +82,8 @@ def quantile_interval(
     )
     if not batches.enough:
         rounds = f"{len(batches.rows)} independent batches of {batches.steps_per_batch}"
-        more = max(1, batches.steps_needed - len(steps))
-        return decision.because("too_few_batches", f"{rounds} rounds cannot bound the quantile", more, "round")
+        missing = max(1, batches.steps_needed - len(steps))
+        return decision.because("too_few_batches", f"{rounds} rounds cannot bound the quantile", missing, "round")
     if last > count:
         more = more_for(shrink_to(1 - part, max(reach, 1 - part)), len(steps))
         return decision.because("too_few_batches", "rounds differ too much to bound the quantile", more, "round")
