@@ -37,8 +37,9 @@ class Cell:
 
     Attributes:
         truth: the true figure: pp for a range (limit 1), % for a floor (limit 90), the ratio as a percentage of its
-            limit for a ratio, the slowdown in % for an equivalence (margin 1); the quantile of the limit in % for a
-            quantile, of lognormal latencies, whose steps (rounds) differ by `cv` from each other.
+            limit for a ratio, the slowdown in % for an equivalence (margin 1); for a quantile, of lognormal latencies,
+            whose steps (rounds) differ by `cv` from each other, the quantile of the limit in %: 99.6 is a limit that
+            0.4 % of requests exceed, for the p99.
         cv: noise of one row (a step), as a fraction; of one step in a block for ratios.
         correlation: from row to row; from step to step over both sides for ratios, unless `between_pairs`.
         looks: rows (steps, or block pairs) at each look; rows longer than a batch give fewer batches.
@@ -72,7 +73,7 @@ class Cell:
         return decide_equivalence(ratios, ONE_PP, alpha=alpha)
 
     def _quantile(self, sample: Sequence[Sequence[int]], alpha: float) -> Decision:
-        part = Fraction(round(self.truth), 100)
+        part = Fraction(int(self.truth), 100)
         steps = [[Fraction(latency) for latency in row] for row in sample]
         decision = decide_quantile(steps, part, Fraction(MEAN_NS), self.batch_steps, alpha=alpha)
         assert decision is not None, "too few requests for the quantile"

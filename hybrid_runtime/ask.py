@@ -11,12 +11,14 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from hybrid_runtime.deployment import Deployment
-from hybrid_runtime.errors import RunError
+from hybrid_runtime.errors import RunError, Stopped
 from hybrid_runtime.launcher import JOB_GENERATE, Rendezvous, start
+from hybrid_runtime.plan import Plan
 from hybrid_runtime.run_folder import RunFolder, write_whole
 from hybrid_runtime.serving.line import Asking, Line, listen
 from hybrid_runtime.serving.requests import Request
 from hybrid_runtime.serving.shown import Reading
+from hybrid_runtime.stop_signals import stops_held
 
 _TICK_S = 0.1
 
@@ -27,23 +29,33 @@ class Ranks:
     Their log and their status lie in a temporary folder, which stays only when a rank has failed.
     """
 
-    def __init__(self, deployment: Deployment, checkpoint: Path | None) -> None:
+    def __init__(self, deployment: Deployment, checkpoint: Path | None, plan: Plan | None = None) -> None:
         self._deployment = deployment
         self._checkpoint = checkpoint
-        self._stack = ExitStack()
+        self._plan = plan
         self._has_failed = False
 
     def __enter__(self) -> Ranks:
-        path = Path(tempfile.mkdtemp(prefix="hybrid-runtime-"))
-        self._stack.callback(self._remove_unless_failed, path)
-        folder = RunFolder(path).create()
-        write_whole(folder.deployment, self._deployment.canonical_json())
-        self._listening = self._stack.enter_context(closing(listen(path / "socket")))
-        arguments = ["--socket", str(path / "socket")]
-        arguments += [] if self._checkpoint is None else ["--checkpoint", str(self._checkpoint)]
-        self._launched = start(folder, self._deployment, Rendezvous(), arguments, JOB_GENERATE)
-        self._stack.callback(self._launched.stop)
+        with ExitStack() as stack:  # what was begun is ended if this does not come to its end
+            path = Path(tempfile.mkdtemp(prefix="hybrid-runtime-"))
+            stack.callback(self._remove_unless_failed, path)
+            folder = RunFolder(path).create()
+            write_whole(folder.deployment, self._deployment.canonical_json())
+            self._listening = stack.enter_context(closing(listen(path / "socket")))
+            with stops_held():
+                self._launched = start(folder, self._deployment, Rendezvous(), self._arguments(folder), JOB_GENERATE)
+                stack.callback(self._launched.stop)
+            self._stack = stack.pop_all()
         return self
+
+    def _arguments(self, folder: RunFolder) -> list[str]:
+        """Of every rank; the plan is written down for them."""
+        arguments = ["--socket", str(folder.path / "socket")]
+        arguments += [] if self._checkpoint is None else ["--checkpoint", str(self._checkpoint)]
+        if self._plan is None:
+            return arguments
+        write_whole(folder.plan, self._plan.to_json())
+        return [*arguments, "--plan", str(folder.plan)]
 
     def __exit__(self, *problem: object) -> None:
         self._stack.close()
@@ -114,6 +126,7 @@ def ask(
     requests: Sequence[Request],
     made: Callable[[Asking], Reading],
     ready: Callable[[], None],
+    plan: Plan | None = None,
 ) -> Reading:
     """Every request's answer, shown while it is made.
 
@@ -121,15 +134,20 @@ def ask(
         checkpoint: whose weights the model gets; None for the deployment's.
         made: what reads the answers, given the line on which to cancel.
         ready: called when the model is there.
+        plan: what the ranks follow, for which `deployment` was resolved; None lets them plan.
 
     Raises:
         RunError: a rank failed; names rank and stage.
+        Stopped: the command was told to stop; says how many answers are whole.
     """
-    with Ranks(deployment, checkpoint) as ranks:
+    with Ranks(deployment, checkpoint, plan) as ranks:
         asking = ranks.connected()
         ready()
         reading = made(asking)
-        asking.ask(requests)
-        ranks.read(asking, reading)
-        ranks.wait()
+        try:
+            asking.ask(requests)
+            ranks.read(asking, reading)
+            ranks.wait()
+        except Stopped as stopped:
+            raise Stopped(f"{stopped}; {reading.how_far}") from None
     return reading

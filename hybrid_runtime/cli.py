@@ -9,12 +9,9 @@ from __future__ import annotations
 import enum
 import re
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -23,17 +20,26 @@ from rich.console import Console
 from hybrid_runtime.cli_convert import convert
 from hybrid_runtime.cli_generate import generate
 from hybrid_runtime.cli_lone import calibrate, rehearse
-from hybrid_runtime.cli_output import Json, Prometheus, TensorBoard, Wandb, console_for, refuse_unwritable, write_json
+from hybrid_runtime.cli_output import (
+    Json,
+    PlanFile,
+    Prometheus,
+    TensorBoard,
+    Wandb,
+    console_for,
+    refuse_unwritable,
+    write_json,
+)
 from hybrid_runtime.cli_plan import plan
 from hybrid_runtime.cli_report import report
 from hybrid_runtime.cli_schedule import schedule_app, simulate
 from hybrid_runtime.cli_tokenize import corpus, tokenize
-from hybrid_runtime.errors import ExitCode, HybridRuntimeError, RunError, UsageError
+from hybrid_runtime.errors import ExitCode, HybridRuntimeError, UsageError
 from hybrid_runtime.run_folder import RunFolder, new_run_folder
+from hybrid_runtime.stop_signals import signals_stop
 
 if TYPE_CHECKING:  # every command loads what it needs: `check` answers at once
     from hybrid_runtime.deployment import Deployment
-    from hybrid_runtime.plan import Plan
     from hybrid_runtime.report.exports import Exports
     from hybrid_runtime.verdict import StaticCheck, Verdict
 
@@ -68,10 +74,6 @@ def _root(
 File = Annotated[Path, typer.Argument(metavar="FILE", help="deployment file, TOML or JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Folder = Annotated[Path | None, typer.Option("--run-folder", help="where to write; default runs/<name>-<time>")]
-PlanFile = Annotated[
-    Path | None,
-    typer.Option("--plan", metavar="PLAN.JSON", help="follow this plan: its degrees, stages, schedule and lists"),
-]
 Resume = Annotated[
     str | None,
     typer.Option(metavar="latest|FOLDER", help="go on from the newest checkpoint, or from this one"),
@@ -111,9 +113,10 @@ def run(
     On several machines, call it on each with the same --run-folder on a shared disk; node 0 judges.
     """
     from hybrid_runtime.launcher import Rendezvous, torchrun_command
+    from hybrid_runtime.planner.given import deployment_and_plan
 
     _refuse_unwritable(json_file)
-    deployment, plan = _planned(file, plan_file)
+    deployment, plan = deployment_and_plan(file, plan_file)
     rendezvous = Rendezvous(nodes=nodes, node_rank=node_rank, endpoint=rdzv_endpoint, run_id=rdzv_id)
     folder = _folder(run_folder, deployment.name)
     follow = ["--plan", str(plan_file)] if plan_file else []
@@ -192,8 +195,9 @@ def verify(
         _show(_judged_again(RunFolder(recheck), overrides), RunFolder(recheck), json_file)
     assert file is not None
     from hybrid_runtime.planner.baseline import with_all_baselines
+    from hybrid_runtime.planner.given import deployment_and_plan
 
-    deployment, plan = _planned(file, plan_file)
+    deployment, plan = deployment_and_plan(file, plan_file)
     if self_test and (all_baselines or rebalance):
         raise UsageError("--self-test runs no baseline and no other plan; drop it, or --all-baselines and --rebalance")
     deployment = with_all_baselines(deployment) if all_baselines else deployment
@@ -227,18 +231,6 @@ def _rebalanced(
     show_both(folder, before, after, console)
     console.print(f"page: {folder.comparison}", markup=False, highlight=False, soft_wrap=True)
     return after, folder.rebalanced
-
-
-def _planned(file: Path, plan_file: Path | None) -> tuple[Deployment, Plan | None]:
-    """The deployment that runs: the file's own, or resolved from the plan that it is to follow."""
-    from hybrid_runtime.deployment import load_deployment
-    from hybrid_runtime.planner.given import read_given, resolved
-
-    deployment = load_deployment(file)
-    if plan_file is None:
-        return deployment, None
-    plan = read_given(plan_file)
-    return resolved(deployment, plan, f"--plan {plan_file}"), plan
 
 
 def _with_telemetry(deployment: Deployment, **given: object) -> Deployment:
@@ -350,7 +342,7 @@ def _refuse_unwritable(target: str | None) -> None:
 def main() -> NoReturn:
     """Entry of the console command: every error is one sentence and a documented exit code."""
     try:
-        with _signals_stop():
+        with signals_stop():
             code = app(prog_name="hybrid-runtime", standalone_mode=False)
     except HybridRuntimeError as problem:
         _leave(str(problem), problem.exit_code)
@@ -375,21 +367,3 @@ def _usage_words(problem: Any) -> str:
     command = getattr(getattr(problem, "ctx", None), "command_path", "hybrid-runtime")
     words = re.sub(r"Input should be a valid integer.*", "it must be a whole number", problem.format_message())
     return f"{words.rstrip('.')}; see {command} --help"
-
-
-@contextmanager
-def _signals_stop() -> Iterator[None]:
-    """Ctrl-C, a closing terminal and a scheduler's SIGTERM end the command in order, its ranks first."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for other in numbers:
-            signal.signal(other, signal.SIG_IGN)  # the ranks are being stopped: once is enough
-        raise RunError(f"stopped by {signal.Signals(number).name}; what was recorded so far is kept")
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

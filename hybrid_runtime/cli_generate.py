@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from hybrid_runtime.errors import UsageError
+from hybrid_runtime.cli_output import PlanFile
+from hybrid_runtime.errors import PlanError, UsageError
+from hybrid_runtime.tokenizer_file import BYTES
 
 if TYPE_CHECKING:
     from hybrid_runtime.deployment import Deployment
+    from hybrid_runtime.plan import Plan
     from hybrid_runtime.serving.requests import Request
     from hybrid_runtime.serving.shown import Reading, Shown
     from hybrid_runtime.serving.tokenizer import Tokenizer
@@ -35,6 +38,7 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="of sampling; default: the file's workload.seed")
     ] = None,
+    plan_file: PlanFile = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="a checkpoint, a folder of them, or a Hugging Face folder")
     ] = None,
@@ -58,30 +62,55 @@ def generate(
         raise UsageError("--json and --output both say where answers go; drop one of them")
     if top_p is not None and not 0 < top_p <= 1:
         raise UsageError(f"--top-p {top_p:g}: it is a probability above 0, and at most 1")
-    from hybrid_runtime.deployment import load_deployment
     from hybrid_runtime.serving.asked import Way, requests_of
     from hybrid_runtime.serving.tokenizer import tokenizer_of
 
-    deployment, checkpoint, words = _with_weights(load_deployment(file), weights)
+    deployment, plan = _planned(file, plan_file)
+    deployment, checkpoint, words = _with_weights(deployment, weights)
     deployment = _with_tokenizer(deployment, tokenizer)
     known = tokenizer_of(deployment)
+    if tokenizer is None:
+        _refuse_other_ids(deployment, known)
     requests = requests_of(
         prompt or [], prompts, Way(temperature, top_k, top_p, seed, max_new_tokens), deployment, known
     )
-    deployment, assumed = _possible(deployment, requests)
+    deployment, assumed = _possible(deployment, requests, plan)
     shown = _shown(requests, output, json_lines=json_lines)
     if not quiet:
         for line in filter(None, (assumed, words)):
             _say(line)
-    reading = _answered(deployment, checkpoint, requests, shown, known, quiet=quiet)
+    reading = _answered(deployment, plan, checkpoint, requests, shown, known, quiet=quiet)
     reading.finish()
     if not quiet:
         _say(reading.summary)
     raise typer.Exit(reading.exit_code)
 
 
+def _planned(file: Path, plan_file: Path | None) -> tuple[Deployment, Plan | None]:
+    """The deployment that answers, and the plan that it follows.
+
+    Raises:
+        UsageError: a file is unusable.
+        PlanError: the plan is for other work, serves nothing, or is for other devices than the file's.
+    """
+    from hybrid_runtime.planner.given import deployment_and_plan
+    from hybrid_runtime.verdict import Outcome
+    from hybrid_runtime.verifier.static import static_checks
+
+    deployment, plan = deployment_and_plan(file, plan_file)
+    if plan is None:
+        return deployment, None
+    if not deployment.serves:
+        raise PlanError(f"--plan {plan_file}: is a plan of a training; plan a file with [load], or drop --plan")
+    wrong = next((row for row in static_checks(deployment) if row.outcome is Outcome.FAIL), None)
+    if wrong is not None:
+        raise PlanError(f"--plan {plan_file}: cannot be served: {wrong.detail}")
+    return deployment, plan
+
+
 def _answered(
     deployment: Deployment,
+    plan: Plan | None,
     checkpoint: Path | None,
     requests: Sequence[Request],
     shown: Mapping[int, Shown],
@@ -99,7 +128,7 @@ def _answered(
 
     console = Console(stderr=True, quiet=quiet)
     with console.status(f"starting {deployment.mesh.world_size} rank(s)") as waiting:
-        return ask(deployment, checkpoint, requests, made, waiting.stop)
+        return ask(deployment, checkpoint, requests, made, waiting.stop, plan)
 
 
 def _with_weights(deployment: Deployment, given: Path | None) -> tuple[Deployment, Path | None, str]:
@@ -128,13 +157,35 @@ def _with_weights(deployment: Deployment, given: Path | None) -> tuple[Deploymen
 
 
 def _with_tokenizer(deployment: Deployment, given: str | None) -> Deployment:
-    if given is None:
+    """The deployment with the tokenizer of the command line, else with that of one of its [[data.sources]]."""
+    named = given or next((one.tokenizer for one in deployment.data.sources if one.tokenizer != BYTES), None)
+    if named is None or (given is None and deployment.data.tokenizer != BYTES):
         return deployment
-    return deployment.model_copy(update={"data": deployment.data.model_copy(update={"tokenizer": given})})
+    return deployment.model_copy(update={"data": deployment.data.model_copy(update={"tokenizer": named})})
 
 
-def _possible(deployment: Deployment, requests: Sequence[Request]) -> tuple[Deployment, str]:
+def _refuse_other_ids(deployment: Deployment, known: Tokenizer) -> None:
+    """Bytes are not what a model reads that was trained on a corpus of other tokens.
+
+    Raises:
+        UsageError: it was, and its tokenizer is not known.
+    """
+    from hybrid_runtime.data.corpus import is_corpus, read_header
+
+    corpora = [one.path for one in deployment.data.train_sources if one.source == "corpus" and one.path]
+    for path in map(Path, corpora if known.name == BYTES else ()):
+        if is_corpus(path.expanduser()) and (made_by := read_header(path.expanduser()).tokenizer) != BYTES:
+            raise UsageError(
+                f"{path}: the corpus that the model is trained on was made with {made_by}, so it does not read text as "
+                "bytes; name that file by --tokenizer"
+            )
+
+
+def _possible(deployment: Deployment, requests: Sequence[Request], plan: Plan | None) -> tuple[Deployment, str]:
     """The deployment that answers, and what was assumed; whatever rules it out is said before ranks start.
+
+    Args:
+        plan: that it follows; None where it plans itself.
 
     Raises:
         PlanError: no plan can be made for it.
@@ -148,6 +199,8 @@ def _possible(deployment: Deployment, requests: Sequence[Request]) -> tuple[Depl
     longest = max(len(request.prompt) + request.max_new_tokens for request in requests)
     found, assumed = served(deployment, len(requests), longest)
     limits_of(found)
+    if plan is not None:
+        return found, assumed
     assert found.shape is not None, "as limits_of has found"
     assert found.batch is not None, "likewise"
     costs = unit_costs(

@@ -16,6 +16,10 @@ from hybrid_runtime.errors import UsageError
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="also write the figures as JSON; - for stdout")
 ]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="PLAN.JSON", help="follow this plan: its degrees, stages, schedule and lists"),
+]
 TensorBoard = Annotated[
     Path | None,
     typer.Option("--tensorboard", metavar="FOLDER", help="scalars for TensorBoard, in a sub-folder per run"),

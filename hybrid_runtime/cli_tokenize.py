@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hybrid_runtime.cli_output import console_for
+from hybrid_runtime.report.cells import rate_text
 
 if TYPE_CHECKING:
     from hybrid_runtime.data.corpus import CorpusHeader
@@ -32,14 +34,20 @@ def tokenize(
     skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="leave unusable lines out")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a corpus for the table data: a document per line of JSONL, Parquet row or text file, in constant memory."""
+    """Make a corpus for the table data: a document per line of JSONL, Parquet row or text file, in constant memory.
+
+    Where it was ended before, by a signal or a crash, the same command goes on with what is there.
+    """
     from hybrid_runtime.data.tokenise import coding_of, cores, tokenise
 
     coding = coding_of(tokenizer, end_of_document, field)
+    rate = _Rate()
     with _progress(quiet, str(out)) as (bar, task):
 
         def show(found: Done) -> None:
-            words = f"{out}: {found.num_tokens:,} tokens"
+            if rate.is_new and not quiet:
+                _say_where_it_begins(out, found)
+            words = f"{out}: {found.num_tokens:,} tokens, {rate.of(found.num_tokens - found.earlier_tokens)}"
             bar.update(task, completed=found.num_bytes, total=found.total_bytes, description=words)
 
         header, done = tokenise(
@@ -49,7 +57,33 @@ def tokenize(
         _say(f"left out: {line}")
     if done.num_bad > len(done.bad):
         _say(f"left out: {done.num_bad - len(done.bad)} further lines")
-    _say(f"{out}: {_contents(header)}; {done.num_empty} empty documents and {done.num_bad} bad lines left out")
+    _say(
+        f"{out}: {_contents(header)}; {done.num_empty} empty documents and {done.num_bad} bad lines left out; "
+        f"{rate.of(done.num_tokens - done.earlier_tokens)}"
+    )
+
+
+class _Rate:
+    """Tokens per second since the first time it was asked."""
+
+    def __init__(self) -> None:
+        self._began_s: float | None = None
+
+    @property
+    def is_new(self) -> bool:
+        return self._began_s is None
+
+    def of(self, tokens: int) -> str:
+        now_s = time.monotonic()
+        self._began_s = self._began_s or now_s
+        return f"{rate_text(tokens / max(now_s - self._began_s, 1e-3))} tokens/s"
+
+
+def _say_where_it_begins(out: Path, found: Done) -> None:
+    if found.earlier_tokens:
+        _say(f"{out}: goes on behind {found.earlier_tokens:,} tokens that an earlier try has left; they were proved")
+    elif found.anew:
+        _say(f"{out}: what an earlier try has left is not gone on with: {found.anew}")
 
 
 def corpus(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a corpus that `tokenize` wrote")]) -> None:

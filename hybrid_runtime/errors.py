@@ -10,6 +10,7 @@
       RunError                     exit code 4: a rank failed; names rank, stage, step and action
         NotFinite                    the loss or a gradient is not finite; names the unit
         Preempted                    exit code 5: the run was asked to stop, and left a whole checkpoint
+      Stopped                      exit code 4: the command was told to stop (Ctrl-C, SIGTERM)
 
 `assert` is for the project's own bugs only; whatever a user can cause raises one of these.
 """
@@ -106,6 +107,10 @@ class RunError(HybridRuntimeError):
     def __init__(self, message: str, where: str | None = None) -> None:
         super().__init__(message if where is None else f"{where}: {message}")
         self.where = where
+
+
+class Stopped(HybridRuntimeError):
+    """The command was told to stop. No RunError: what may go on without a rank must not go on after this."""
 
 
 class NotFinite(RunError):

@@ -31,7 +31,7 @@ from hybrid_runtime.comm.start import (
     start_distributed,
 )
 from hybrid_runtime.data.opening import Opened, contents_of, open_data
-from hybrid_runtime.deployment import Deployment, load_deployment
+from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import EnvironmentProblem, ExitCode, PlanError, RunError, UsageError
 from hybrid_runtime.faults.meeting_point import meeting_point
 from hybrid_runtime.inference.engine import build_engine
@@ -54,7 +54,7 @@ from hybrid_runtime.job_watch import Watch
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.models.unit import UnitSpec, refuse_unpackable
 from hybrid_runtime.plan import Plan
-from hybrid_runtime.planner.given import adopted, read_given, resolved
+from hybrid_runtime.planner.given import adopted, deployment_and_plan
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.records import BETWEEN_STEPS, CHECKPOINT, DATA, EXPORT, OPTIMIZER, REDUCE_GRAD
 from hybrid_runtime.report.exports import Exports, open_exports
@@ -112,7 +112,7 @@ def run_rank(
         if data is not None:
             training = Training(deployment, plan, specs, groups, contents_of(data.training))
             checkpoints = open_checkpoints(training, built, resumed, last_words, writing=turns is None)
-        header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints)
+        header = describe_rank(deployment, plan, built.units, groups, host, folder, checkpoints, traffic)
         progress.begin(step_terms(deployment, plan, peak_of_all(header, groups)))
         stack.enter_context(start_sampler(folder.records, header, launch, groups))
         records = folder.records / f"rank{launch.rank}.jsonl"
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         last_words.watch_signals()
     try:
         launch = last_words.launch = launch_from_environment()
-        deployment, given = _deployment(options)
+        deployment, given = deployment_and_plan(Path(options.file), options.plan)
         _refuse_wrong_world(deployment, launch)
         last_words.mesh = deployment.mesh
         folder = _run_folder(options, deployment, launch)
@@ -290,7 +290,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="hybrid_runtime.job", description="One rank of a deployment; torchrun starts it."
     )
     parser.add_argument("file", help="deployment file")
-    parser.add_argument("--plan", help="plan.json to follow: degrees, stages and lists are the plan's")
+    parser.add_argument("--plan", type=Path, help="plan.json to follow: degrees, stages and lists are the plan's")
     parser.add_argument("--resume", help="'latest', or a checkpoint: the training goes on from there")
     parser.add_argument("--run-folder", help="where to write; default: runs/<name>-<time>")
     parser.add_argument("--turns", help="folder in which candidate and baseline take turns")
@@ -298,15 +298,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--launched", action="store_true", help="started by hybrid-runtime, which shows the progress")
     return parser.parse_args(arguments)
-
-
-def _deployment(options: argparse.Namespace) -> tuple[Deployment, Plan | None]:
-    """The deployment that runs, and the plan that it follows, if one was given."""
-    deployment = load_deployment(Path(options.file))
-    if options.plan is None:
-        return deployment, None
-    plan = read_given(Path(options.plan))
-    return resolved(deployment, plan, options.plan), plan
 
 
 def _refuse_wrong_world(deployment: Deployment, launch: Launch) -> None:

@@ -20,13 +20,15 @@ import torch
 
 from hybrid_runtime.checkpoint.model_alone import load_model
 from hybrid_runtime.comm.start import Launch, choose_device, launch_from_environment, start_distributed
-from hybrid_runtime.deployment import Deployment, load_deployment
+from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import ExitCode, UsageError
 from hybrid_runtime.inference.engine import build_engine
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_out_of_memory import MemoryFacts
 from hybrid_runtime.job_parts import build, join_mesh
 from hybrid_runtime.models.build import model_costs, model_units
+from hybrid_runtime.plan import Plan
+from hybrid_runtime.planner.given import adopted, deployment_and_plan
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.serving.batcher import batcher_of
@@ -44,10 +46,12 @@ def run_rank(
     socket: Path,
     checkpoint: Path | None,
     last_words: LastWords,
+    given: Plan | None = None,
 ) -> None:
     """Everything one rank does.
 
     Args:
+        given: the plan it follows, for which the deployment was resolved.
         socket: where the command listens to rank 0.
         checkpoint: whose weights the model gets; None for the deployment's.
     """
@@ -57,7 +61,8 @@ def run_rank(
     torch.set_num_threads(threads)
     timeout = timedelta(seconds=deployment.measurement.timeout_s)
     specs = model_units(deployment.model, deployment.shape)
-    plan = make_plan(deployment, model_costs(deployment, specs))
+    costs = model_costs(deployment, specs)
+    plan = make_plan(deployment, costs) if given is None else adopted(given, costs, f"--plan {given.name}")
     last_words.memory = MemoryFacts(plan, launch.rank, device)
     start_distributed(launch, backend, device, timeout)
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
@@ -88,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         last_words.watch_signals()
     try:
         launch = last_words.launch = launch_from_environment()
-        deployment = load_deployment(Path(options.file))
+        deployment, given = deployment_and_plan(options.file, options.plan)
         if deployment.mesh.world_size != launch.world_size:
             raise UsageError(
                 f"{deployment.mesh} needs {deployment.mesh.world_size} ranks, torchrun started {launch.world_size}"
@@ -96,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         last_words.mesh = deployment.mesh
         folder = RunFolder(Path(options.run_folder)).create()
         last_words.begin(folder)
-        run_rank(deployment, folder, launch, options.socket, options.checkpoint, last_words)
+        run_rank(deployment, folder, launch, options.socket, options.checkpoint, last_words, given)
     except (Exception, KeyboardInterrupt) as problem:
         return last_words.say(problem)
     return ExitCode.PASS
@@ -106,7 +111,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="hybrid_runtime.job_generate", description="One rank that answers; `hybrid-runtime generate` starts it."
     )
-    parser.add_argument("file", help="deployment file with [load]")
+    parser.add_argument("file", type=Path, help="deployment file with [load]")
+    parser.add_argument("--plan", type=Path, help="plan.json to follow")
     parser.add_argument("--run-folder", required=True, help="where status and failures are written")
     parser.add_argument("--socket", type=Path, required=True, help="where the command listens")
     parser.add_argument("--checkpoint", type=Path, help="whose weights the model gets")

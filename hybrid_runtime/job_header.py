@@ -25,6 +25,7 @@ from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.costs import costs_of_names
 from hybrid_runtime.records import Header, Host
 from hybrid_runtime.run_folder import RunFolder
+from hybrid_runtime.serving.load import Traffic
 from hybrid_runtime.telemetry import host as telemetry_host
 from hybrid_runtime.telemetry.clock_offset import measure_offset
 from hybrid_runtime.telemetry.host import Found, devices_of, find_gpu, with_own_names
@@ -42,8 +43,13 @@ def describe_rank(
     host: Host,
     folder: RunFolder,
     checkpoints: Checkpoints | None = None,
+    traffic: Traffic | None = None,
 ) -> Header:
-    """Every rank calls this: devices and clocks can only be described together. Rank 0 notes the launch."""
+    """Every rank calls this: devices and clocks can only be described together. Rank 0 notes the launch.
+
+    Args:
+        traffic: what is asked in every round; known to rank 0 alone.
+    """
     place, device, checkpoints = groups.place, groups.device, checkpoints or Checkpoints()
     gpu = find_gpu(device.index or 0) if device.type == "cuda" else None
     mine = Found(host, gpu, telemetry_host.cpu_name(), this_kernel(host.name))
@@ -81,6 +87,7 @@ def describe_rank(
         trained_before=checkpoints.trained_before,
         peak_flops_per_s=peak.flops_per_s,
         peak_source=peak.source,
+        asked={} if traffic is None else traffic.fingerprint,
     )
 
 

@@ -178,9 +178,10 @@ class PredictedStep(PlanPart):
         fingerprint: the machine and the versions that the costs were measured on; empty for "analytic".
         baselines, alternatives: what it was compared with.
         serving: of a deployment that serves requests, whose step is one round of them.
+        asked: `Traffic.fingerprint` of those requests.
     """
 
-    _later: ClassVar[tuple[str, ...]] = ("serving",)
+    _later: ClassVar[tuple[str, ...]] = ("serving", "asked")
 
     step_time: TimeInterval
     pipeline_ns: int
@@ -192,3 +193,4 @@ class PredictedStep(PlanPart):
     baselines: tuple[PredictedBaseline, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     serving: PredictedServing | None = None
+    asked: dict[str, str] = {}

@@ -109,6 +109,7 @@ class Header(_Record):
         trained_before: steps that the model had been trained when this run began: those of the checkpoint it resumed.
         peak_flops_per_s: what the device can do at most with the numbers that are multiplied; None where it is not
             known. `peak_source` says whose figure it is, or why there is none.
+        asked: `Traffic.fingerprint` of a deployment that serves (rank 0).
     """
 
     type: Literal["header"] = "header"
@@ -138,6 +139,7 @@ class Header(_Record):
     trained_before: int = 0
     peak_flops_per_s: int | None = None
     peak_source: str = "n/a: not recorded"
+    asked: dict[str, str] = {}
 
 
 class Memory(_Record):

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import TracebackType
 
 from hybrid_runtime.deployment import BaselineKind, Deployment
-from hybrid_runtime.errors import ExitCode, PlanError, Preempted, RunError
+from hybrid_runtime.errors import ExitCode, PlanError, Preempted, RunError, Stopped
 from hybrid_runtime.launcher import Launched, Rendezvous, start
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import baseline_deployment, make_plan
 from hybrid_runtime.run_folder import RunFolder, read_failures, write_whole
+from hybrid_runtime.stop_signals import stops_held
 from hybrid_runtime.turns import BASELINE, CANDIDATE
 from hybrid_runtime.verdict import Outcome
 from hybrid_runtime.verifier.static import static_checks
@@ -64,15 +65,17 @@ class Sides:
     ) -> None:
         for side in self._running.values():
             side.stop()
-        if isinstance(value, RunError):
+        if isinstance(value, RunError | Stopped):
             self._say_what_is_whole(value)
 
-    def _say_what_is_whole(self, problem: RunError) -> None:
+    def _say_what_is_whole(self, problem: RunError | Stopped) -> None:
         """Ranks that were given the time left a checkpoint, which is better news than that they were stopped."""
         left = [failure for side in self._running.values() for failure in read_failures(side.folder)]
         words = [failure.message for failure in left if failure.exit_code == ExitCode.STOPPED]
         if words:
             raise Preempted(words[0]) from problem
+        if isinstance(problem, Stopped):
+            raise Stopped(f"{problem}; what was recorded so far is kept") from problem
 
     def __contains__(self, name: str) -> bool:
         return name in self._running
@@ -84,7 +87,8 @@ class Sides:
             arguments += ["--plan", str(self._folder.plan_of_node(rendezvous.node_rank))]
         if self._resume is not None:
             arguments += ["--resume", self._resume]
-        self._running[CANDIDATE] = start(self._folder, self._deployment, rendezvous, arguments)
+        with stops_held():
+            self._running[CANDIDATE] = start(self._folder, self._deployment, rendezvous, arguments)
 
     def start_baseline(self, kind: BaselineKind | None = None) -> str | None:
         """Starts the declared baseline, or one of another kind; returns its name, or None where it cannot be run.
@@ -101,7 +105,8 @@ class Sides:
             write_whole(side.infeasible, f"{problem}\n")
             return None
         write_whole(side.deployment, baseline.canonical_json())
-        self._running[name] = start(side, baseline, Rendezvous(), self._turn_arguments(name))
+        with stops_held():
+            self._running[name] = start(side, baseline, Rendezvous(), self._turn_arguments(name))
         return name
 
     def _turn_arguments(self, name: str) -> list[str]:

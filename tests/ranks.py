@@ -37,6 +37,10 @@ def run_ranks(world_size: int, function: Callable[..., None], *args: Any, timeou
 
     `function` must be importable (module level) and may use torch.distributed, which is initialised and torn down here.
 
+    Args:
+        timeout_s: for all of it. What ranks wait for each other is limited ten times as high: whoever was stopped
+            meanwhile, with all others, must not find that time is over.
+
     Raises:
         AssertionError: a rank raised (its traceback, the first in time, is the message), died, or all ran too long.
     """
@@ -51,7 +55,7 @@ def run_ranks(world_size: int, function: Callable[..., None], *args: Any, timeou
         for process in ranks:
             process.start()
         try:
-            problem = _wait(ranks, folder, time.monotonic() + timeout_s)
+            problem = _wait(ranks, folder, timeout_s)
         finally:
             for process in ranks:
                 process.kill()
@@ -77,7 +81,7 @@ def _rank(
         assert threads == 1, f"the fork server has {threads} threads: importing {_PRELOADED} must start none"
         store = dist.FileStore(f"{folder}/store", world_size)
         dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+            "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=10 * timeout_s)
         )
         function(rank, *args)
         dist.destroy_process_group()
@@ -87,11 +91,15 @@ def _rank(
         raise SystemExit(1) from None
 
 
-def _wait(ranks: list[ForkServerProcess], folder: str, deadline: float) -> str | None:
+def _wait(ranks: list[ForkServerProcess], folder: str, left_s: float) -> str | None:
+    """Why the ranks did not end well. Time in which this process itself was stopped does not count."""
+    seen_s = time.monotonic()
     while any(process.is_alive() for process in ranks):
         if any(process.exitcode not in (None, 0) for process in ranks):
             break
-        if time.monotonic() > deadline:
+        left_s -= min(1.0, time.monotonic() - seen_s)
+        seen_s = time.monotonic()
+        if left_s < 0:
             alive = [rank for rank, process in enumerate(ranks) if process.is_alive()]
             return f"ranks {alive} were still running at the time-out"
         time.sleep(0.02)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tests.commands import command, run, small, write_json
+from tests.data.corpora import write_corpus
 
 LOAD = {
     "workload": {"kind": "generate"},
-    "load": {"requests": 2, "output_tokens": 4},
+    "load": {"requests": 2, "prompt_tokens": 8, "output_tokens": 4},
     "batch": {"global_batch_size": 2, "microbatch_size": 2, "sequence_length": 32},
 }
 
@@ -79,6 +80,40 @@ def test_more_stages_than_units(tmp_path: Path) -> None:
     """A plan that cannot be made is a sentence before any rank starts."""
     words = refused(write_json(tmp_path / "o.json", small(parallel={"pp_degree": 40})), "--prompt", "a")
     assert "stages" in words
+
+
+def test_text_for_a_model_that_reads_other_tokens(tmp_path: Path) -> None:
+    """The corpus that it is trained on knows by what it was made; a source of text names its tokenizer itself."""
+    write_corpus(tmp_path / "books", [[1, 2]], tokenizer_sha256="0" * 64)
+    values = small(data={"source": "corpus", "path": str(tmp_path / "books")})
+    words = refused(write_json(tmp_path / "corpus.json", values), "--prompt", "a")
+    assert "was made with t.json, so it does not read text as bytes; name that file by --tokenizer" in words
+    sources = [{"source": "text", "path": "books", "tokenizer": str(tmp_path / "gone.json")}]
+    words = refused(write_json(tmp_path / "text.json", small(data={"sources": sources})), "--prompt", "a")
+    assert "gone.json" in words
+
+
+def planned(folder: Path, **tables: Any) -> Path:
+    """The plan of a file, by formula."""
+    path = folder / "plan.json"
+    done = command("plan", write_json(folder / "planned.json", small(**tables)), "--analytic", "--out", path, "-q")
+    assert done.code == 0, done.err
+    return path
+
+
+def test_plans_of_something_else(file: Path, tmp_path: Path) -> None:
+    """A training, another model, other caches, more devices than there are: each a sentence before any rank starts."""
+    serving = write_json(tmp_path / "serving.json", small(**LOAD))
+    training = planned(tmp_path)
+    assert "workload 'train' in the plan, 'forward' in small" in refused(serving, "--prompt", "a", "--plan", training)
+    assert "is a plan of a training; plan a file with [load]" in refused(file, "--prompt", "a", "--plan", training)
+    other = planned(tmp_path, **LOAD, model={"hidden_size": 64})
+    assert "is a plan for other work: another model: " in refused(serving, "--prompt", "a", "--plan", other)
+    longer = planned(tmp_path, **{**LOAD, "batch": LOAD["batch"] | {"sequence_length": 64}})
+    assert "sequence_length 64 in the plan, 32 in small" in refused(serving, "--prompt", "a", "--plan", longer)
+    two = planned(tmp_path, **LOAD, parallel={"pp_degree": 2})
+    one = write_json(tmp_path / "one.json", small(**LOAD, hardware={"devices": 1, "oversubscribe": False}))
+    assert f"--plan {two}: cannot be served: " in refused(one, "--prompt", "a", "--plan", two)
 
 
 def test_answers_that_are_there_already(file: Path, tmp_path: Path) -> None:

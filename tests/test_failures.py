@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,9 @@ ACTION = r"(DATA|OPTIMIZER|REDUCE_GRAD|last sends|\d[FB]\d+|\dSEND_[FB]\d+|\dREC
 pytestmark = pytest.mark.ranks
 
 
-def endless(folder: Path) -> Path:
-    return write_json(folder / "endless.json", small(parallel={"pp_degree": 2}, workload={"steps": 10**6}))
+def endless(folder: Path, **tables: Any) -> Path:
+    values = small(parallel={"pp_degree": 2}, **({"workload": {"steps": 10**6}} | tables))
+    return write_json(folder / "endless.json", values)
 
 
 def failing(folder: Path, how: str) -> Path:
@@ -129,9 +131,17 @@ def test_a_unit_that_goes_wrong_in_step_3(how: str, words: str, tmp_path: Path) 
     assert failures >= ({"rank1.json", "rank1.traceback.txt"} if how != "exits" else {"rank0.json"})
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_stopped_command(number: signal.Signals, tmp_path: Path) -> None:
-    process = start("run", endless(tmp_path), "--run-folder", tmp_path / "run", folder=tmp_path)
+SERVING: dict[str, Any] = {
+    "workload": {"kind": "generate", "steps": 10**6},
+    "load": {"requests": 4, "output_tokens": 40},
+    "batch": {"global_batch_size": 4, "microbatch_size": 2, "sequence_length": 100},
+}
+
+
+@pytest.mark.parametrize(("number", "tables"), [(signal.SIGINT, SERVING), (signal.SIGTERM, {})], ids=["int", "term"])
+def test_a_stopped_command(number: signal.Signals, tables: dict[str, Any], tmp_path: Path) -> None:
+    """Of a deployment that serves, where one rank waits for items, and of a training."""
+    process = start("run", endless(tmp_path, **tables), "--run-folder", tmp_path / "run", folder=tmp_path)
     pids = when_running(process, tmp_path / "run")
     stopped_s = time.time()
     process.send_signal(number)

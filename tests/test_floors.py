@@ -28,8 +28,8 @@ FLOORS = [
     "job job_checkpoints job_export job_generate job_header job_last_words job_loss job_orders job_parts job_planted "
     "job_progress job_validation job_serving lone job_shared_folder job_disk job_not_finite job_out_of_memory "
     "job_watch",
-    "launcher ask sides sampling measure rebalance tried cli cli_convert cli_generate cli_lone cli_output cli_plan "
-    "cli_report cli_schedule cli_tokenize __main__",
+    "stop_signals launcher ask sides sampling measure rebalance tried cli cli_convert cli_generate cli_lone cli_output "
+    "cli_plan cli_report cli_schedule cli_tokenize __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 TORCH_FREE_ROOMS = {"schedule", "serving", "planner", "verifier", "report", "weights", "faults"}

@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import pytest
 
+from hybrid_runtime.deployment import load_deployment
 from hybrid_runtime.errors import RunError
 from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_serving import Rounds
+from hybrid_runtime.records import read_side
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.serving.load import traffic_of
 from hybrid_runtime.serving.request_records import read_requests
@@ -99,6 +101,8 @@ def test_two_ranks_serve_and_are_judged(tmp_path: Path) -> None:
     file.write_text(json.dumps(deployed))
     done = command("run", file, "--run-folder", run.path)
     assert "time to first token" in done.out, done
+    asked = [rank.header.asked for rank in read_side(run.path)]
+    assert asked == [traffic_of(load_deployment(file)).fingerprint, {}]
     verdict = judge(run.path)
     (side,) = verdict.served
     assert (side.rounds, side.requests) == (4, 24)

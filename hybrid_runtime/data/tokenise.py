@@ -4,15 +4,19 @@
 
 Whatever the inputs' size, no more than the pieces of the window are in memory. The corpus does not depend on the number
 of processes. A document of JSONL or Parquet is encoded as a whole; a text file is one document, encoded in blocks of
-whole lines.
+whole lines. About every second the writer notes how many pieces are in the corpus. A try that was ended is gone on with
+behind those where inputs, tokenizer and options are the same, and the corpus has the same bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_runtime.data import inputs as cut
 from hybrid_runtime.data import text
 from hybrid_runtime.data.corpus import CorpusHeader
 from hybrid_runtime.data.corpus_writer import CorpusWriter
@@ -32,6 +37,7 @@ from hybrid_runtime.errors import EnvironmentProblem, UsageError
 from hybrid_runtime.tokenizer_file import BYTES, END_OF_TEXT, load_tokenizer, tokenizer_sha256
 
 ENCODED_AT_ONCE = 256  # documents that the tokenizer gets in one call; it keeps more than their ids in memory
+NOTE_EVERY_S = 1.0
 NO_END = "none"  # instead of a token's name: nothing stands behind a document
 
 
@@ -76,7 +82,12 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Progress:
-    """How far it is, and what was left out."""
+    """How far it is, and what was left out.
+
+    Attributes:
+        earlier_tokens: of `num_tokens`, those of an earlier try that is gone on with.
+        anew: why what an earlier try left is not gone on with.
+    """
 
     num_bytes: int = 0
     total_bytes: int = 0
@@ -84,6 +95,8 @@ class Progress:
     num_empty: int = 0
     bad: list[str] = field(default_factory=list)  # the first few, each with file and line
     num_bad: int = 0
+    earlier_tokens: int = 0
+    anew: str = ""
 
 
 def coding_of(tokenizer: str, end_of_document: str | None, field: str) -> Coding:
@@ -131,9 +144,9 @@ def tokenise(
 
     Args:
         inputs: files, and folders of them.
-        folder: the corpus; it appears whole or not at all.
+        folder: the corpus; it appears whole or not at all. What a try before was ended in is gone on with.
         skip_bad: leave lines out that cannot be used, instead of ending with the first one.
-        progress: called after every piece.
+        progress: called before the first and after every piece.
 
     Raises:
         UsageError: an input is missing, unreadable or holds no text, or one of its lines is unusable.
@@ -141,9 +154,11 @@ def tokenise(
     """
     files = input_files(inputs)
     done = Progress(total_bytes=sum(file.stat().st_size for file, _ in files))
-    with CorpusWriter(folder, coding.dtype) as writer:
+    with CorpusWriter(folder, coding.dtype, _made_of(files, coding, skip_bad=skip_bad)) as writer:
         collector = _Collector(writer, coding, done, skip_bad)
-        for piece, encoded in _in_order(_all_pieces(files, coding.field), coding, num_processes):
+        progress(done)
+        left = itertools.islice(_all_pieces(files, coding.field), collector.num_pieces, None)
+        for piece, encoded in _in_order(left, coding, num_processes):
             collector.take(piece, encoded)
             progress(done)
         if not writer.num_tokens:
@@ -157,18 +172,38 @@ def tokenise(
     return header, done
 
 
+def _made_of(files: Sequence[tuple[Path, Kind]], coding: Coding, *, skip_bad: bool) -> dict[str, str]:
+    """Whatever a corpus depends on. Of inputs, as `make` does, names, sizes and times of their last change."""
+    found = [(str(path.resolve()), kind, path.stat().st_size, path.stat().st_mtime_ns) for path, kind in files]
+    return {
+        "inputs": hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16],
+        "tokenizer": f"{coding.tokenizer} {tokenizer_sha256(coding.tokenizer)}",
+        "options": f"end {coding.end_of_document}, field {coding.field!r}, skip {skip_bad}, pieces {cut.PIECE_BYTES}",
+    }
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 class _Collector:
-    """Puts encoded pieces, which come in order, into the corpus."""
+    """Puts encoded pieces, which come in order, into the corpus.
+
+    Attributes:
+        num_pieces: that are in it; above 0 at the begin where an earlier try is gone on with.
+    """
 
     def __init__(self, writer: CorpusWriter, coding: Coding, done: Progress, skip_bad: bool) -> None:
         self._writer, self._coding, self._done, self._skip_bad = writer, coding, done, skip_bad
-        self._lines = 0  # of the current file, before the current piece
-        self._open = 0  # ids of the text file that is not yet complete
+        earlier = writer.earlier or {"pieces": 0, "lines": 0, "open": 0, "done": {}}
+        self.num_pieces: int = earlier["pieces"]
+        self._lines: int = earlier["lines"]  # of the current file, before the current piece
+        self._open: int = earlier["open"]  # ids of the text file that is not yet complete
+        for name, value in earlier["done"].items():
+            setattr(done, name, value)
+        done.earlier_tokens, done.anew = done.num_tokens, writer.anew
+        self._noted_s = time.monotonic()
 
     def take(self, piece: Piece, encoded: Encoded) -> None:
         for number, problem in encoded.bad:
@@ -184,6 +219,14 @@ class _Collector:
         done = self._done
         done.num_empty += encoded.num_empty
         done.num_bytes, done.num_tokens = done.num_bytes + piece.num_bytes, self._writer.num_tokens + self._open
+        self.num_pieces += 1
+        if time.monotonic() - self._noted_s >= NOTE_EVERY_S:
+            self._note()
+
+    def _note(self) -> None:
+        done = {name: getattr(self._done, name) for name in ("num_bytes", "num_tokens", "num_empty", "bad", "num_bad")}
+        self._writer.note({"pieces": self.num_pieces, "lines": self._lines, "open": self._open, "done": done})
+        self._noted_s = time.monotonic()
 
     def _end_text(self) -> None:
         if not self._open:

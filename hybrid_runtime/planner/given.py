@@ -4,6 +4,8 @@
                           +--resolved--> the deployment that runs: the plan's degrees, schedule, cuts, microbatch size
     plan.json --> plan ---+--adopted---> the plan that runs, if the model's own units say the same
 
+    deployment_and_plan     both from their files; without a plan the deployment is the file's own
+
 The plan decides how the work is laid out; what the work is (model, batch, workload) must be the same in both.
 """
 
@@ -12,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hybrid_runtime.deployment import Deployment, Parallel, Pipeline
+from hybrid_runtime.deployment import Deployment, Parallel, Pipeline, load_deployment
 from hybrid_runtime.deployment_fields import RecomputeKind
+from hybrid_runtime.deployment_rules import rules_between_tables
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost, read_plan
@@ -24,6 +27,20 @@ from hybrid_runtime.schedule.check import CheckResult, check
 from hybrid_runtime.schedule.choose import is_searched
 
 _FIGURES = ("forward_flops", "input_grad_flops", "weight_grad_flops", "parameters")
+
+
+def deployment_and_plan(file: Path, plan_file: Path | None) -> tuple[Deployment, Plan | None]:
+    """The deployment that runs, and the plan that it follows: the file's own and None, or resolved from a given plan.
+
+    Raises:
+        UsageError: a file is unusable.
+        PlanError: as `read_given` and `resolved`.
+    """
+    deployment = load_deployment(file)
+    if plan_file is None:
+        return deployment, None
+    plan = read_given(plan_file)
+    return resolved(deployment, plan, f"--plan {plan_file}"), plan
 
 
 def read_given(path: Path) -> Plan:
@@ -49,14 +66,15 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
         source: where the plan was read, for messages.
 
     Raises:
-        PlanError: the plan is for other work: another workload, batch or model.
+        PlanError: the plan is for other work: another workload, batch or model; or makes a deployment that no file may
+            ask for.
     """
     differing = next(_differences(deployment, plan), None)
     if differing is not None:
         raise PlanError(f"{source}: is a plan for other work: {differing}; plan this deployment, or name its own plan")
     assert deployment.batch is not None, "a deployment without a batch differs from every plan"
     per_rank, rest = divmod(len(plan.stages), plan.pp_degree)
-    return deployment.model_copy(
+    found = deployment.model_copy(
         update={
             "model": None
             if deployment.model is None
@@ -85,6 +103,10 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
             ),
         }
     )
+    wrong, _ = next(rules_between_tables(found.model_fields_set, dict(found)), ("", ""))
+    if wrong:
+        raise PlanError(f"{source}: makes of {deployment.name} a deployment that {wrong}; plan this deployment")
+    return found
 
 
 def adopted(plan: Plan, costs: Sequence[UnitCost], source: str) -> Plan:

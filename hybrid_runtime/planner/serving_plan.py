@@ -178,6 +178,7 @@ def _predicted(chosen: EvaluatedServing, evaluated: Sequence[EvaluatedServing]) 
             ranks=tuple(_served_rank(chosen, stage) for stage in range(len(served.ranks))),
             trade_offs=tuple(_trade_offs(chosen, evaluated)),
         ),
+        asked=dict(chosen.asked.traffic.fingerprint),
     )
 
 

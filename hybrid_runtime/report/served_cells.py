@@ -48,7 +48,7 @@ QUANTILES = ("median", "p90", "p99")
 
 
 def _latency_text(row: LatencyRow | None) -> str:
-    """ "18.3 ms [17, 21.6]", or what it needs to be known."""
+    """ "18.3 ms [17, 21.6]"; or why it has no bounds, or is not known, and what it needs."""
     if row is None:
         return UNKNOWN
     if row.measured is None:
@@ -56,7 +56,9 @@ def _latency_text(row: LatencyRow | None) -> str:
     point, lower, upper = (
         duration_text(float(text)) for text in (row.measured.point, row.measured.lower, row.measured.upper)
     )
-    return point if lower == upper else f"{point} [{lower}, {upper}]"
+    if lower == upper:
+        return point
+    return f"{point}, {printable(row.detail)}" if row.detail else f"{point} [{lower}, {upper}]"
 
 
 def phase_rows(sides: Sequence[ServedSide]) -> list[tuple[str, ...]]:

@@ -8,6 +8,8 @@ Everything is drawn from [workload] seed. Prompts come from a file or are random
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -48,6 +50,25 @@ class Traffic:
     def prompt_tokens(self) -> int:
         """Of all prompts of a round."""
         return sum(len(request.prompt) for request in self.requests)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What is asked, each as the first 16 digits of a SHA-256: tokens of the prompts, how long answers may be and
+        how they are drawn, and when requests arrive. A file of prompts may change where its name does not."""
+        return {
+            "prompts": _digest([request.prompt for request in self.requests]),
+            "answers": _digest([_wanted(request) for request in self.requests]),
+            "arrivals": _digest([self.clients, *(request.arrival_ns for request in self.requests)]),
+        }
+
+
+def _wanted(request: Request) -> Sequence[object]:
+    way = request.sampling
+    return (request.max_new_tokens, sorted(request.stop_tokens), way.temperature, way.top_k, way.top_p, way.seed)
+
+
+def _digest(values: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 class Listed:

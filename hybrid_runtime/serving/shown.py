@@ -135,6 +135,11 @@ class Reading:
         """Every request has its answer, or was refused or cancelled."""
         return len(self._ended) == len(self._streams)
 
+    @property
+    def how_far(self) -> str:
+        """How many requests have ended, in words."""
+        return f"{len(self._ended)} of {_count(len(self._streams), 'request')} had ended"
+
     def take(self, news: Token | Ended) -> None:
         """Shows what has happened."""
         shown, stream = self._shown[news.request], self._streams[news.request]

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.exact import decimal_text
+from hybrid_runtime.fingerprint import differences
 from hybrid_runtime.records import PLANTED, StepRecord
 from hybrid_runtime.verdict import Claim
 from hybrid_runtime.verifier.decide_ratio import decide_ratio
@@ -144,6 +145,9 @@ def different_load(candidate: Metrics, other: Metrics) -> Blocker | None:
         differing.append("the plan's units")
     if differing:
         return Blocker("loads_differ", f"candidate and baseline differ in {', '.join(differing)}")
+    asked = [side.ranks[0].header.asked for side in (ours, theirs)]
+    if all(asked) and (apart := differences(*asked)):
+        return Blocker("loads_differ", f"the sides were asked other requests: {'; '.join(apart)}")
     if fewer := fewer_flops(ours.ranks, ours.plan) or fewer_flops(theirs.ranks, theirs.plan):
         return Blocker("loads_differ", fewer)
     steps = zip(_of_the_model(ours), _of_the_model(theirs), strict=False)

@@ -13,7 +13,8 @@ for samples in clusters). The reach is the larger one of two:
                   their plan, prove nothing
 
 A quantile needs ten requests beyond it on either side: 10 / (1 - q) of them, 20 for the median and 1000 for p99. Fewer
-decide nothing. Latencies without spread are compared exactly.
+decide nothing. A batch is so long that on average a request in it lies beyond the quantile: shorter ones are nearly all
+alike, and whether slow rounds follow each other does not show in them. Latencies without spread are compared exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from math import ceil
 
 from hybrid_runtime.serving.latencies import quantile
 from hybrid_runtime.verdict import Outcome
-from hybrid_runtime.verifier.decision import NO_SPREAD, Decision, more_for, shrink_to_exclude
+from hybrid_runtime.verifier.decision import NO_SPREAD, Decision, more_for, shrink_to, shrink_to_exclude
 from hybrid_runtime.verifier.statistics import (
     ALPHA,
     Batches,
@@ -55,13 +56,14 @@ def quantile_interval(
         limit: the share of requests below it may vary more from step to step than the share below the point: the wider
             interval of both is taken.
 
-    Where even the largest latency is no upper bound, because steps vary too much, the reason is "too_few_batches".
+    Where even the largest latency is no upper bound, because steps vary too much, the reason is "too_few_batches"; the
+    figures are then the largest and, for want of a lower bound, 0.
     """
     ordered = sorted(latency for step in steps for latency in step)
     count = len(ordered)
     if count < requests_needed(part):
         return None
-    point = quantile(ordered, part)
+    point, batch_steps = quantile(ordered, part), max(batch_steps, _steps_with_one_beyond(steps, part))
     of_places = [_batched(steps, place, batch_steps) for place in (point, limit) if place is not None]
     reach = max(_reach(batches, count, alpha) for batches in of_places)
     batches = max(of_places, key=lambda batches: batches.steps_per_batch)
@@ -78,12 +80,13 @@ def quantile_interval(
         note="" if ordered[0] < ordered[-1] else NO_SPREAD,
         alpha=alpha,
     )
-    if not batches.enough or last > count:
-        wanted = batches.steps_needed if not batches.enough else 2 * len(steps)
-        note = (
-            f"{len(batches.rows)} independent batches of {batches.steps_per_batch} steps bound the quantile too loosely"
-        )
-        return decision.because("too_few_batches", note, max(1, wanted - len(steps)))
+    if not batches.enough:
+        rounds = f"{len(batches.rows)} independent batches of {batches.steps_per_batch}"
+        missing = max(1, batches.steps_needed - len(steps))
+        return decision.because("too_few_batches", f"{rounds} rounds cannot bound the quantile", missing, "round")
+    if last > count:
+        more = more_for(shrink_to(1 - part, max(reach, 1 - part)), len(steps))
+        return decision.because("too_few_batches", "rounds differ too much to bound the quantile", more, "round")
     return decision
 
 
@@ -112,7 +115,12 @@ def decide_quantile(
     if decision.lower > limit:
         return replace(decision, outcome=Outcome.FAIL)
     shrink = shrink_to_exclude(limit, decision.point, decision.lower, decision.upper)
-    return decision.because("interval_straddles_threshold", decision.note, more_for(shrink, len(steps)))
+    return decision.because("interval_straddles_threshold", decision.note, more_for(shrink, len(steps)), "round")
+
+
+def _steps_with_one_beyond(steps: Latencies, part: Fraction) -> int:
+    """In how many steps, on average, a request lies beyond the quantile, on the side where fewer do."""
+    return ceil(Fraction(len(steps)) / (sum(map(len, steps)) * min(part, 1 - part)))
 
 
 def _batched(steps: Latencies, place: Fraction, batch_steps: int) -> Batches:

@@ -1,7 +1,7 @@
 """Did the plan's prediction come true? plan.json and the records -> `JudgedPrediction`. It decides no claim.
 
     no prediction ................................. UNJUDGED(no_prediction)
-    made for another machine ...................... STALE, before anything is compared
+    made for another machine or other requests .... STALE, before anything is compared
     a deciding error beyond its limit ............. OPTIMISTIC (measured worse) or PESSIMISTIC
     wall time is no measurement, too few steps .... UNJUDGED(reason), unless what can be judged is beyond its limit
     else .......................................... PREDICTED
@@ -50,8 +50,9 @@ def judge_prediction(metrics: Metrics, blocker: Blocker | None) -> JudgedPredict
     if predicted is None:
         words = "plan.json holds no prediction: the plan was made from the deployment alone"
         return JudgedPrediction(verdict=PredictionVerdict.UNJUDGED, reason="no_prediction", detail=words)
-    if stale := stale_facts(predicted, metrics.side.ranks):
-        words = f"predicted for another machine or other versions: {stale[0]}"
+    others = other_requests(predicted, metrics.side.ranks)
+    if stale := [*others, *stale_facts(predicted, metrics.side.ranks)]:
+        words = f"predicted for {'other requests' if others else 'another machine or other versions'}: {stale[0]}"
         return JudgedPrediction(
             verdict=PredictionVerdict.STALE, detail=words, source=predicted.source, stale=tuple(stale)
         )
@@ -92,6 +93,12 @@ def stale_facts(predicted: PredictedStep, ranks: Sequence[RankRecords]) -> list[
         )
         found |= dict.fromkeys(differences(run, predicted.fingerprint))
     return list(found)
+
+
+def other_requests(predicted: PredictedStep, ranks: Sequence[RankRecords]) -> list[str]:
+    """In what the requests of a prediction differ from those of a run; nothing where either does not say."""
+    asked = ranks[0].header.asked
+    return differences(asked, predicted.asked) if asked and predicted.asked else []
 
 
 def _error(pair: Pair) -> Fraction | None:

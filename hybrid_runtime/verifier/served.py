@@ -21,7 +21,8 @@ from hybrid_runtime.verdict import Claim, Outcome
 from hybrid_runtime.verdict_served import LatencyRow, PhaseRow, ServedSide
 from hybrid_runtime.verifier.claims import balance_claim
 from hybrid_runtime.verifier.decide_quantile import decide_quantile, quantile_interval, requests_needed
-from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, undecided
+from hybrid_runtime.verifier.decision import more_text
+from hybrid_runtime.verifier.finding import Finding, blocked, claim, figures, found, sentences, undecided
 from hybrid_runtime.verifier.metrics import Metrics, percent
 from hybrid_runtime.verifier.terms import Terms
 from hybrid_runtime.verifier.trust import time_blocker
@@ -70,7 +71,8 @@ def _too_few(steps: list[list[Fraction]], part: Fraction) -> Finding:
     requests, needed = sum(map(len, steps)), requests_needed(part)
     each = Fraction(requests, len(steps)) if steps else Fraction()
     more = -(-(needed - requests) // each) if each else None
-    detail = f"{requests} requests, the quantile needs {needed}"
+    detail = f"{requests} requests, the quantile needs {needed}: {needed - requests} more"
+    detail = sentences(detail, more_text(more, "round") if more else "")
     return Finding(Outcome.INCONCLUSIVE, detail, "too_few_batches", None, more)
 
 

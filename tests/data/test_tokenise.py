@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +20,7 @@ from hybrid_runtime.data import inputs, tokenise
 from hybrid_runtime.data.corpus import Corpus, open_corpus
 from hybrid_runtime.data.tokenise import Progress, coding_of
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
-from tests.commands import run
+from tests.commands import environment, run
 from tests.data.test_opening import words_tokenizer
 
 WORDS = ("?", "to", "be", "or", "not", "</s>")
@@ -171,7 +175,118 @@ def test_the_command_with_several_processes_makes_the_same_corpus(tmp_path: Path
     made = run("tokenize", "a.jsonl", "--tokenizer", "t.json", "--out", "many", "--processes", "2", folder=tmp_path)
     assert made.code == 0, made.err
     assert "many: 899 documents, 1,619,099 tokens of uint16, vocabulary 6 (t.json), id 5 behind every" in made.out
+    assert re.search(r"0 bad lines left out; [\d .]+ tokens/s\n", made.out)
     assert open_corpus(Path("many")).header == alone.header
     shown = run("corpus", "many", folder=tmp_path)
     assert shown.code == 0, shown.err
     assert "checksums are right" in shown.out
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from hybrid_runtime.data import inputs, tokenise
+inputs.PIECE_BYTES, tokenise.NOTE_EVERY_S = 64, 0
+
+def progress(done):
+    if done.num_bytes > 1000:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+coding = tokenise.coding_of("t.json", None, "text")
+tokenise.tokenise([Path("a.jsonl"), Path("b.txt")], Path("corpus"), coding, num_processes=1, progress=progress)
+"""
+
+
+class _EndedError(Exception):
+    """A try is ended: as a signal does it."""
+
+
+def ended_at(num_bytes: int, *names: str, **how: Any) -> None:
+    """A try that is ended when so many bytes of its inputs are done with."""
+
+    def progress(done: Progress) -> None:
+        if done.num_bytes > num_bytes:
+            raise _EndedError
+
+    with pytest.raises(_EndedError):
+        make(*names, progress=progress, **how)
+
+
+def content(folder: str) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+@pytest.fixture
+def documents(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Two kilobytes of lines of JSON, one of them bad, and one of text, in pieces of 64 bytes."""
+    monkeypatch.setattr(inputs, "PIECE_BYTES", 64)
+    monkeypatch.setattr(tokenise, "NOTE_EVERY_S", 0)
+    random = np.random.default_rng(0)
+    lines = [" ".join(random.choice(WORDS[1:5], 5)) for _ in range(60)]
+    jsonl("a.jsonl", [{"text": line} for line in lines])
+    Path("b.txt").write_text("\n".join(lines))
+    return "a.jsonl", "b.txt"
+
+
+def test_a_killed_try_is_gone_on_with_and_makes_the_same_bytes(documents: tuple[str, str], tmp_path: Path) -> None:
+    """What was written behind the journal's moment is cut off; pieces before it are not encoded again."""
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=environment(), cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with Path(".corpus.partial", "tokens.bin").open("ab") as file:
+        file.write(b"half a piece")
+    before: list[int] = []
+    _, done = make(*documents, progress=lambda done: before.append(done.num_bytes))
+    assert before[0] > 900
+    assert 0 < done.earlier_tokens < done.num_tokens
+    make(*documents, out="straight")
+    assert content("corpus") == content("straight")
+    assert sorted(content("corpus")) == ["corpus.json", "documents.bin", "tokens.bin"]
+    assert not Path(".corpus.partial").exists()
+
+
+@pytest.mark.parametrize(("file", "at"), [(0, 100), (0, 1500), (1, 70), (1, 500)])
+def test_it_goes_on_in_the_midst_of_any_file_and_counts_from_there(
+    file: int, at: int, documents: tuple[str, str]
+) -> None:
+    """Lines of a bad one are counted over both tries; a text file that is half done is one document in the end."""
+    bad = Path("a.jsonl").read_text().replace('{"text"', '{"txt"', 3)
+    Path("a.jsonl").write_text(bad + '{"txt": 1}\n')
+    ended_at(file * os.stat(documents[0]).st_size + at, *documents, skip_bad=True)
+    _, done = make(*documents, skip_bad=True)
+    _, straight = make(*documents, out="straight", skip_bad=True)
+    assert content("corpus") == content("straight")
+    assert done.earlier_tokens > 0
+    assert (done.bad, done.num_bad, done.num_tokens) == (straight.bad, 4, straight.num_tokens)
+
+
+def test_what_was_damaged_or_made_of_something_else_is_not_gone_on_with(documents: tuple[str, str]) -> None:
+    def tokens(name: str) -> Path:
+        return Path(f".{name}.partial", "tokens.bin")
+
+    for name, spoil, words in (
+        ("flipped", lambda: tokens("flipped").write_bytes(b"?" + tokens("flipped").read_bytes()[1:]), "its tokens.bin"),
+        ("short", lambda: os.truncate(tokens("short"), 9), "its tokens.bin is damaged"),
+        ("cut", lambda: Path(".cut.partial", "journal.json").write_text("{"), "its journal.json is damaged"),
+        ("touched", lambda: os.utime("b.txt", (1, 1)), "it was made of something else: inputs: "),
+    ):
+        ended_at(1500, *documents, out=name)
+        spoil()
+        _, done = make(*documents, out=name)
+        assert done.earlier_tokens == 0
+        assert done.anew.startswith(words)
+        assert content(name) == content("touched" if name == "touched" else "flipped")
+
+
+def test_a_bad_line_leaves_nothing_to_go_on_with_and_two_writers_are_one_too_many(documents: tuple[str, str]) -> None:
+    Path("c.jsonl").write_text("no\n")
+    with pytest.raises(UsageError, match=r"c.jsonl: line 1"):
+        make(*documents, "c.jsonl")
+    assert not Path(".corpus.partial").exists()
+
+    def progress(done: Progress) -> None:
+        if done.num_bytes > 1000:
+            make(*documents)
+
+    with pytest.raises(EnvironmentProblem, match="corpus: another process is writing it; wait for it, or name another"):
+        make(*documents, progress=progress)
+    assert make(*documents)[1].earlier_tokens > 0

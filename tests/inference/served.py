@@ -147,7 +147,7 @@ def engine_of(settings: Deployment) -> tuple[Engine, Built, Groups]:
     """This rank's; every rank of the mesh calls it."""
     specs = model_units(settings.model, settings.shape)
     plan = make_plan(settings, model_costs(settings, specs))
-    groups = join_mesh(plan, specs, device=CPU, backend="gloo", timeout=timedelta(seconds=60))
+    groups = join_mesh(plan, specs, device=CPU, backend="gloo", timeout=timedelta(seconds=1200))
     built = build(settings, plan, specs, groups)
     return build_engine(settings, plan, built.units, groups, NullRecorder(CPU), built.ledger), built, groups
 

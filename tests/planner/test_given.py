@@ -119,3 +119,18 @@ def test_the_number_of_ranks_is_the_plans(tmp_path: Path) -> None:
     other = write_json(tmp_path / "other.json", small(batch={"sequence_length": 32}))
     refused = command("verify", other, "--plan", plan)
     assert (refused.code, "sequence_length 16 in the plan, 32 in small" in refused.err) == (2, True), refused.err
+
+
+def test_a_plan_makes_no_deployment_that_a_file_may_not_ask_for() -> None:
+    """Edited by hand: two stages on a rank, which a decode's token would pass twice."""
+    serving = deployed(
+        workload={"kind": "generate"}, load={"requests": 2}, parallel={"pp_degree": 2}, batch={"sequence_length": 64}
+    )
+    plan = planned(deployed(workload={"kind": "forward"}, parallel={"pp_degree": 2}, batch={"sequence_length": 64}))
+    assert resolved(serving, plan, "p").pipeline.virtual_stages == 1
+    stages = tuple(
+        plan.stages[0].model_copy(update={"index": index, "pp_rank": index % 2, "units": (unit.name,)})
+        for index, unit in enumerate(plan.units[:4])
+    )
+    with pytest.raises(PlanError, match=r"p: makes of small a deployment that serves with virtual_stages = 2; a token"):
+        resolved(serving, plan.model_copy(update={"stages": stages}), "p")

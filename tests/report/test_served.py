@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def test_tables_say_what_is_known_and_what_it_takes(run: Run) -> None:
     assert [row[:2] for row in rows[:2]] == [("time to first token", "candidate"), ("time to first token", "baseline")]
     assert rows[1][2:] == ("2 ms", "2 ms", "n/a: needs 1000 requests")
     assert "[" in rows[0][2]
+
+
+def test_a_quantile_that_nothing_bounds_has_words_instead_of_an_interval(tmp_path: Path) -> None:
+    """Nine rounds are too few batches to know how much rounds differ."""
+    write_served(tmp_path, serving(measurement={"batch_steps": 1}), times=noisy_times(1), steps=9)
+    median = next(latency_rows(judge(tmp_path).served))[2]
+    assert re.fullmatch(
+        r"[\d.]+ ms, \d independent batches of 1 rounds cannot bound the quantile; about \d more rounds? needed", median
+    ), median
 
 
 def test_all_reports_have_them(run: Run) -> None:

@@ -38,6 +38,26 @@ def test_sampling_of_the_load() -> None:
     assert (request.sampling.seed, request.stop_tokens) == (5, {3})
 
 
+def test_the_fingerprint_names_what_is_asked_otherwise(tmp_path: Path) -> None:
+    """A file of prompts that keeps its name; lengths and numbers of answers; the times of an open loop."""
+    path = tmp_path / "prompts.txt"
+
+    def of(text: str, **load: object) -> dict[str, str]:
+        path.write_text(text)
+        return traffic_of(serving(load={"requests": 2, "prompts": str(path)} | load)).fingerprint
+
+    before = of("one\ntwo\n")
+    assert before == of("one\n\ntwo")
+    assert _differing(before, of("one\nten\n")) == ["prompts"]
+    assert _differing(before, of("one\ntwo\n", output_tokens=3)) == ["answers"]
+    assert _differing(before, of("one\ntwo\n", concurrency=1)) == ["arrivals"]
+    assert _differing(before, of("one\ntwo\n", arrivals="open", rate_per_s=2)) == ["arrivals"]
+
+
+def _differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return [name for name in one if one[name] != other[name]]
+
+
 def test_closed_loop() -> None:
     source = ClosedLoop([asked(0), asked(1), asked(2)], 2)
     assert source.next_ns == 0

@@ -58,6 +58,24 @@ def test_few_rounds_decide_nothing_however_many_requests_they_have() -> None:
     assert decision.more_needed == 6
 
 
+def in_turn(rounds: int) -> list[list[Fraction]]:
+    return [[Fraction(1000 if number // 15 % 2 else 1)] * 8 for number in range(rounds)]
+
+
+def test_rounds_that_differ_too_much_say_how_many_it_takes() -> None:
+    """Fast and slow rounds, as many in a row as half of a batch can be: neither side has a bound."""
+    steps = in_turn(60)
+    decision = quantile_interval(steps, MEDIAN, 1)
+    assert decision is not None
+    assert (decision.reason, decision.lower, decision.upper) == ("too_few_batches", 0, 1000)
+    assert decision.note.startswith("rounds differ too much to bound the quantile; about ")
+    assert decision.note.endswith(" more rounds needed")
+    assert decision.more_needed is not None
+    later = quantile_interval(in_turn(60 + 4 * decision.more_needed), MEDIAN, 1)
+    assert later is not None
+    assert later.reason is None
+
+
 def test_latencies_that_grow_over_the_limit_decide_nothing() -> None:
     steps = [[latency + 40 * number for latency in step] for number, step in enumerate(drawn(60, 8, 3))]
     middle = sorted(latency for step in steps for latency in step)[240]

@@ -17,7 +17,7 @@ from hybrid_runtime.verdict import Claim, Outcome
 from hybrid_runtime.verifier.judge import judge, recheck, write_verdict
 from hybrid_runtime.verifier.side import load_side
 from tests.verifier.served import serving, write_served
-from tests.verifier.synthetic import MS, rewrite
+from tests.verifier.synthetic import MS, prediction, rewrite
 
 OPEN = {"requests": 8, "prompt_tokens": 8, "output_tokens": 5, "arrivals": "open", "rate_per_s": 500}
 FEW_CLIENTS = {"requests": 8, "prompt_tokens": 8, "output_tokens": 5, "concurrency": 8}
@@ -214,3 +214,41 @@ def test_in_half_precision_answers_must_begin_alike(
     run = _with_baseline(tmp_path, model={"preset": "tiny", "dtype": "bfloat16"})
     claim = _speed_claim(run, lambda record: record | {"digest": "0" * 16, "first_token_id": first(record["id"])})
     assert claim.reason == reason, claim
+
+
+PROMPTS = {"prompts": "aaaaaaaaaaaaaaaa", "answers": "b" * 16, "arrivals": "c" * 16}
+
+
+def asked(run: Path, of: dict[str, str]) -> Path:
+    """Writes into rank 0's header of a side what it was asked."""
+
+    def edit(rank: int, record: dict[str, Any]) -> dict[str, Any]:
+        return record | {"asked": of} if record["type"] == "header" and record["rank"] == 0 else record
+
+    rewrite(run, edit)
+    return run
+
+
+def test_the_baseline_is_asked_something_else(tmp_path: Path) -> None:
+    """The file of prompts is exchanged between the starts of the sides; its name, and all lengths, stay the same."""
+    deployed = serving(targets={"throughput_gain_percent": 60}, baseline={"kind": "naive_pipeline"})
+    naive = serving(batch={"global_batch_size": 8, "microbatch_size": 4, "sequence_length": 32, "items_in_flight": 1})
+    run = asked(write_served(tmp_path, deployed, baseline=naive), PROMPTS)
+    for others, reason in ((PROMPTS, None), (PROMPTS | {"prompts": "d" * 16}, "loads_differ"), ({}, None)):
+        asked(RunFolder(run).baseline.path, others)
+        row = next(claim for claim in judge(run).claims if claim.id == "throughput_gain")
+        assert row.reason == reason, row
+        words = "the sides were asked other requests: prompts: aaaaaaaaaaaaaaaa here, dddddddddddddddd there"
+        assert (words in row.detail) is (reason is not None)
+
+
+def test_a_prediction_is_for_easier_requests(tmp_path: Path) -> None:
+    """The plan was made with other prompts in the same file, so whatever it promised was promised for those."""
+    others = {"asked": PROMPTS | {"prompts": "d" * 16}}
+    predicted = prediction(100 * MS, [10 * MS] * 2, [1000] * 2).model_copy(update=others)
+    found = judge(asked(write_served(tmp_path, steps=20, predicted=predicted), PROMPTS)).prediction
+    assert found is not None
+    assert (found.verdict, found.detail) == (
+        "STALE",
+        "predicted for other requests: prompts: aaaaaaaaaaaaaaaa here, dddddddddddddddd there",
+    )

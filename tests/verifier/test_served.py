@@ -65,7 +65,7 @@ def test_a_quantile_says_how_many_requests_it_needs(tmp_path: Path) -> None:
     assert row(verdict, "first_token_median").outcome is PASS
     few = row(verdict, "first_token_p90")
     assert (few.outcome, few.reason, few.steps_needed) == (INCONCLUSIVE, "too_few_batches", 1)
-    assert few.detail == "96 requests, the quantile needs 100"
+    assert few.detail == "96 requests, the quantile needs 100: 4 more; about 1 more round needed"
     (side,) = verdict.served
     shown = {(found.latency, found.quantile): found.measured and found.measured.point for found in side.latencies}
     assert shown["first_token", "median"] == "0.002"
