@@ -260,7 +260,7 @@ def _in_place_of(staged: Staged, setting: Setting, model: StepModel, holding: By
     layout = staged.layout
     if may_share(layout, setting) and not layout.shard_optimizer:
         yield replace(layout, shard_optimizer=True)
-    more = forgetting_enough(staged, setting, model, holding)
+    more = forgetting_enough(staged, setting, model, holding) or all_forgetting_more(layout, setting)
     if more is not None:
         yield more
 
@@ -359,4 +359,6 @@ def _anneal(
                 continue
             if _within_memory(staged, setting, model, rows, found) is not None or setting.memory_bytes is None:
                 break
-            tried = forgetting_enough(staged, setting, model, ByOrder(rows, setting, model))
+            tried = forgetting_enough(staged, setting, model, ByOrder(rows, setting, model)) or all_forgetting_more(
+                tried, setting
+            )

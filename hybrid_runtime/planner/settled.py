@@ -14,20 +14,24 @@ from hybrid_runtime.planner.layout import Layout, Setting, may_share
 from hybrid_runtime.planner.losers import Loser, too_large, why_not
 from hybrid_runtime.planner.staged import stage
 from hybrid_runtime.planner.step_model import StepModel
-from hybrid_runtime.planner.who_forgets import ByOrder, forgetting_less, held_by_rank
+from hybrid_runtime.planner.who_forgets import ByOrder, forgetting_otherwise, held_by_rank
 
-MOST_TRIED = 24  # changes of one layout that are cut anew
+MOST_TRIED = 100  # changes of one layout that are cut anew
+MOST_ACTIONS = 250_000  # of all steps that are replayed for one layout
 
 
 def settled(found: Evaluated, setting: Setting, model: StepModel) -> tuple[Evaluated, list[Loser]]:
     """The layout, or what became of it, and what sharing the optimizer's state otherwise would have come to."""
     best, losers = _shared_otherwise(found, setting, model)
+    if set(best.layout.recomputes) <= {"none"} and setting.memory_bytes is None:
+        return best, losers
     tried = {best.layout}
-    changed = True
+    most = min(MOST_TRIED, MOST_ACTIONS // len(best.step.rows.actions))
+    changed = bool(setting.recomputes)
     while changed:
         changed = False
-        for layout in forgetting_less(best.layout, setting):
-            if layout in tried or len(tried) > MOST_TRIED:
+        for layout in forgetting_otherwise(best.layout, setting):
+            if layout in tried or len(tried) > most:
                 continue
             tried.add(layout)
             one = _tried(layout, best, setting, model)

@@ -4,7 +4,7 @@
 
 Choosing and cutting alternate, for what a unit costs depends on what its stage forgets, and stages only ever forget
 more, so that this settles. At given cuts the stage is chosen that frees most of what is lacking for the time that it
-adds. Cuts made anew may have left a stage that need not forget so much: `forgetting_less` lists what to try.
+adds. What that leaves to be gained, small steps find: `forgetting_otherwise` lists them.
 """
 
 from __future__ import annotations
@@ -136,9 +136,24 @@ def all_forgetting_more(layout: Layout, setting: Setting) -> Layout | None:
     return layout.forgetting([more[0] if kind == least else kind for kind in layout.recomputes]) if more else None
 
 
-def forgetting_less(layout: Layout, setting: Setting) -> Iterator[Layout]:
-    """Layouts in which one stage forgets less, the last one first: it holds the fewest microbatches."""
-    for stage, kind in reversed(list(enumerate(layout.recomputes))):
-        for less in setting.recomputes:
-            if KINDS.index(less) < KINDS.index(kind):
-                yield layout.with_kind(stage, less)
+def forgetting_otherwise(layout: Layout, setting: Setting) -> Iterator[Layout]:
+    """Layouts in which one stage forgets less, or more, or one less and another more: small steps to something better.
+
+    Less comes first, of the last stage, which holds the fewest microbatches.
+    """
+    less = [one for stage in reversed(range(len(layout.recomputes))) for one in _changed(layout, stage, setting, -1)]
+    yield from less
+    for stage in range(len(layout.recomputes)):
+        yield from _changed(layout, stage, setting, +1)
+    for one in less:
+        for stage, (before, after) in enumerate(zip(layout.recomputes, one.recomputes)):
+            if before == after:
+                yield from _changed(one, stage, setting, +1)
+
+
+def _changed(layout: Layout, stage: int, setting: Setting, way: int) -> Iterator[Layout]:
+    """The layouts in which one stage forgets more (+1) or less (-1)."""
+    own = KINDS.index(layout.recomputes[stage])
+    for kind in setting.recomputes:
+        if (KINDS.index(kind) - own) * way > 0:
+            yield layout.with_kind(stage, kind)
