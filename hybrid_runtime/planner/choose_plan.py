@@ -33,13 +33,13 @@ from hybrid_runtime.planner.who_forgets import (
     all_forgetting_more,
     forgetting_enough,
     held_by_rank,
+    may_fit,
 )
 from hybrid_runtime.schedule.choose import is_searched
 from hybrid_runtime.schedule.rows import Rows
 
 MOST_SEARCHED = 6_000  # actions of a step; annealing more than that takes minutes to beat the known schedules
 KEPT_ROWS = 64  # of a few megabytes each
-CLEARLY = Fraction(101, 100)  # of the memory: what holds more is not replayed; rows may come out a little otherwise
 
 
 @dataclass
@@ -302,7 +302,7 @@ def _within_memory(staged: Staged, setting: Setting, model: StepModel, order: Ro
     layout = staged.layout
     try:
         held = held_by_rank(staged, ByOrder(order, setting, model))
-        if setting.memory_bytes is None or max(held) <= setting.memory_bytes * CLEARLY:
+        if may_fit(held, setting):
             done = evaluate(layout, setting, model, order, staged)
             found.replayed += 1
             held = [memory.ledger_peak for memory in done.memory]

@@ -11,17 +11,17 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
-from hybrid_runtime.planner.cut_linear import nearest_parts
 from hybrid_runtime.planner.rows import water_level
+from hybrid_runtime.planner.sized import SizedLine
 from hybrid_runtime.planner.work import Boundaries, Line, Load, Position, Work, plus
 
-Weigh = Callable[[int, Work], int]  # (rank, what it holds) -> bytes, without the rows of a sharded embedding
+Weigh = Callable[[int, int, int], int]  # (rank, saved bytes, parameters) -> bytes, without rows of an embedding
 FitsV = Callable[[int, int, int, int, int], bool]  # (rank, first, end, back first, back end)
 FLOORS = (Fraction(2, 5), Fraction(1, 4), Fraction(0))  # least share of a chunk in a rank's mean load, tried in turn
 _ROUNDS = 4  # the second or third changes nothing more
@@ -206,12 +206,12 @@ def fractional_v_cut(
         None where the line is too short.
     """
     num_ranks = len(lines) // 2
-    known = {id(line): [load(work) for work in line.upto] for line in lines}
-    uptos = [known[id(line)] for line in lines]
-    weighed = sum(weigh(0, line.total) for line in lines) // len(lines)
+    known = {id(line): SizedLine(line, load) for line in lines}
+    sized = [known[id(line)] for line in lines]
+    weighed = sum(weigh(0, line.total.saved, line.total.parameters) for line in lines) // len(lines)
     beside = tuple(extra) or (0,) * num_ranks
-    total = sum(upto[-1] for upto in uptos) // len(lines) + sum(beside)
-    search = _Search(lines, num_ranks, load, weigh, (weighed + poured_bytes) // num_ranks, share, uptos, beside, total)
+    total = sum(line.upto[-1] for line in sized) // len(lines) + sum(beside)
+    search = _Search(sized, num_ranks, weigh, (weighed + poured_bytes) // num_ranks, share, beside, total)
     best: _Partial | None = None
     for _ in range(_ROUNDS):
         found = _best(search, poured_bytes, beam or max(8, BEAM // num_ranks))
@@ -230,7 +230,7 @@ def fractional_v_cut(
 
 def _best(search: _Search, poured_bytes: int, beam: int) -> _Partial | None:
     """The best cut of a beam; None where the line is too short."""
-    partials = [_Partial(0, 0, (0,), (search.lines[0].end,), 0, ())]
+    partials = [_Partial(0, 0, (0,), (search.lines[0].line.end,), 0, ())]
     for rank in range(search.num_ranks - 1):
         exact = {new for partial in partials for new in search.grow(partial, rank, exact=True)}
         partials = sorted(exact or {new for partial in partials for new in search.grow(partial, rank, exact=False)})
@@ -247,13 +247,11 @@ def _uneven(done: _Partial, poured_bytes: int, num_ranks: int) -> Fraction:
 
 
 class _Search(NamedTuple):
-    lines: Sequence[Line]
+    lines: Sequence[SizedLine]
     num_ranks: int
-    load: Load
     weigh: Weigh
     level_bytes: int
     share: Fraction
-    uptos: Sequence[Sequence[int]]
     extra: Sequence[int]
     total: int
 
@@ -264,7 +262,7 @@ class _Search(NamedTuple):
             exact: to a granule; else any clean begin next to that.
         """
         front, back = partial.fronts[-1], partial.backs[-1]
-        upto = self.uptos[rank]
+        upto = self.lines[rank].upto
         due = (rank + 1) * self.total // self.num_ranks - partial.loaded - self.extra[rank]
         for end in self._ends(front, back, rank):
             for begin in self._begins(end, back, rank, due - upto[end] + upto[front], exact=exact):
@@ -276,20 +274,17 @@ class _Search(NamedTuple):
         last = back.unit if back.part else back.unit - 1
         if front + 1 > last:
             return None
-        upto = self.uptos[self.num_ranks - 1]
+        upto = self.lines[self.num_ranks - 1].upto
         target = upto[front] + int(self.share * (self.total - partial.loaded - self.extra[-1]))
-        meets = min(range(front + 1, last + 1), key=lambda end: (abs(upto[end] - target), end))
-        done = self._with(partial, self.num_ranks - 1, meets, Position(meets))
-        return done
+        meets = _nearest(upto, target, front + 1, last)
+        return self._with(partial, self.num_ranks - 1, meets, Position(meets))
 
     def _with(self, partial: _Partial, rank: int, end: int, begin: Position) -> _Partial:
-        work = plus(
-            self.lines[rank].work(Position(partial.fronts[-1]), Position(end)),
-            self.lines[-1 - rank].work(begin, partial.backs[-1]),
-        )
-        loaded = self.load(work) + self.extra[rank]
+        front = self.lines[rank].between(Position(partial.fronts[-1]), Position(end))
+        back = self.lines[-1 - rank].between(begin, partial.backs[-1])
+        loaded = front.load + back.load + self.extra[rank]
         error = abs(loaded - self.total // self.num_ranks)
-        held = self.weigh(rank, work)
+        held = self.weigh(rank, front.saved + back.saved, front.parameters + back.parameters)
         return _Partial(
             partial.excess_bytes + max(0, held - self.level_bytes),
             max(partial.error, error),
@@ -299,51 +294,41 @@ class _Search(NamedTuple):
             (*partial.held, held),
         )
 
-    def _ends(self, front: int, back: Position, rank: int) -> Iterator[int]:
+    def _ends(self, front: int, back: Position, rank: int) -> Sequence[int]:
         """Clean ends of the front within about a layer of its share; at least the nearest one."""
-        upto = self.uptos[rank]
+        line = self.lines[rank]
         mean = self.total // self.num_ranks - self.extra[rank]
-        target = upto[front] + int(self.share * mean)
-        last = back.unit - 1 - (self.num_ranks - rank - 1)
-        if front + 1 > last:
-            return
-        reach = max(1, _layer(upto) * 11 // 10)
-        nearest = min(range(front + 1, last + 1), key=lambda end: (abs(upto[end] - target), end))
-        for end in range(front + 1, last + 1):
-            if end == nearest or abs(upto[end] - target) <= reach:
-                yield end
+        target = line.upto[front] + int(self.share * mean)
+        first, last = front + 1, back.unit - 1 - (self.num_ranks - rank - 1)
+        if first > last:
+            return ()
+        reach = max(1, line.layer * 11 // 10)
+        near = range(
+            bisect_left(line.upto, target - reach, first, last + 1),
+            bisect_right(line.upto, target + reach, first, last + 1),
+        )
+        return near or (_nearest(line.upto, target, first, last),)
 
     def _begins(self, end: int, back: Position, rank: int, need: int, *, exact: bool) -> Iterator[Position]:
         """Where the back of a rank, of this load, may begin."""
-        line, upto = self.lines[-1 - rank], self.uptos[-1 - rank]
-        inside_back = self.load(line.units[back.unit].piece(0, back.part)) if back.part else 0
-        target = upto[back.unit] + inside_back - need
-        index = bisect_right(upto, target) - 1
+        line = self.lines[-1 - rank]
+        before = line.before(back)
+        index = bisect_right(line.upto, before - need) - 1
         if need <= 0 or index < end:
             return
-        inside = [Position(index, part) for part in self._parts(line, index, need, back)]
+        inside = [Position(index, part) for part in line.parts_from(index, need, back)]
         clean = [Position(place) for place in (index, index + 1) if end < place]
         places = [place for place in (*inside, *clean) if place < back]
         if not places or (exact and not inside):
             return
         if exact:
-            yield min(places, key=lambda place: abs(self.load(line.work(place, back)) - need))
+            yield min(places, key=lambda place: abs(line.load_between(place, back, before) - need))
         else:
             yield from places
 
-    def _parts(self, line: Line, index: int, need: int, back: Position) -> Sequence[int]:
-        """The granules of a unit from which on there is next to `need`."""
-        unit = line.units[index]
-        if not unit.fine:
-            return ()
-        stop = back.part if index == back.unit else unit.cost.parts
-        behind = self.load(line.work(Position(index + 1), back)) if index < back.unit else 0
-        return nearest_parts(
-            line, index, behind - need, lambda unit, part: -self.load(unit.piece(min(part, stop), stop))
-        )
 
-
-def _layer(upto: Sequence[int]) -> int:
-    """Load of a layer in the middle of a line."""
-    middle = len(upto) // 2
-    return upto[min(middle + 1, len(upto) - 1)] - upto[max(0, middle - 1)]
+def _nearest(upto: Sequence[int], target: int, first: int, last: int) -> int:
+    """The first of the ends from `first` to `last` whose load is next to a target."""
+    after = bisect_left(upto, target, first, last + 1)
+    before = bisect_left(upto, upto[max(first, after - 1)], first, last + 1)
+    return min((before, min(after, last)), key=lambda end: (abs(upto[end] - target), end))

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hybrid_runtime.errors import PlanError
-from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate
+from hybrid_runtime.planner.evaluate import Evaluated, as_run, broken_promises, evaluate
 from hybrid_runtime.planner.layout import Layout, Setting, may_share
 from hybrid_runtime.planner.losers import Loser, too_large, why_not
 from hybrid_runtime.planner.staged import stage
 from hybrid_runtime.planner.step_model import StepModel
-from hybrid_runtime.planner.who_forgets import ByOrder, forgetting_otherwise, held_by_rank
+from hybrid_runtime.planner.who_forgets import ByOrder, forgetting_otherwise, held_by_rank, may_fit
 
 MOST_TRIED = 100  # changes of one layout that are cut anew
 MOST_ACTIONS = 250_000  # of all steps that are replayed for one layout
@@ -35,7 +35,9 @@ def settled(found: Evaluated, setting: Setting, model: StepModel) -> tuple[Evalu
                 continue
             tried.add(layout)
             one = _tried(layout, best, setting, model)
-            if one is not None and _value(one, setting) < _value(best, setting):
+            if one is None or _value(one, setting) >= _value(best, setting):
+                continue
+            if _fits(as_run(one, setting, model), setting):  # with all messages, which a search counts roughly
                 best, changed = one, True
                 break
     return best, losers
@@ -50,15 +52,16 @@ def _tried(layout: Layout, before: Evaluated, setting: Setting, model: StepModel
     order = before.step.rows
     try:
         staged = stage(layout, setting, model)
-        if setting.memory_bytes is not None:
-            held = held_by_rank(staged, ByOrder(order, setting, model))
-            if max(held) > setting.memory_bytes:
-                return None
+        if not may_fit(held_by_rank(staged, ByOrder(order, setting, model)), setting):
+            return None
         found = evaluate(layout, setting, model, order, staged)
     except PlanError:
         return None
-    fits = setting.memory_bytes is None or found.peak_bytes <= setting.memory_bytes
-    return found if fits else None
+    return found if _fits(found, setting) else None
+
+
+def _fits(found: Evaluated, setting: Setting) -> bool:
+    return setting.memory_bytes is None or found.peak_bytes <= setting.memory_bytes
 
 
 def _shared_otherwise(found: Evaluated, setting: Setting, model: StepModel) -> tuple[Evaluated, list[Loser]]:

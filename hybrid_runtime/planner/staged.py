@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.cut_linear import at_units, fractional_cut, whole_cut
-from hybrid_runtime.planner.cut_v import fractional_v_cut, whole_units_v
+from hybrid_runtime.planner.cut_v import Weigh, fractional_v_cut, whole_units_v
 from hybrid_runtime.planner.cuts import even_sizes
 from hybrid_runtime.planner.layout import Layout, Setting, in_flight
 from hybrid_runtime.planner.state_bytes import StateBytes
@@ -84,11 +85,11 @@ def load_of(layout: Layout) -> Load:
 
 
 def _fused_load(work: Work) -> int:
-    return work.fused_load
+    return work.forward + work.backward  # as `Work.fused_load`, which a search asks for millions of times
 
 
 def _split_load(work: Work) -> int:
-    return work.split_load
+    return work.forward + work.input_grad + work.weight_grad
 
 
 def stage(layout: Layout, setting: Setting, model: StepModel, lookers: frozenset[int] | None = None) -> Staged:
@@ -186,10 +187,24 @@ def state_of(layout: Layout, model: StepModel) -> StateBytes:
 
 def weigh(any_line: Line, layout: Layout, state: StateBytes, rank: int, work: Work, tied_parameters: int) -> int:
     """Bytes that a rank is expected to hold, before any replay; the head's logits of one microbatch only."""
-    held = in_flight(layout, rank)
-    head = any_line.units[-1].whole.saved if rank == layout.stage_to_rank[-1] else 0
-    tied = tied_parameters if rank == layout.stage_to_rank[-1] else 0
-    return state.held(work.parameters + tied) + int(held * (work.saved - head)) + head
+    return weigher(any_line, layout, state, tied_parameters)(rank, work.saved, work.parameters)
+
+
+def weigher(any_line: Line, layout: Layout, state: StateBytes, tied_parameters: int) -> Weigh:
+    """`weigh` of a layout's ranks, for a cut that weighs very many stages."""
+    last = layout.stage_to_rank[-1]
+    heads, tied = [0] * layout.mesh.pp_degree, [0] * layout.mesh.pp_degree
+    heads[last], tied[last] = any_line.units[-1].whole.saved, tied_parameters
+    in_flights = [in_flight(layout, rank) for rank in range(layout.mesh.pp_degree)]
+    times = [(held.numerator, held.denominator) for held in in_flights]
+    total = Fraction(state.total)
+
+    def weigh(rank: int, saved: int, parameters: int) -> int:
+        held, per = times[rank]
+        states = -(-total.numerator * (parameters + tied[rank]) // total.denominator)
+        return states + held * (saved - heads[rank]) // per + heads[rank]
+
+    return weigh
 
 
 def _cut(
@@ -205,9 +220,11 @@ def _cut(
     load, ranks, num_stages = load_of(layout), layout.mesh.pp_degree, len(layout.stage_to_rank)
     per_rank = num_stages // ranks
 
+    weighed = weigher(lines[0], layout, state, tied_parameters)
+
     def room(rank: int, work: Work) -> bool:
         assert setting.memory_bytes is not None
-        return weigh(lines[0], layout, state, rank, work, tied_parameters) <= setting.memory_bytes
+        return weighed(rank, work.saved, work.parameters) <= setting.memory_bytes
 
     if layout.stages is not None:
         return _boundaries(layout.stages, lines[0])
@@ -227,7 +244,7 @@ def _cut(
     return fractional_v_cut(
         lines,
         load,
-        lambda rank, work: weigh(lines[0], layout, state, rank, work, tied_parameters),
+        weighed,
         poured,
         extra=extra,
         share=layout.share,

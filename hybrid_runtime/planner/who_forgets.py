@@ -23,6 +23,7 @@ from hybrid_runtime.schedule.replayed import peak_of_rank
 from hybrid_runtime.schedule.rows import Rows
 
 SURELY = Fraction(19, 20)  # of what a schedule's figures for equal stages say, a rank holds at least
+CLEARLY = Fraction(101, 100)  # of the memory: what holds more need not be replayed
 
 
 class Holding(Protocol):
@@ -74,6 +75,13 @@ def held_by_rank(staged: Staged, holding: Holding) -> list[int]:
     return list(holding.filled(staged, [holding.of_rank(staged, rank) for rank in ranks]))
 
 
+def may_fit(held: Sequence[int], setting: Setting) -> bool:
+    """Whether ranks that hold this by an order of actions are worth a replay: ranks that turn out to get no rows look
+    none up, and have a little more room.
+    """
+    return setting.memory_bytes is None or max(held) <= setting.memory_bytes * CLEARLY
+
+
 class _Choice(NamedTuple):
     """One stage forgets more."""
 
@@ -85,8 +93,9 @@ class _Choice(NamedTuple):
 
 
 def forgetting_enough(staged: Staged, setting: Setting, model: StepModel, holding: Holding) -> Layout | None:
-    """The layout whose stages, cut as they are, forget enough to fit; None where that is not to be had, or fits
-    already.
+    """The layout whose stages, cut as they are, forget enough to fit, or as much as helps them: cut anew, it may fit.
+
+    None where nothing helps, or it fits already.
     """
     assert setting.memory_bytes is not None
     limit = setting.memory_bytes
@@ -95,7 +104,7 @@ def forgetting_enough(staged: Staged, setting: Setting, model: StepModel, holdin
     while any(now.lacking):
         choices = [choice for choice in _choices(now, limit, setting, model, holding) if choice.gain > 0]
         if not choices:
-            return None
+            break
         now = max(choices, key=lambda choice: (choice.gain, -choice.stage))
     return None if now.staged is staged else now.staged.layout
 

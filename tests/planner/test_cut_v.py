@@ -82,7 +82,7 @@ def test_fractional_cuts_lose_nothing(
     line = line_of(costs)
     beside = [extra] * ranks
     found = fractional_v_cut(
-        [line] * 2 * ranks, lambda work: work.split_load, lambda rank, work: work.saved, 50, extra=beside, share=share
+        [line] * 2 * ranks, lambda work: work.split_load, lambda rank, saved, _: saved, 50, extra=beside, share=share
     )
     if found is None:
         return  # too few units
@@ -106,7 +106,7 @@ def test_fractional_cuts_lose_nothing(
 def test_fractional_cuts_are_equal_to_a_granule() -> None:
     line = line_of([(0, 1, 0), *[(3000, 1, 7), (6000, 100, 11)] * 12, (5000, 1, 20)])
     for ranks in (2, 3, 4):
-        found = fractional_v_cut([line] * 2 * ranks, lambda work: work.split_load, lambda rank, work: 0, 0)
+        found = fractional_v_cut([line] * 2 * ranks, lambda work: work.split_load, lambda *of: 0, 0)
         assert found is not None
         works = stage_works([line] * 2 * ranks, found)
         loads = [works[rank].split_load + works[2 * ranks - 1 - rank].split_load for rank in range(ranks)]
@@ -126,7 +126,7 @@ def test_whole_units_have_fair_stages_where_that_fits() -> None:
 
 def test_two_layers_are_too_few_for_eight_ranks() -> None:
     line = line_of([(0, 1, 0), *[(10, 1, 1), (20, 64, 1)] * 2, (5, 1, 1)])
-    assert fractional_v_cut([line] * 16, lambda work: work.split_load, lambda rank, work: 0, 0) is None
+    assert fractional_v_cut([line] * 16, lambda work: work.split_load, lambda *of: 0, 0) is None
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
