@@ -164,13 +164,6 @@ def evaluate_as_planned(plan: Plan, layout: Layout, setting: Setting, model: Ste
     return _memory(staged, setting, model, held, rows=rows)[1]
 
 
-def held_bytes(staged: Staged, activations: Sequence[int], setting: Setting, model: StepModel) -> list[int]:
-    """What the ranks hold, rows of a sharded embedding filled in, when their activations take so much."""
-    held = [Held(num_bytes, buffer_bytes(staged, rank)) for rank, num_bytes in enumerate(activations)]
-    memory = _memory(staged, setting, model, held, rows=staged.layout.rows or ())[1]
-    return [one.ledger_peak for one in memory]
-
-
 def broken_promises(found: Evaluated, setting: Setting) -> list[str]:
     """The balance that the deployment promises and a layout does not have, in words."""
     figures = (

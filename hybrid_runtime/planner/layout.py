@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 from hybrid_runtime.deployment_fields import RecomputeKind
@@ -142,9 +142,14 @@ def in_flight(layout: Layout, rank: int) -> Fraction:
 
     The schedules' own figures for equal stages (schedule/registry.py); a replay counts what really happens.
     """
-    ranks, m = layout.mesh.pp_degree, layout.num_microbatches
+    ranks = layout.mesh.pp_degree
     per_rank = len(layout.stage_to_rank) // ranks
-    match layout.schedule:
+    return _in_flight(layout.schedule, ranks, rank, layout.num_microbatches, per_rank, layout.in_flight)
+
+
+@cache
+def _in_flight(schedule: str, ranks: int, rank: int, m: int, per_rank: int, limit: int | None) -> Fraction:
+    match schedule:
         case "gpipe":
             held = Fraction(m)
         case "1f1b":
@@ -160,7 +165,7 @@ def in_flight(layout: Layout, rank: int) -> Fraction:
         case "v_min":
             held = Fraction((ranks + 4) // 3)
         case "auto":
-            held = Fraction(layout.in_flight or ranks + 1)
+            held = Fraction(limit or ranks + 1)
         case _:
             held = Fraction(ranks)
     return min(held, Fraction(m))

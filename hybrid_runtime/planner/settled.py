@@ -23,11 +23,13 @@ MOST_ACTIONS = 250_000  # of all steps that are replayed for one layout
 def settled(found: Evaluated, setting: Setting, model: StepModel) -> tuple[Evaluated, list[Loser]]:
     """The layout, or what became of it, and what sharing the optimizer's state otherwise would have come to."""
     best, losers = _shared_otherwise(found, setting, model)
-    if set(best.layout.recomputes) <= {"none"} and setting.memory_bytes is None:
-        return best, losers
     tried = {best.layout}
     most = min(MOST_TRIED, MOST_ACTIONS // len(best.step.rows.actions))
-    changed = bool(setting.recomputes)
+    forgets = set(best.layout.recomputes) != {"none"}
+    # cuts that know the memory may be better where a stage forgets; all others lose by it
+    changed = bool(setting.recomputes) and (
+        forgets or (best.layout.cuts == "whole" and setting.memory_bytes is not None)
+    )
     while changed:
         changed = False
         for layout in forgetting_otherwise(best.layout, setting):

@@ -126,16 +126,21 @@ def _with_lookups(staged: Staged) -> Sequence[Work]:
     return works
 
 
-def kept_bytes(staged: Staged) -> ActionBytes:
+def kept_bytes(staged: Staged, rank: int | None = None) -> ActionBytes:
     """F keeps what is saved; I leaves what W needs, more or less than that; W, or a whole B, frees everything.
 
     A stage that begins inside a unit received the sum so far beside the normed input: nothing reads it again, but the
     message's buffers go back to their pool together.
+
+    Args:
+        rank: of its stages alone, and without what becomes of messages.
     """
     kept: dict[StageKind, int] = {}
     freed: dict[StageKind, int] = {}
     temporary: dict[StageKind, int] = {}
     for number, work in enumerate(staged.works):
+        if rank is not None and staged.stage_to_rank[number] != rank:
+            continue
         start, stop = staged.boundaries[number : number + 2]
         if start.part and staged.stage_to_rank[number - 1] != staged.stage_to_rank[number]:
             more = staged.line.whole_carry_bytes if work.saved else 0
@@ -147,7 +152,7 @@ def kept_bytes(staged: Staged) -> ActionBytes:
         freed[number, Kind.I] = max(0, work.saved - work.until_w)
         freed[number, Kind.W] = work.until_w
         freed[number, Kind.B] = work.saved
-    return ActionBytes(kept, freed, temporary, _received(staged))
+    return ActionBytes(kept, freed, temporary, _received(staged) if rank is None else {})
 
 
 def _received(staged: Staged) -> dict[StageKind, Received]:

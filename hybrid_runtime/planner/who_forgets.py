@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from math import ceil
 from typing import NamedTuple, Protocol
 
 from hybrid_runtime.deployment_fields import RecomputeKind
-from hybrid_runtime.planner.evaluate import held_bytes
+from hybrid_runtime.planner.evaluate import buffer_bytes
 from hybrid_runtime.planner.layout import KINDS, Layout, Setting
+from hybrid_runtime.planner.rows import water_level
 from hybrid_runtime.planner.stage_costs import kept_bytes
-from hybrid_runtime.planner.staged import Staged, forgetting, load_of, state_of, weigh
+from hybrid_runtime.planner.staged import Staged, embedding_parameters, forgetting, load_of, state_of, weigh
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.schedule.replayed import peak_of_rank
 from hybrid_runtime.schedule.rows import Rows
@@ -33,7 +35,7 @@ class Holding(Protocol):
         """Bytes of what depends on one rank's stages alone."""
 
     def filled(self, staged: Staged, of_ranks: Sequence[int]) -> Sequence[int]:
-        """Bytes of all ranks, with what they share."""
+        """Bytes of all ranks, with what they share: rows of an embedding, as they are expected to be filled in."""
 
 
 class ByFigures(NamedTuple):
@@ -56,17 +58,27 @@ class ByFigures(NamedTuple):
 
 
 class ByOrder(NamedTuple):
-    """By the order of a schedule's actions, which alone decides what is held at once; rows are filled in."""
+    """By the order of a schedule's actions, which alone decides what is held at once."""
 
     order: Rows
     setting: Setting
     model: StepModel
 
     def of_rank(self, staged: Staged, rank: int) -> int:
-        return peak_of_rank(self.order, rank, kept_bytes(staged))
+        beside = self.setting.beside_bytes[rank] if self.setting.beside_bytes else 0
+        states = state_of(staged.layout, self.model).held(staged.rank_parameters(rank))
+        return states + peak_of_rank(self.order, rank, kept_bytes(staged, rank)) + buffer_bytes(staged, rank) + beside
 
     def filled(self, staged: Staged, of_ranks: Sequence[int]) -> Sequence[int]:
-        return held_bytes(staged, of_ranks, self.setting, self.model)
+        layout = staged.layout
+        if not layout.sharded:
+            return of_ranks
+        state = state_of(layout, self.model)
+        if layout.rows is not None:
+            hidden, tp = self.setting.shape.hidden_size, layout.mesh.tp_degree
+            return [held + state.held(rows * hidden // tp) for held, rows in zip(of_ranks, layout.rows)]
+        level = ceil(water_level(of_ranks, state.held(embedding_parameters(layout, self.setting))))
+        return [max(held, level) for held in of_ranks]
 
 
 def held_by_rank(staged: Staged, holding: Holding) -> list[int]:
@@ -83,11 +95,15 @@ def may_fit(held: Sequence[int], setting: Setting) -> bool:
 
 
 class _Choice(NamedTuple):
-    """One stage forgets more."""
+    """One stage forgets more.
 
-    gain: Fraction  # bytes that are lacking no more, per time that it adds
+    Attributes:
+        gain: bytes that are lacking no more, per time that it adds.
+    """
+
+    gain: Fraction
     stage: int
-    staged: Staged
+    kind: RecomputeKind
     of_ranks: list[int]
     lacking: list[int]
 
@@ -97,37 +113,64 @@ def forgetting_enough(staged: Staged, setting: Setting, model: StepModel, holdin
 
     None where nothing helps, or it fits already.
     """
-    assert setting.memory_bytes is not None
-    limit = setting.memory_bytes
-    of_ranks = [holding.of_rank(staged, rank) for rank in range(staged.layout.mesh.pp_degree)]
-    now = _Choice(Fraction(0), 0, staged, of_ranks, _above(limit, holding.filled(staged, of_ranks)))
-    while any(now.lacking):
-        choices = [choice for choice in _choices(now, limit, setting, model, holding) if choice.gain > 0]
-        if not choices:
+    search = _Search(staged, setting, model, holding)
+    while any(search.lacking):
+        best = max(search.choices(), key=lambda choice: (choice.gain, -choice.stage), default=None)
+        if best is None or best.gain <= 0:
             break
-        now = max(choices, key=lambda choice: (choice.gain, -choice.stage))
-    return None if now.staged is staged else now.staged.layout
+        search.take(best)
+    return None if search.staged is staged else search.staged.layout
 
 
-def _above(limit: int, held: Sequence[int]) -> list[int]:
-    return [max(0, num_bytes - limit) for num_bytes in held]
+class _Search:
+    """Stages that forget more and more; what a rank holds is calculated once for everything that it may forget."""
 
+    def __init__(self, staged: Staged, setting: Setting, model: StepModel, holding: Holding) -> None:
+        assert setting.memory_bytes is not None
+        self.staged = staged
+        self._setting, self._model, self._holding, self._limit = setting, model, holding, setting.memory_bytes
+        self._load = load_of(staged.layout)
+        self._known: dict[tuple[int, tuple[RecomputeKind, ...]], int] = {}
+        self._added: dict[tuple[int, RecomputeKind], int] = {}
+        self._of_ranks = [holding.of_rank(staged, rank) for rank in range(staged.layout.mesh.pp_degree)]
+        self.lacking = self._above(self._of_ranks)
 
-def _choices(now: _Choice, limit: int, setting: Setting, model: StepModel, holding: Holding) -> Iterator[_Choice]:
-    """Every stage of a rank that lacks memory, with everything more that it may forget."""
-    layout = now.staged.layout
-    load = load_of(layout)
-    for stage, rank in enumerate(layout.stage_to_rank):
-        if not now.lacking[rank]:
-            continue
-        for kind in more_than(layout.recomputes[stage], setting):
-            tried = forgetting(now.staged, stage, kind, model)
-            of_ranks = [*now.of_ranks]
-            of_ranks[rank] = holding.of_rank(tried, rank)
-            lacking = _above(limit, holding.filled(tried, of_ranks))
-            added = load(tried.works[stage]) - load(now.staged.works[stage])
-            gain = Fraction(sum(now.lacking) - sum(lacking), max(1, added))
-            yield _Choice(gain, stage, tried, of_ranks, lacking)
+    def choices(self) -> Iterator[_Choice]:
+        """Every stage of a rank that lacks memory, with everything more that it may forget."""
+        before = sum(self.lacking)
+        kinds = self.staged.layout.recomputes
+        for stage, rank in enumerate(self.staged.stage_to_rank):
+            for kind in more_than(kinds[stage], self._setting) if self.lacking[rank] else ():
+                of_ranks = [*self._of_ranks]
+                of_ranks[rank] = self._held(stage, kind, rank)
+                lacking = self._above(of_ranks)
+                added = self._load_of(stage, kind) - self._load_of(stage, kinds[stage])
+                yield _Choice(Fraction(before - sum(lacking), max(1, added)), stage, kind, of_ranks, lacking)
+
+    def take(self, choice: _Choice) -> None:
+        """The stage forgets that from now on."""
+        self.staged = forgetting(self.staged, choice.stage, choice.kind, self._model)
+        self._of_ranks, self.lacking = choice.of_ranks, choice.lacking
+
+    def _above(self, of_ranks: Sequence[int]) -> list[int]:
+        return [max(0, held - self._limit) for held in self._holding.filled(self.staged, of_ranks)]
+
+    def _held(self, stage: int, kind: RecomputeKind, rank: int) -> int:
+        layout = self.staged.layout
+        own = tuple(
+            kind if other == stage else layout.recomputes[other]
+            for other, owner in enumerate(self.staged.stage_to_rank)
+            if owner == rank
+        )
+        if (rank, own) not in self._known:
+            tried = forgetting(self.staged, stage, kind, self._model)
+            self._known[rank, own] = self._holding.of_rank(tried, rank)
+        return self._known[rank, own]
+
+    def _load_of(self, stage: int, kind: RecomputeKind) -> int:
+        if (stage, kind) not in self._added:
+            self._added[stage, kind] = self._load(forgetting(self.staged, stage, kind, self._model).works[stage])
+        return self._added[stage, kind]
 
 
 def more_than(kind: RecomputeKind, setting: Setting) -> tuple[RecomputeKind, ...]:

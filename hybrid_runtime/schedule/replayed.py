@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from hybrid_runtime.schedule.actions import Action
 from hybrid_runtime.schedule.replay_loop import peak_rows
 from hybrid_runtime.schedule.rows import KINDS, Rows
-from hybrid_runtime.schedule.step_costs import ActionBytes, StepCosts, Time, exact
+from hybrid_runtime.schedule.step_costs import ActionBytes, StageKind, StepCosts, Time, exact
 
 
 class Timed(NamedTuple):
@@ -117,22 +117,26 @@ class Replay:
 
 def peak_of_rank(rows: Rows, rank: int, action_bytes: ActionBytes) -> int:
     """As `peak_bytes`, of one rank alone."""
-    kept, freed, temporary = _by_class(rows, action_bytes)
+    of_class = ([0] * (len(KINDS) * len(rows.stage_to_rank)) for _ in range(3))
+    sizes = action_bytes.kept, action_bytes.freed, action_bytes.temporary
+    kept, freed, temporary = (_by_class(row, named) for row, named in zip(of_class, sizes))
     peaks = [0]
     peak_rows(rows.row_starts[rank : rank + 2], rows.classes, kept, freed, temporary, peaks, [-1])
     return peaks[0]
 
 
-def _by_class(rows: Rows, action_bytes: ActionBytes) -> Iterable[list[int]]:
-    return (
-        [num_bytes.get((stage, kind), 0) for stage in range(len(rows.stage_to_rank)) for kind in KINDS]
-        for num_bytes in (action_bytes.kept, action_bytes.freed, action_bytes.temporary)
-    )
+def _by_class(row: list[int], named: Mapping[StageKind, int]) -> list[int]:
+    for (stage, kind), num_bytes in named.items():
+        row[len(KINDS) * stage + KINDS.index(kind)] = num_bytes
+    return row
 
 
 def peak_bytes(rows: Rows, costs: StepCosts) -> tuple[Peak, ...]:
     """Per rank, the most bytes that its actions hold at once; the order of its list alone decides."""
     peaks, at = [0] * rows.num_ranks, [-1] * rows.num_ranks
-    kept, freed, temporary = _by_class(rows, costs.action_bytes)
+    kept, freed, temporary = (
+        [num_bytes.get((stage, kind), 0) for stage in range(len(rows.stage_to_rank)) for kind in KINDS]
+        for num_bytes in (costs.action_bytes.kept, costs.action_bytes.freed, costs.action_bytes.temporary)
+    )
     peak_rows(rows.row_starts, rows.classes, kept, freed, temporary, peaks, at)
     return tuple(Peak(peak, rows.actions[index] if index >= 0 else None) for peak, index in zip(peaks, at))
