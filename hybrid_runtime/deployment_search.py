@@ -17,6 +17,7 @@ Varied = Literal[
     "cuts",
     "embedding",
     "recompute",
+    "shard_optimizer",
     "prefill_chunk_tokens",
 ]
 
@@ -40,11 +41,12 @@ class Search(Table):
             "cuts",
             "embedding",
             "recompute",
+            "shard_optimizer",
             "prefill_chunk_tokens",
         ],
         description="what may differ from the file; cuts: also inside units; embedding: rows on every pipeline rank; "
-        "recompute: as little as fits the memory; of a serving deployment degrees, microbatch_size, cuts and "
-        "prefill_chunk_tokens",
+        "recompute: as little as fits the memory, on the stages that need it; shard_optimizer: whether replicas share "
+        "the optimizer's state; of a serving deployment degrees, microbatch_size, cuts and prefill_chunk_tokens",
     )
     objective: Literal["latency", "throughput"] = Field(
         "latency",

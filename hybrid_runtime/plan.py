@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,9 +107,10 @@ class Plan(PlanPart):
         compile: what units compute between their parallel layers is handed to torch.compile.
         predicted: step time and memory as they were predicted; None for a plan that nobody calculated through.
         prefill_chunk_tokens, items_in_flight: of [batch], where requests are served.
+        shard_optimizer: replicas share the optimizer's state; None where the deployment file alone says so.
     """
 
-    _later: ClassVar[tuple[str, ...]] = ("prefill_chunk_tokens", "items_in_flight")
+    _later: ClassVar[tuple[str, ...]] = ("prefill_chunk_tokens", "items_in_flight", "shard_optimizer")
 
     schema_version: str = SCHEMA_VERSION
     name: str
@@ -130,6 +133,7 @@ class Plan(PlanPart):
     predicted: PredictedStep | None = None
     prefill_chunk_tokens: int | None = None
     items_in_flight: int | None = None
+    shard_optimizer: bool | None = None
 
     @property
     def mesh(self) -> Mesh:
@@ -160,6 +164,20 @@ class Plan(PlanPart):
     def fingerprint(self) -> str:
         """SHA-256 of the JSON form; every record file carries it."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def recompute_text(kinds: Sequence[RecomputeKind]) -> str:
+    """What stages forget, as the end of a line: ", recompute full on stage 0-2, selective on stage 3"."""
+    if len(set(kinds)) == 1:
+        return "" if kinds[0] == "none" else f", recompute {kinds[0]}"
+    runs = [(kind, [stage for stage, _ in run]) for kind, run in groupby(enumerate(kinds), key=lambda pair: pair[1])]
+    words: dict[str, list[str]] = {}
+    for kind, stages in runs:
+        text = str(stages[0]) if len(stages) == 1 else f"{stages[0]}-{stages[-1]}"
+        words.setdefault(kind, []).append(text)
+    return ", recompute " + ", ".join(
+        f"{kind} on stage {' and '.join(stages)}" for kind, stages in words.items() if kind != "none"
+    )
 
 
 def read_plan(path: Path) -> Plan:

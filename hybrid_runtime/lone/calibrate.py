@@ -33,7 +33,7 @@ from hybrid_runtime.lone.served_times import served_item_times, served_times
 from hybrid_runtime.lone.unit_times import busy_units, unit_times, wanted_of
 from hybrid_runtime.mesh import divisors
 from hybrid_runtime.models.build import model_costs
-from hybrid_runtime.planner.asked import asked_of, devices_of
+from hybrid_runtime.planner.asked import asked_of, devices_of, sharing_asked
 from hybrid_runtime.planner.serving_asked import asked_items
 from hybrid_runtime.planner.state_bytes import state_bytes
 from hybrid_runtime.run_folder import write_whole
@@ -142,7 +142,7 @@ def _exchanged(
             continue
         tick(f"communication: {ranks} ranks")
         sizes, summed = _own_sizes(deployment), _gradient_sizes(deployment, parameters)
-        if deployment.parallel.shard_optimizer:  # gradients are scattered then, and parameters gathered
+        if sharing_asked(deployment):  # gradients are scattered then, and parameters gathered
             sizes, summed = sorted({*sizes, *summed}), []
         work = partial(busy_units, deployment) if device.type == "cpu" else None
         found.append(exchange(ranks, device.type, sizes, summed, work))

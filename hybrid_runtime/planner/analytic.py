@@ -26,7 +26,7 @@ from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
-from hybrid_runtime.planner.step_model import Collective
+from hybrid_runtime.planner.step_model import Collective, Overlap
 from hybrid_runtime.planner.work import Forgets, Forgotten, Line, Longer, Unit, Work
 from hybrid_runtime.predicted import LABELS, Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
@@ -247,6 +247,7 @@ class AnalyticCosts:
 
     action_ns = 0
     step_ns = 0
+    overlap = Overlap()
 
     @property
     def source(self) -> Literal["analytic", "calibration", "records"]:

@@ -18,7 +18,7 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh, divisors
 from hybrid_runtime.planner.candidates import Space, layouts, meshes
 from hybrid_runtime.planner.layout import Layout, Setting
-from hybrid_runtime.planner.request import recomputes_of, setting_of, space_of
+from hybrid_runtime.planner.request import forgotten_kinds, setting_of, space_of
 
 Asked = tuple[int, int]  # tp_degree, microbatch_size
 
@@ -48,12 +48,15 @@ def asked_of(deployment: Deployment) -> tuple[Asked, ...]:
 
 
 def forgetting_asked_of(deployment: Deployment) -> tuple[RecomputeKind, ...]:
-    """What units may forget; nothing where nobody plans with it: a user's own units, stages that forget differently."""
-    try:
-        kinds = recomputes_of(deployment)
-    except PlanError:
-        return ()
-    return tuple(kind for kind in kinds if kind != "none" and deployment.shape is not None)
+    """What units may forget; nothing where nobody plans with it: a user's own units."""
+    return tuple(kind for kind in forgotten_kinds(deployment) if kind != "none" and deployment.shape is not None)
+
+
+def sharing_asked(deployment: Deployment) -> bool:
+    """Whether replicas share the optimizer's state, or may be made to."""
+    search, parallel = deployment.search, deployment.parallel
+    replicas = parallel.dp_degree > 1 or "dp_degree" in search.vary
+    return replicas and (parallel.shard_optimizer or "shard_optimizer" in search.vary)
 
 
 def _of_baselines(mesh: Mesh, global_batch_size: int) -> Iterator[int]:

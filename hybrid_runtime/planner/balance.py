@@ -1,15 +1,17 @@
-"""The most balanced cut of a row of weights into consecutive, non-empty parts: exact and deterministic.
+"""The most balanced cut of a row of items into consecutive, non-empty parts: exact and deterministic. An item may weigh
+differently in every part (a unit that one stage computes again and another does not).
 
 First the largest part is made as small as possible; of all cuts that reach this, the one with the smallest sum of
 squares is taken (the lighter parts are evened out too); of those, the one whose first part is shortest, then second.
 
-The first step is the linear partition problem, solved by bisection over the integer limit with a greedy fill; the
-second a dynamic programme over (first unit, parts left) in which no part exceeds the limit. Where a part must also fit
-into something of its own (a rank's memory), the first step is a dynamic programme too.
+The first step is the linear partition problem, solved by bisection over the integer limit, each part taking what it
+can; the second a dynamic programme over (first unit, parts left) in which no part exceeds the limit. Where a part must
+also fit into something of its own (a rank's memory), the first step is a dynamic programme too.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
@@ -23,12 +25,22 @@ def balanced_sizes(weights: Sequence[int], num_parts: int, fits: Fits | None = N
         weights: non-negative integers, at least `num_parts` of them.
         fits: what a part may hold; whatever fits must fit in part too.
     """
-    assert 1 <= num_parts <= len(weights), (num_parts, len(weights))
-    upto = [0, *accumulate(weights)]
-    limit = _smallest_limit(weights, num_parts) if fits is None else _smallest_fitting(upto, num_parts, fits)
+    return balanced_parts([weights] * num_parts, fits)
+
+
+def balanced_parts(weights: Sequence[Sequence[int]], fits: Fits | None = None) -> list[int] | None:
+    """As `balanced_sizes`.
+
+    Args:
+        weights: of all items, as they weigh in each part.
+    """
+    num_parts = len(weights)
+    assert 1 <= num_parts <= len(weights[0]), (num_parts, len(weights[0]))
+    upto = _sums(weights)
+    limit = _smallest_limit(upto) if fits is None else _smallest_fitting(upto, fits)
     if limit is None:
         return None
-    best = _evenest(upto, num_parts, limit, fits)
+    best = _evenest(upto, limit, fits)
     sizes = []
     first = 0
     for parts_left in range(num_parts, 0, -1):
@@ -38,36 +50,51 @@ def balanced_sizes(weights: Sequence[int], num_parts: int, fits: Fits | None = N
     return sizes
 
 
-def _smallest_limit(weights: Sequence[int], num_parts: int) -> int:
-    low, high = max(weights), sum(weights)
+Sums = Sequence[Sequence[int]]  # per part: of all items before each
+
+
+def _sums(weights: Sequence[Sequence[int]]) -> Sums:
+    known: dict[int, list[int]] = {}  # parts that weigh alike share a row
+    for row in weights:
+        if id(row) not in known:
+            known[id(row)] = [0, *accumulate(row)]
+    return [known[id(row)] for row in weights]
+
+
+def _smallest_limit(upto: Sums) -> int:
+    low, high = 0, max(row[-1] for row in upto)
     while low < high:
         middle = (low + high) // 2
-        if _parts_needed(weights, middle) <= num_parts:
+        if _holds_all(upto, middle):
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _parts_needed(weights: Sequence[int], limit: int) -> int:
-    parts, filled = 1, 0
-    for weight in weights:
-        if filled + weight > limit:
-            parts, filled = parts + 1, 0
-        filled += weight
-    return parts
+def _holds_all(upto: Sums, limit: int) -> bool:
+    """Whether parts that each take what they can, but leave an item for each behind them, take everything."""
+    count, first = len(upto[0]) - 1, 0
+    for part, row in enumerate(upto):
+        last = count - (len(upto) - 1 - part)
+        end = min(last, bisect_right(row, row[first] + limit) - 1)
+        if end <= first:
+            return False
+        first = end
+    return first == count
 
 
-def _smallest_fitting(upto: Sequence[int], num_parts: int, fits: Fits) -> int | None:
+def _smallest_fitting(upto: Sums, fits: Fits) -> int | None:
     """The largest part of the best cut in which every part fits."""
-    count = len(upto) - 1
+    num_parts, count = len(upto), len(upto[0]) - 1
     best: dict[int, int] = {count: 0}
-    for parts in range(1, num_parts + 1):
+    for part in reversed(range(num_parts)):
         row: dict[int, int] = {}
-        for first in range(num_parts - parts, count):
+        sums = upto[part]
+        for first in range(part, count):
             for end in range(first + 1, count + 1):
-                weight = upto[end] - upto[first]
-                if weight >= row.get(first, weight + 1) or not fits(num_parts - parts, first, end):
+                weight = sums[end] - sums[first]
+                if weight >= row.get(first, weight + 1) or not fits(part, first, end):
                     break
                 if end in best:
                     largest = max(weight, best[end])
@@ -76,16 +103,18 @@ def _smallest_fitting(upto: Sequence[int], num_parts: int, fits: Fits) -> int | 
     return best.get(0)
 
 
-def _evenest(upto: Sequence[int], num_parts: int, limit: int, fits: Fits | None) -> list[dict[int, tuple[int, int]]]:
-    """best[parts][first] = (sum of squares, end of the first part) of the best cut of weights[first:] into `parts`."""
-    count = len(upto) - 1
+def _evenest(upto: Sums, limit: int, fits: Fits | None) -> list[dict[int, tuple[int, int]]]:
+    """best[parts][first] = (sum of squares, end of the first part) of the best cut of the items from `first` on into so
+    many parts, the last ones."""
+    num_parts, count = len(upto), len(upto[0]) - 1
     best: list[dict[int, tuple[int, int]]] = [{count: (0, count)}]
-    for parts in range(1, num_parts + 1):
+    for part in reversed(range(num_parts)):
         row: dict[int, tuple[int, int]] = {}
-        for first in range(num_parts - parts, count):
+        sums = upto[part]
+        for first in range(part, count):
             for end in range(first + 1, count + 1):
-                weight = upto[end] - upto[first]
-                if weight > limit or (fits is not None and not fits(num_parts - parts, first, end)):
+                weight = sums[end] - sums[first]
+                if weight > limit or (fits is not None and not fits(part, first, end)):
                     break
                 if end in best[-1]:
                     candidate = (weight * weight + best[-1][end][0], end)

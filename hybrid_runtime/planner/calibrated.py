@@ -24,7 +24,7 @@ from hybrid_runtime.planner.analytic import Rates, granule_of, kind_of, llama_fo
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.forgetting import Measured, timed
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES, StateBytes, state_bytes
-from hybrid_runtime.planner.step_model import Collective
+from hybrid_runtime.planner.step_model import Collective, Overlap
 from hybrid_runtime.planner.tp_calls import LOSS_SUMS, CallTime, calls_of, column_part, with_calls
 from hybrid_runtime.planner.work import Forgets, Line, Unit, Work
 from hybrid_runtime.predicted import LABELS, Label, TimeInterval
@@ -186,6 +186,13 @@ class CalibratedCosts:
         if not measured:
             return 0  # `hop` says so
         return _between(measured, min(num_bytes, measured[-1][0]))
+
+    @property
+    def overlap(self) -> Overlap:
+        found = self.calibration.overlap
+        if not found:
+            self._say("gradient sums beside compute", "taken to slow nothing down", "overlap")
+        return Overlap(*(max(Fraction(1), Fraction(found.get(one, "1"))) for one in ("compute", "collective")))
 
     def optimizer_ns(self, parameters: int) -> int:
         found = self.calibration

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh, divisors
 from hybrid_runtime.plan import UnitCost
 from hybrid_runtime.planner.costs import unit_costs
-from hybrid_runtime.planner.cover import checked_stages
+from hybrid_runtime.planner.cover import checked_stages, demand_word_each
 from hybrid_runtime.planner.embedding_rows import counted_rows
 from hybrid_runtime.planner.layout import CutKind, Layout, Setting
 from hybrid_runtime.schedule.choose import accept, is_searched, place
@@ -37,6 +38,7 @@ class Space:
         sharded: whether the embedding's rows may be spread over the pipeline.
         ranges: `pipeline.cuts` where they are fixed.
         rows: `pipeline.embedding_rows` where they are fixed.
+        recompute: what stages forget, all alike or each by itself; more where that is free and nothing fits else.
     """
 
     tp_degrees: Sequence[int] | None = None
@@ -50,6 +52,7 @@ class Space:
     sharded: bool = True
     ranges: Sequence[str] | None = None
     rows: str | Sequence[int] | None = None
+    recompute: RecomputeKind | tuple[RecomputeKind, ...] = "none"
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,7 @@ def layouts(space: Space, setting: Setting) -> Iterator[Layout | Impossible]:
                 continue
             count = setting.global_batch_size // (mesh.dp_degree * size)
             of_mesh = _of_mesh(space, setting, mesh, size, count)
-            given = (_as_given(one, space, costs) if isinstance(one, Layout) else one for one in of_mesh)
-            first = setting.recomputes[0]
-            given = (replace(one, recompute=first) if isinstance(one, Layout) else one for one in given)
+            given = (_as_given(one, space, setting, costs) if isinstance(one, Layout) else one for one in of_mesh)
             yield from dict.fromkeys(given)  # layouts that differ in their cuts only are one where those are fixed
 
 
@@ -189,8 +190,8 @@ def may_have_even_rows(layout: Layout) -> bool:
     return is_searched(layout.schedule) and layout.sharded and layout.mesh.pp_degree > FEW_RANKS
 
 
-def _as_given(layout: Layout, space: Space, costs: Sequence[UnitCost]) -> Layout | Impossible:
-    """The layout with the cuts and rows that are fixed, or why they are none of its mesh and schedule."""
+def _as_given(layout: Layout, space: Space, setting: Setting, costs: Sequence[UnitCost]) -> Layout | Impossible:
+    """The layout with everything that is fixed, or why that is none of its mesh and schedule."""
     mesh, num_stages = layout.mesh, len(layout.stage_to_rank)
     try:
         if space.ranges is not None:
@@ -198,9 +199,11 @@ def _as_given(layout: Layout, space: Space, costs: Sequence[UnitCost]) -> Layout
             layout = replace(layout, cuts="given", stages=stages, share=Fraction(1, 2))
         if space.rows is not None:
             layout = replace(layout, sharded=True, rows=counted_rows(space.rows, costs, mesh), even_rows=False)
+        demand_word_each(space.recompute, num_stages)
     except PlanError as problem:
         return Impossible(f"{layout.schedule}, {mesh}", str(problem))
-    return layout
+    shared = setting.shardings[0] and mesh.dp_degree > 1
+    return replace(layout, recompute=space.recompute, shard_optimizer=shared)
 
 
 def _powers(number: int) -> list[int]:

@@ -1,7 +1,9 @@
 """The search: every possible layout, those that cannot fit or cannot win dropped by bounds, the others replayed.
 
     layouts --memory bound--> --time bound--> replayed --+
-                                                         +--> best --> the few best searched schedules annealed --> best
+                 ^                                       +--> best --> the few best searched schedules annealed --> best
+                 +--- stages that forget more, replicas that share more, where it does not fit
+
     each loser leaves one sentence: what it lacks, or how much slower it is
 
 Nothing here looks at a clock: equal arguments give equal plans.
@@ -10,35 +12,34 @@ Nothing here looks at a clock: equal arguments give equal plans.
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.planner.bounds import Open, lacking_bytes, opened, sharing_first
 from hybrid_runtime.planner.candidates import Impossible, Space, layouts
-from hybrid_runtime.planner.evaluate import Evaluated, as_run, broken_promises, evaluate, replicas_ns, update_ns
-from hybrid_runtime.planner.layout import Layout, Setting, forgetting_more, in_flight
+from hybrid_runtime.planner.evaluate import Evaluated, as_run, broken_promises, evaluate
+from hybrid_runtime.planner.layout import Layout, Setting, may_share
 from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_not
 from hybrid_runtime.planner.orders import MOST_REPLAYED, known_rows, searched
-from hybrid_runtime.planner.staged import (
-    Staged,
-    line_and_lookup,
-    line_of,
-    lower_bound_ns,
-    stage,
-    state_of,
-    weigh,
-)
+from hybrid_runtime.planner.settled import settled
+from hybrid_runtime.planner.stage_costs import lower_bound_ns
+from hybrid_runtime.planner.staged import Staged, stage
 from hybrid_runtime.planner.step_model import StepModel
-from hybrid_runtime.planner.work import stage_works
+from hybrid_runtime.planner.who_forgets import (
+    ByFigures,
+    ByOrder,
+    all_forgetting_more,
+    forgetting_enough,
+    held_by_rank,
+    may_fit,
+)
 from hybrid_runtime.schedule.choose import is_searched
-from hybrid_runtime.schedule.registry import SCHEDULES
 from hybrid_runtime.schedule.rows import Rows
 
 MOST_SEARCHED = 6_000  # actions of a step; annealing more than that takes minutes to beat the known schedules
 KEPT_ROWS = 64  # of a few megabytes each
-LONG = 10_000  # actions of a step that take a second to replay
-_STAND_IN = "zb_v"  # whose idle time a searched schedule is guessed to have
 
 
 @dataclass
@@ -88,7 +89,9 @@ def choose(
     waiting_best = sorted(found.best, key=_order(setting))
     found.best = []
     while waiting_best and len(found.best) < keep:
-        _keep_if_it_fits(as_run(waiting_best.pop(0), setting, model), setting, found)
+        better, others = settled(waiting_best.pop(0), setting, model)
+        found.losers += others
+        _keep_if_it_fits(as_run(better, setting, model), setting, found)
     if not found.best:
         raise PlanError(infeasible(found.losers, setting))
     found.best.sort(key=_order(setting))
@@ -106,23 +109,9 @@ def _beaten(other: Evaluated, chosen: Evaluated, setting: Setting) -> Loser:
     return Loser(str(other.layout), why, other.layout, other.step_ns, other.peak_bytes)
 
 
-@dataclass(frozen=True)
-class _Open:
-    """A layout that may win: nothing that is known rules it out yet.
-
-    Attributes:
-        bound_ns: of a step in which nothing is idle and every rank has an equal part.
-        guess_ns: the bound, longer by what the schedule idles with equal stages: an order to go through, no more.
-    """
-
-    bound_ns: int
-    guess_ns: int
-    layout: Layout
-
-
 def _possible(
     space: Space, setting: Setting, model: StepModel, found: Found, tell: Callable[[str, float], None]
-) -> list[_Open]:
+) -> list[Open]:
     """The layouts without those that cannot fit."""
     every = list(layouts(space, setting))
     possible = []
@@ -132,49 +121,20 @@ def _possible(
             found.losers.append(Loser(layout.what, layout.why))
             continue
         try:
-            layout, lacking = _forgetting_enough(layout, setting, model)
-            one = _open(layout, setting, model)
+            lacking = lacking_bytes(layout, setting, model)
+            one = opened(sharing_first(layout, setting, model), setting, model)
         except PlanError as problem:
             found.losers.append(Loser(str(layout), str(problem), layout))
             continue
         if lacking > 0:
-            found.losers.append(too_large(layout, int(lacking), setting, "already with equal parts"))
+            found.losers.append(too_large(layout, lacking, setting, f"{_helped(setting)}already with equal parts"))
             continue
         possible.append(one)
     return possible
 
 
-def _open(layout: Layout, setting: Setting, model: StepModel) -> _Open:
-    """A layout with its bounds. One that forgets is held to its guess: a schedule with a name idles that long, but for
-    stages that happen to suit it, and layouts that forget would else double the time of a search.
-    """
-    bound = _idle_free_ns(layout, setting, model)
-    guess = _guess_ns(layout, bound)
-    held = layout.recompute != setting.recomputes[0] and not is_searched(layout.schedule)
-    return _Open(guess if held else bound, guess, layout)
-
-
-def _forgetting_enough(layout: Layout, setting: Setting, model: StepModel) -> tuple[Layout, float]:
-    """The layout that forgets no more than it must to fit, and the bytes that it lacks even so."""
-    lacking = _least_bytes(layout, setting, model) - (setting.memory_bytes or math.inf)
-    more = forgetting_more(layout, setting) if lacking > 0 else None
-    return (layout, lacking) if more is None else _forgetting_enough(more, setting, model)
-
-
-def _turn(one: _Open) -> tuple[bool, int, str]:
-    """What promises most comes first; where a replay takes seconds, last, when more of them are hopeless."""
-    is_long = 3 * len(one.layout.stage_to_rank) * one.layout.num_microbatches > LONG
-    return is_long, one.guess_ns, str(one.layout)
-
-
-def _idle_free_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
-    """A step in which every rank has an equal part of everything and never waits: none is shorter."""
-    total, ranks = line_of(layout, model).total, layout.mesh.pp_degree
-    whole, apart = total.fused_load + total.tp_backward, total.split_load + total.tp_input_grad
-    busy = total.tp_forward + (whole if layout.is_fused else min(whole, apart))
-    mine = total.parameters // ranks
-    after = replicas_ns(mine, layout, setting, model) + update_ns(mine, layout, setting, model)
-    return layout.num_microbatches * busy // ranks + (after if setting.workload == "train" else 0) + model.step_ns
+def _helped(setting: Setting) -> str:
+    return "with everything forgotten, " if setting.recomputes else ""
 
 
 class _Cuts:
@@ -203,33 +163,16 @@ class _Cuts:
             limited,
             layout.in_flight,
             layout.recompute,
+            layout.shard_optimizer,
         )
         if key not in self._known:
             self._known[key] = stage(layout, self._setting, self._model)
         return replace(self._known[key], layout=layout)
 
 
-def _least_bytes(layout: Layout, setting: Setting, model: StepModel) -> int:
-    """What the fullest rank holds at least: the mean of parameters, and of the activations in flight, less 5 %."""
-    total, ranks = line_of(layout, model).total, layout.mesh.pp_degree
-    head = line_of(layout, model).units[-1].whole.saved
-    held = sum(in_flight(layout, rank) for rank in range(ranks)) / ranks * 19 / 20
-    return (state_of(layout, setting, model).held(total.parameters) + int(max(1, held) * (total.saved - head))) // ranks
-
-
-def _guess_ns(layout: Layout, bound_ns: int) -> int:
-    ranks = layout.mesh.pp_degree
-    if ranks == 1:
-        return bound_ns
-    schedule = SCHEDULES[_STAND_IN if is_searched(layout.schedule) else layout.schedule]
-    form = schedule.forms.get("train", schedule.forms["forward"])
-    idle = form.idle(ranks, layout.virtual_stages or schedule.virtual_stages)
-    return int(bound_ns * (1 + idle / layout.num_microbatches))
-
-
 class _Replays:
     """Replays what may be among the best, the one that promises most first; what does not fit comes back forgetting
-    more, where that is allowed.
+    more, or sharing more, where that is allowed.
 
     Attributes:
         waiting: layouts whose schedule is still to be searched, with their bounds.
@@ -242,49 +185,56 @@ class _Replays:
         self._rows: dict[tuple[object, ...], Rows] = {}
         self.waiting: list[tuple[int, Layout]] = []
 
-    def all_of(self, possible: Sequence[_Open], tell: Callable[[str, float], None]) -> list[tuple[int, Layout]]:
+    def all_of(self, possible: Sequence[Open], tell: Callable[[str, float], None]) -> list[tuple[int, Layout]]:
         """Goes through the layouts; returns `waiting`, the lowest bound first."""
-        left = [(_turn(one), one) for one in possible]
+        left = [(one.turn, one) for one in possible]
         heapq.heapify(left)
+        seen = {one.layout for one in possible}
         count = 0
         while left:
             _, one = heapq.heappop(left)
             tell("replaying", count / (count + len(left) + 1))
             count += 1
-            more = self._instead(one)
-            if more is not None:
-                again = _open(more, self._setting, self._model)
-                heapq.heappush(left, (_turn(again), again))
+            for more in self._instead(one):
+                if more not in seen:
+                    seen.add(more)
+                    again = opened(more, self._setting, self._model)
+                    heapq.heappush(left, (again.turn, again))
         self.waiting.sort(key=lambda pair: (pair[0], str(pair[1])))
         return self.waiting
 
-    def _instead(self, one: _Open) -> Layout | None:
-        """None for a layout that fits, waits or cannot win, and where nothing fits; else the one that forgets more."""
+    def _instead(self, one: Open) -> Iterator[Layout]:
+        """Nothing for a layout that fits, waits or cannot win; else what may fit in its place."""
         layout, setting, model, found = one.layout, self._setting, self._model, self._found
         reached_ns = -self._best[0] if len(self._best) == self._keep else None
         if _hopeless(layout, one.bound_ns, reached_ns, found):
-            return None
+            return
         try:
             staged = self._cuts.of(layout)
         except PlanError as problem:
             found.losers.append(Loser(str(layout), str(problem), layout))
-            return forgetting_more(layout, setting)
+            yield from _in_place_of_none(layout, setting, model)
+            return
         bound_ns = max(one.bound_ns, lower_bound_ns(staged, setting, model) + model.step_ns)
         if _hopeless(layout, bound_ns, reached_ns, found):
-            return None
-        lacking = _expected_lack(staged, setting, model)
-        if lacking > 0 and not _may_fit_whole(layout, staged, setting, model):
+            return
+        figures = ByFigures(model)
+        lacking = _most_lacking(held_by_rank(staged, figures), setting)
+        if lacking > 0 and not _may_fit_whole(staged, setting, model):
             found.losers.append(too_large(layout, lacking, setting, "what the schedule holds with equal stages"))
-            return _fitting(staged, setting, model)
+            yield from _in_place_of(staged, setting, model, figures)
+            return
         if is_searched(layout.schedule):
             self._wait(layout, bound_ns, 3 * len(staged.works) * layout.num_microbatches)
-            return None
-        done = _within_memory(layout, setting, model, self._rows_of(layout), staged, found)
+            return
+        order = self._rows_of(layout)
+        done = _within_memory(staged, setting, model, order, found)
         if done is not None and not broken_promises(done, setting):
             heapq.heappush(self._best, -done.step_ns)
             if len(self._best) > self._keep:
                 heapq.heappop(self._best)
-        return forgetting_more(layout, setting) if done is None else None
+        if done is None or done.layout.cuts != layout.cuts:
+            yield from _in_place_of(staged, setting, model, ByOrder(order, setting, model))
 
     def _rows_of(self, layout: Layout) -> Rows:
         """The order of a schedule; kept, for a layout that forgets more has the same."""
@@ -303,40 +253,39 @@ class _Replays:
         self._found.losers.append(Loser(str(layout), why, layout))
 
 
-def _expected_lack(staged: Staged, setting: Setting, model: StepModel) -> int:
-    """Bytes by which a rank will surely exceed its memory: 95 % of what its schedule holds with equal stages."""
+def _in_place_of(staged: Staged, setting: Setting, model: StepModel, holding: ByFigures | ByOrder) -> Iterator[Layout]:
+    """What may fit where a layout does not: replicas that share the optimizer's state, stages that forget more."""
     if setting.memory_bytes is None:
-        return 0
-    return max(_expected(staged, setting, model)) * 19 // 20 - setting.memory_bytes
+        return
+    layout = staged.layout
+    if may_share(layout, setting) and not layout.shard_optimizer:
+        yield replace(layout, shard_optimizer=True)
+    more = forgetting_enough(staged, setting, model, holding) or all_forgetting_more(layout, setting)
+    if more is not None:
+        yield more
 
 
-def _fitting(staged: Staged, setting: Setting, model: StepModel) -> Layout | None:
-    """The first layout that forgets more and would fit if it were cut alike; None if there is none."""
-    more: Layout | None = forgetting_more(staged.layout, setting)
-    while more is not None:
-        line, _ = line_and_lookup(more, model)
-        works = tuple(stage_works(line, staged.boundaries))
-        if _expected_lack(replace(staged, layout=more, line=line, works=works), setting, model) <= 0:
-            return more
-        more = forgetting_more(more, setting)
-    return None
+def _in_place_of_none(layout: Layout, setting: Setting, model: StepModel) -> Iterator[Layout]:
+    """The same of a layout that no cut fits: by the stages that it would have with memory enough."""
+    try:
+        staged = stage(layout, replace(setting, memory_bytes=None), model)
+        yield from _in_place_of(staged, setting, model, ByFigures(model, Fraction(1)))
+    except PlanError:
+        return  # that was not for memory, and has been said
 
 
-def _may_fit_whole(layout: Layout, staged: Staged, setting: Setting, model: StepModel) -> bool:
+def _most_lacking(held: Sequence[int], setting: Setting) -> int:
+    """Bytes by which the fullest rank exceeds its memory; 0 or less where it does not."""
+    return 0 if setting.memory_bytes is None else max(held) - setting.memory_bytes
+
+
+def _may_fit_whole(staged: Staged, setting: Setting, model: StepModel) -> bool:
     """Whether cuts that know the memory may help: 1F1B's ranks hold unequally many microbatches, together with room."""
+    layout = staged.layout
     if setting.memory_bytes is None or layout.cuts != "fractional" or layout.schedule != "1f1b":
         return False
-    expected = _expected(staged, setting, model)
-    return sum(expected) * 19 // 20 <= setting.memory_bytes * len(expected)
-
-
-def _expected(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
-    """What every rank holds by its schedule's figures, before any replay."""
-    state = state_of(staged.layout, setting, model)
-    return [
-        weigh(staged.line, staged.layout, state, rank, staged.rank_work(rank), staged.tied_parameters)
-        for rank in range(staged.layout.mesh.pp_degree)
-    ]
+    held = held_by_rank(staged, ByFigures(model))
+    return sum(held) <= setting.memory_bytes * len(held)
 
 
 def _hopeless(layout: Layout, bound_ns: int, reached_ns: int | None, found: Found) -> bool:
@@ -348,37 +297,40 @@ def _hopeless(layout: Layout, bound_ns: int, reached_ns: int | None, found: Foun
     return True
 
 
-def _within_memory(
-    layout: Layout,
-    setting: Setting,
-    model: StepModel,
-    rows: Rows,
-    staged: Staged | None,
-    found: Found,
-) -> Evaluated | None:
+def _within_memory(staged: Staged, setting: Setting, model: StepModel, order: Rows, found: Found) -> Evaluated | None:
     """A layout replayed, if it fits; where fractional cuts do not, cuts between units that know the memory may."""
+    layout = staged.layout
     try:
-        done = evaluate(layout, setting, model, rows, staged)
+        held = held_by_rank(staged, ByOrder(order, setting, model))
+        if may_fit(held, setting):
+            done = evaluate(layout, setting, model, order, staged)
+            found.replayed += 1
+            held = [memory.ledger_peak for memory in done.memory]
+            if _most_lacking(held, setting) <= 0:
+                found.best.append(done)
+                return done
+        if _may_fit_whole(staged, setting, model):
+            whole = stage(replace(layout, cuts="whole"), setting, model)
+            return _within_memory(whole, setting, model, order, found)
     except PlanError as problem:
         found.losers.append(Loser(str(layout), str(problem), layout))
         return None
-    found.replayed += 1
-    lacking = done.peak_bytes - (setting.memory_bytes or math.inf)
-    if lacking > 0 and _may_fit_whole(layout, done.staged, setting, model):
-        return _within_memory(replace(layout, cuts="whole"), setting, model, rows, None, found)
-    return _keep_if_it_fits(done, setting, found)
-
-
-def _keep_if_it_fits(done: Evaluated, setting: Setting, found: Found) -> Evaluated | None:
-    lacking = done.peak_bytes - (setting.memory_bytes or math.inf)
-    if lacking <= 0:
-        found.best.append(done)
-        return done
-    fullest = max(range(len(done.memory)), key=lambda rank: done.memory[rank].ledger_peak)
-    found.losers.append(
-        replace(too_large(done.layout, int(lacking), setting, f"pp rank {fullest}"), peak_bytes=done.peak_bytes)
-    )
+    found.losers.append(_does_not_fit(layout, held, setting))
     return None
+
+
+def _keep_if_it_fits(done: Evaluated, setting: Setting, found: Found) -> None:
+    held = [memory.ledger_peak for memory in done.memory]
+    if _most_lacking(held, setting) <= 0:
+        found.best.append(done)
+    else:
+        found.losers.append(_does_not_fit(done.layout, held, setting))
+
+
+def _does_not_fit(layout: Layout, held: Sequence[int], setting: Setting) -> Loser:
+    fullest = max(range(len(held)), key=lambda rank: held[rank])
+    loser = too_large(layout, _most_lacking(held, setting), setting, f"pp rank {fullest}")
+    return replace(loser, peak_bytes=max(held))
 
 
 def _anneal(
@@ -397,11 +349,16 @@ def _anneal(
             tell("searching schedules", begun + part / len(waiting))
 
         tried: Layout | None = layout
-        fits = None
-        while tried is not None and fits is None:
+        while tried is not None:
             try:
                 rows = searched(tried, setting, model, most_replayed // len(waiting), done)
-                fits = _within_memory(tried, setting, model, rows, None, found)
+                staged = stage(tried, setting, model)
             except PlanError as problem:
                 found.losers.append(Loser(str(tried), str(problem), tried))
-            tried = forgetting_more(tried, setting)
+                tried = all_forgetting_more(tried, setting)
+                continue
+            if _within_memory(staged, setting, model, rows, found) is not None or setting.memory_bytes is None:
+                break
+            tried = forgetting_enough(staged, setting, model, ByOrder(rows, setting, model)) or all_forgetting_more(
+                tried, setting
+            )

@@ -24,22 +24,25 @@ from hybrid_runtime.predicted import PredictedBaseline
 def baselines(chosen: Evaluated, setting: Setting, model: StepModel) -> tuple[PredictedBaseline, ...]:
     """Every baseline of a chosen plan; one that cannot run says why."""
     mesh, m = chosen.layout.mesh, chosen.layout.num_microbatches
-    same = _of_microbatches
+
+    def same(schedule: str, count: int) -> Layout | str:
+        return _of_microbatches(schedule, mesh, count, setting, shared=chosen.layout.shard_optimizer)
+
     return (
-        _baseline("naive_pipeline", same("gpipe", mesh, 1, setting), chosen, setting, model),
-        _baseline("equal layers, 1f1b, m = p", same("1f1b", mesh, mesh.pp_degree, setting), chosen, setting, model),
-        _baseline("equal layers, 1f1b, same m", same("1f1b", mesh, m, setting), chosen, setting, model),
+        _baseline("naive_pipeline", same("gpipe", 1), chosen, setting, model),
+        _baseline("equal layers, 1f1b, m = p", same("1f1b", mesh.pp_degree), chosen, setting, model),
+        _baseline("equal layers, 1f1b, same m", same("1f1b", m), chosen, setting, model),
         _best_dp_only(chosen, setting, model),
     )
 
 
-def _of_microbatches(schedule: str, mesh: Mesh, count: int, setting: Setting) -> Layout | str:
+def _of_microbatches(schedule: str, mesh: Mesh, count: int, setting: Setting, *, shared: bool) -> Layout | str:
     """The layout with equal layers and so many microbatches, or why there is none."""
     size, rest = divmod(setting.global_batch_size, mesh.dp_degree * count)
     if rest or not size:
         share = setting.global_batch_size // mesh.dp_degree
         return f"a replica's {share} sequences do not divide into {count} microbatches"
-    return Layout(mesh, size, count, schedule, cuts="even", sharded=False)
+    return Layout(mesh, size, count, schedule, cuts="even", sharded=False, shard_optimizer=shared)
 
 
 def _best_dp_only(chosen: Evaluated, setting: Setting, model: StepModel) -> PredictedBaseline:
@@ -50,7 +53,9 @@ def _best_dp_only(chosen: Evaluated, setting: Setting, model: StepModel) -> Pred
         return _baseline("dp_only", why, chosen, setting, model)
     counts = [count for count in divisors(share) if 3 * count <= MOST_ACTIONS]
     tried = [
-        _baseline("dp_only", _of_microbatches("1f1b", mesh, count, setting), chosen, setting, model) for count in counts
+        _baseline("dp_only", _of_microbatches("1f1b", mesh, count, setting, shared=shared), chosen, setting, model)
+        for count in counts
+        for shared in (setting.shardings if mesh.dp_degree > 1 else (False,))
     ]
     running = [one for one in tried if one.step_time is not None]
     return min(running, key=lambda one: one.step_time.p50_ns) if running else tried[-1]  # type: ignore[union-attr]

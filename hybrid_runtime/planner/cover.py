@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.pieces import read_piece
@@ -37,6 +38,18 @@ def checked_stages(cuts: str | Sequence[str], costs: Sequence[UnitCost], num_sta
     if problems:
         raise PlanError("pipeline.cuts: " + "; ".join(problems))
     return stages
+
+
+def demand_word_each(recompute: RecomputeKind | Sequence[RecomputeKind], num_stages: int) -> None:
+    """`pipeline.recompute` says one word for all stages, or one for each.
+
+    Raises:
+        PlanError: as many words as there are not stages.
+    """
+    if not isinstance(recompute, str) and len(recompute) != num_stages:
+        raise PlanError(
+            f"pipeline.recompute has {len(recompute)} words for {num_stages} stages; give one for each, or one for all"
+        )
 
 
 def stage_cover(

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
-from hybrid_runtime.planner.balance import balanced_sizes
+from hybrid_runtime.planner.balance import balanced_parts
 from hybrid_runtime.planner.work import Boundaries, Line, Load, Position, Work
 
+_ROUNDS = 6  # where stages run a unit differently; the third or fourth changes nothing more
 Fits = Callable[[int, Work], bool]  # (stage, what it holds): whether that stage's rank has room for it
 
 
-def whole_cut(line: Line, num_stages: int, load: Load, fits: Fits | None = None) -> Boundaries | None:
-    """The best cut between units; None if there are fewer units than stages, or none that fits."""
-    if num_stages > len(line.units):
+def whole_cut(lines: Sequence[Line], load: Load, fits: Fits | None = None) -> Boundaries | None:
+    """The best cut between units; None if there are fewer units than stages, or none that fits.
+
+    Args:
+        lines: the model as each stage would run it.
+    """
+    if len(lines) > len(lines[0].units):
         return None
-    weights = [load(unit.whole) for unit in line.units]
-    within = None if fits is None else _by_units(line, fits)
-    sizes = balanced_sizes(weights, num_stages, within)
+    weights = {id(line): [load(unit.whole) for unit in line.units] for line in lines}
+    within = None if fits is None else _by_units(lines, fits)
+    sizes = balanced_parts([weights[id(line)] for line in lines], within)
     return None if sizes is None else at_units(sizes)
 
 
@@ -35,24 +40,53 @@ def at_units(sizes: Sequence[int]) -> Boundaries:
     return tuple(map(Position, ends))
 
 
-def fractional_cut(line: Line, num_stages: int, load: Load, extra: Sequence[int] = ()) -> Boundaries | None:
+def fractional_cut(lines: Sequence[Line], load: Load, extra: Sequence[int] = ()) -> Boundaries | None:
     """Stages as equal as granules allow; None where a stage would be left without work.
 
+    What a unit costs may depend on its stage, and then the whole depends on the cuts: they are made again with that.
+
     Args:
+        lines: the model as each stage would run it.
         extra: load that every stage has beside its units.
     """
-    upto = [load(work) for work in line.upto]
-    beside = list(accumulate(extra, initial=0)) if extra else [0] * (num_stages + 1)
+    extra = extra or [0] * len(lines)
+    total = sum(load(line.total) for line in lines) // len(lines) + sum(extra)
+    best: tuple[int, Boundaries] | None = None
+    for _ in range(_ROUNDS if any(line is not lines[0] for line in lines) else 1):
+        found = _filled(lines, load, extra, total)
+        if found is None:
+            break
+        loads = [load(line.work(*cut)) + more for line, cut, more in zip(lines, pairwise(found), extra)]
+        best = min(best or (max(loads), found), (max(loads), found))
+        if total == (total := sum(loads)):
+            break
+    return None if best is None else _refined(lines, best[1], load, extra)
+
+
+def _filled(lines: Sequence[Line], load: Load, extra: Sequence[int], total: int) -> Boundaries | None:
+    """Each stage filled up to its part of the total; rounding is against what all stages before have."""
+    num_stages = len(lines)
+    loads_upto = {id(line): [load(work) for work in line.upto] for line in lines}
     inside = [Position(0)]
-    for stage in range(1, num_stages):
-        target = (upto[-1] + beside[-1]) * stage - beside[stage] * num_stages
+    done = 0  # by the stages before, what they have beside their units included
+    for stage, line in enumerate(lines[:-1], start=1):
+        upto = loads_upto[id(line)]
+        done += extra[stage - 1]
+        gone = _before(line, upto, inside[-1], load)
+        target = total * stage - (done - gone) * num_stages
         places = _around(line, upto, target // num_stages, load)
         allowed = [place for place in places if inside[-1] < place[1]]
         if not allowed:
             return None
-        inside.append(min(allowed, key=lambda place: (abs(place[0] * num_stages - target), place[1]))[1])
-    found = (*inside, line.end)
-    return _refined(line, found, load, extra) if found[-2] < found[-1] else None
+        reached, place = min(allowed, key=lambda place: (abs(place[0] * num_stages - target), place[1]))
+        done += reached - gone
+        inside.append(place)
+    return (*inside, lines[-1].end) if inside[-1] < lines[-1].end else None
+
+
+def _before(line: Line, upto: Sequence[int], place: Position, load: Load) -> int:
+    """Load of everything before a position."""
+    return upto[place.unit] + (load(line.units[place.unit].piece(0, place.part)) if place.part else 0)
 
 
 def _around(line: Line, upto: Sequence[int], target: int, load: Load) -> Iterator[tuple[int, Position]]:
@@ -74,7 +108,7 @@ def nearest_parts(line: Line, index: int, target: int, loaded: Callable[..., int
     return inside[max(0, after - 1) : after + 1]
 
 
-def _refined(line: Line, boundaries: Boundaries, load: Load, extra: Sequence[int]) -> Boundaries:
+def _refined(lines: Sequence[Line], boundaries: Boundaries, load: Load, extra: Sequence[int]) -> Boundaries:
     """Moves cuts by single granules while that makes the two stages beside them more equal.
 
     Where the cost of a piece is measured, two pieces of a unit need not cost what the unit does, so the targets are not
@@ -85,21 +119,22 @@ def _refined(line: Line, boundaries: Boundaries, load: Load, extra: Sequence[int
         before = list(found)
         for index in range(1, len(found) - 1):
             start, place, stop = found[index - 1 : index + 2]
-            beside = extra[index - 1 : index + 1] or (0, 0)
+            beside = extra[index - 1 : index + 1]
+            both = lines[index - 1 : index + 1]
 
-            choices = [position for position in _neighbours(line, place) if start < position < stop]
+            choices = [position for position in _neighbours(both[0], place) if start < position < stop]
             found[index] = min(
                 [place, *choices],
-                key=lambda position: _larger(line, load, (start, position, stop), beside),
+                key=lambda position: _larger(both, load, (start, position, stop), beside),
             )
         if found == before:
             break
     return tuple(found)
 
 
-def _larger(line: Line, load: Load, cuts: Sequence[Position], beside: Sequence[int]) -> int:
+def _larger(lines: Sequence[Line], load: Load, cuts: Sequence[Position], beside: Sequence[int]) -> int:
     """Load of the larger of two neighbouring stages."""
-    return max(load(line.work(a, b)) + more for (a, b), more in zip(pairwise(cuts), beside))
+    return max(load(line.work(*cut)) + more for line, cut, more in zip(lines, pairwise(cuts), beside))
 
 
 def _neighbours(line: Line, place: Position) -> Iterator[Position]:
@@ -110,5 +145,5 @@ def _neighbours(line: Line, place: Position) -> Iterator[Position]:
         yield Position(place.unit, more) if more < line.units[place.unit].cost.parts else Position(place.unit + 1)
 
 
-def _by_units(line: Line, fits: Fits) -> Callable[[int, int, int], bool]:
-    return lambda stage, first, end: fits(stage, line.work(Position(first), Position(end)))
+def _by_units(lines: Sequence[Line], fits: Fits) -> Callable[[int, int, int], bool]:
+    return lambda stage, first, end: fits(stage, lines[stage].work(Position(first), Position(end)))

@@ -11,17 +11,17 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
-from hybrid_runtime.planner.cut_linear import nearest_parts
 from hybrid_runtime.planner.rows import water_level
+from hybrid_runtime.planner.sized import SizedLine
 from hybrid_runtime.planner.work import Boundaries, Line, Load, Position, Work, plus
 
-Weigh = Callable[[int, Work], int]  # (rank, what it holds) -> bytes, without the rows of a sharded embedding
+Weigh = Callable[[int, int, int], int]  # (rank, saved bytes, parameters) -> bytes, without rows of an embedding
 FitsV = Callable[[int, int, int, int, int], bool]  # (rank, first, end, back first, back end)
 FLOORS = (Fraction(2, 5), Fraction(1, 4), Fraction(0))  # least share of a chunk in a rank's mean load, tried in turn
 _ROUNDS = 4  # the second or third changes nothing more
@@ -29,25 +29,27 @@ BEAM = 640  # partial cuts times ranks: 80 on eight ranks
 
 
 def whole_v_cut(
-    weights: Sequence[int], num_ranks: int, fits: FitsV | None = None, floor: Fraction = Fraction(0)
+    weights: Sequence[Sequence[int]], fits: FitsV | None = None, floor: Fraction = Fraction(0)
 ) -> list[tuple[int, int]] | None:
     """The V cut with the smallest largest rank, of those the one whose ranks' two stages differ least in squares.
 
     Args:
-        weights: of the units, non-negative.
+        weights: of the units, non-negative, as they weigh in each of the 2p stages.
         fits: what a rank may hold; whatever fits must fit in part too.
         floor: least weight of a stage, as a part of the mean of ranks.
 
     Returns:
         (end of its front, begin of its back) of every rank, or None if there is none.
     """
-    upto = [0, *accumulate(weights)]
-    least = floor * upto[-1] / num_ranks
-    low = limit = -(-upto[-1] // num_ranks)
-    high, step = upto[-1], max(1, limit // 64)
+    num_ranks = len(weights) // 2
+    upto = _Sums.of(weights)
+    mean = Fraction(sum(row[-1] for row in upto.stages), len(weights) * num_ranks)
+    least = floor * mean
+    low = limit = -(-upto.least[-1] // num_ranks)
+    high, step = 2 * max(row[-1] for row in upto.stages), max(1, limit // 64)
     best = None
     while best is None:  # from the mean upwards: a high limit admits very many cuts
-        best, next_limit = _v_under(upto, num_ranks, limit, least, fits, any_will_do=True)
+        best, next_limit = _v_under(upto, limit, least, fits, any_will_do=True)
         if best is None:
             if limit >= high:
                 return None
@@ -55,42 +57,60 @@ def whole_v_cut(
     high = _largest(upto, best)
     while low < high:
         middle = (low + high) // 2
-        found, next_limit = _v_under(upto, num_ranks, middle, least, fits, any_will_do=True)
+        found, next_limit = _v_under(upto, middle, least, fits, any_will_do=True)
         low, high = (next_limit, high) if found is None else (low, _largest(upto, found))
-    return _v_under(upto, num_ranks, high, least, fits, any_will_do=False)[0]
+    return _v_under(upto, high, least, fits, any_will_do=False)[0]
 
 
 Ends = list[tuple[int, int]]
 
 
-def _largest(upto: Sequence[int], ends: Ends) -> int:
+class _Sums(NamedTuple):
+    """Weights of all units before each, per stage; `least` with every unit in the stage where it weighs least."""
+
+    stages: Sequence[Sequence[int]]
+    least: Sequence[int]
+
+    @classmethod
+    def of(cls, weights: Sequence[Sequence[int]]) -> _Sums:
+        least = [min(of_unit) for of_unit in zip(*weights)]
+        return cls([[0, *accumulate(row)] for row in weights], [0, *accumulate(least)])
+
+
+def _largest(upto: _Sums, ends: Ends) -> int:
     """The largest rank of a cut."""
-    starts = [(0, len(upto) - 1), *ends]
-    return max(upto[end] - upto[front] + upto[back] - upto[begin] for (front, back), (end, begin) in zip(starts, ends))
+    largest, front, back = 0, 0, len(upto.least) - 1
+    for rank, (end, begin) in enumerate(ends):
+        first, second = upto.stages[rank], upto.stages[-1 - rank]
+        largest = max(largest, first[end] - first[front] + second[back] - second[begin])
+        front, back = end, begin
+    return largest
 
 
 def _v_under(
-    upto: Sequence[int], num_ranks: int, limit: int, least: Fraction, fits: FitsV | None, *, any_will_do: bool
+    upto: _Sums, limit: int, least: Fraction, fits: FitsV | None, *, any_will_do: bool
 ) -> tuple[Ends | None, int]:
     """The best cut in which no rank exceeds the limit, and the next limit that would admit more cuts.
 
     A forward dynamic programme over (units given from the front, first unit given from the back).
     """
-    states: dict[tuple[int, int], tuple[int, tuple[tuple[int, int], ...]]] = {(0, len(upto) - 1): (0, ())}
-    next_limit = upto[-1] + 1
+    num_ranks, count = len(upto.stages) // 2, len(upto.least) - 1
+    states: dict[tuple[int, int], tuple[int, tuple[tuple[int, int], ...]]] = {(0, count): (0, ())}
+    next_limit = 2 * max(row[-1] for row in upto.stages) + 1
     for rank in range(num_ranks):
         ranks_left = num_ranks - 1 - rank
+        fronts, backs = upto.stages[rank], upto.stages[-1 - rank]
         following: dict[tuple[int, int], tuple[int, tuple[tuple[int, int], ...]]] = {}
         for (front, back), (squares, path) in states.items():
             for end in range(front + 1, back):
-                first = upto[end] - upto[front]
+                first = fronts[end] - fronts[front]
                 if first > limit:
                     next_limit = min(next_limit, first)
                     break
                 if fits is not None and not fits(rank, front, end, back, back):
                     break
                 for begin in range(back - 1, end, -1) if ranks_left else (end,):
-                    second, between = upto[back] - upto[begin], upto[begin] - upto[end]
+                    second, between = backs[back] - backs[begin], upto.least[begin] - upto.least[end]
                     if first + second > limit:
                         next_limit = min(next_limit, first + second)
                         break
@@ -116,23 +136,26 @@ def v_boundaries(ends: Sequence[tuple[int, int]], count: int) -> Boundaries:
     return tuple(map(Position, (0, *fronts, *reversed(backs[:-1]), count)))
 
 
-def whole_units_v(
-    line: Line, num_ranks: int, load: Load, room: Callable[[int, Work], bool] | None
-) -> Boundaries | None:
-    """The best V cut between units of a line, with stages of a fair size if there is one that fits."""
+def whole_units_v(lines: Sequence[Line], load: Load, room: Callable[[int, Work], bool] | None) -> Boundaries | None:
+    """The best V cut between units, with stages of a fair size if there is one that fits.
+
+    Args:
+        lines: the model as each of the 2p stages would run it.
+    """
 
     def fits(rank: int, first: int, end: int, begin: int, back: int) -> bool:
         assert room is not None
-        front = line.work(Position(first), Position(end))
-        return room(rank, plus(front, line.work(Position(begin), Position(back))))
+        front = lines[rank].work(Position(first), Position(end))
+        return room(rank, plus(front, lines[-1 - rank].work(Position(begin), Position(back))))
 
-    weights = [load(unit.whole) for unit in line.units]
-    if 2 * num_ranks > len(weights):
+    count = len(lines[0].units)
+    if len(lines) > count:
         return None
+    weights = {id(line): [load(unit.whole) for unit in line.units] for line in lines}
     for floor in FLOORS:
-        found = whole_v_cut(weights, num_ranks, None if room is None else fits, floor)
+        found = whole_v_cut([weights[id(line)] for line in lines], None if room is None else fits, floor)
         if found is not None:
-            return v_boundaries(found, len(weights))
+            return v_boundaries(found, count)
     return None
 
 
@@ -155,8 +178,7 @@ class _Partial(NamedTuple):
 
 
 def fractional_v_cut(
-    line: Line,
-    num_ranks: int,
+    lines: Sequence[Line],
     load: Load,
     weigh: Weigh,
     poured_bytes: int,
@@ -168,11 +190,13 @@ def fractional_v_cut(
     """A V cut whose ranks' loads are equal to a granule, and whose bytes stay below the water level as far as possible.
 
     Rounding is against the running total, so that no rank is off by more than a granule. What a cut costs by itself
-    (two narrow products take longer than a wide one) is known only when the cut is: it is made again with that in the
-    total. Backs end inside units that may be cut and not in attentions, whose head groups are too coarse; because a
-    front may end before an attention or before an MLP, one of the choices lands inside an MLP.
+    (two narrow products take longer than a wide one, one stage computes again what another does not) is known only when
+    the cut is: it is made again with that in the total. Backs end inside units that may be cut and not in attentions,
+    whose head groups are too coarse; because a front may end before an attention or before an MLP, one of the choices
+    lands inside an MLP.
 
     Args:
+        lines: the model as each of the 2p stages would run it.
         weigh: bytes of a rank.
         poured_bytes: of the embedding's rows, to be filled in afterwards so that all ranks hold the same; 0 for none.
         extra: load that every rank has beside its stages.
@@ -181,10 +205,13 @@ def fractional_v_cut(
     Returns:
         None where the line is too short.
     """
-    upto = [load(work) for work in line.upto]
-    level_bytes = (weigh(0, line.total) + poured_bytes) // num_ranks
+    num_ranks = len(lines) // 2
+    known = {id(line): SizedLine(line, load) for line in lines}
+    sized = [known[id(line)] for line in lines]
+    weighed = sum(weigh(0, line.total.saved, line.total.parameters) for line in lines) // len(lines)
     beside = tuple(extra) or (0,) * num_ranks
-    search = _Search(line, num_ranks, load, weigh, level_bytes, share, upto, beside, upto[-1] + sum(beside))
+    total = sum(line.upto[-1] for line in sized) // len(lines) + sum(beside)
+    search = _Search(sized, num_ranks, weigh, (weighed + poured_bytes) // num_ranks, share, beside, total)
     best: _Partial | None = None
     for _ in range(_ROUNDS):
         found = _best(search, poured_bytes, beam or max(8, BEAM // num_ranks))
@@ -203,7 +230,7 @@ def fractional_v_cut(
 
 def _best(search: _Search, poured_bytes: int, beam: int) -> _Partial | None:
     """The best cut of a beam; None where the line is too short."""
-    partials = [_Partial(0, 0, (0,), (search.line.end,), 0, ())]
+    partials = [_Partial(0, 0, (0,), (search.lines[0].line.end,), 0, ())]
     for rank in range(search.num_ranks - 1):
         exact = {new for partial in partials for new in search.grow(partial, rank, exact=True)}
         partials = sorted(exact or {new for partial in partials for new in search.grow(partial, rank, exact=False)})
@@ -220,13 +247,11 @@ def _uneven(done: _Partial, poured_bytes: int, num_ranks: int) -> Fraction:
 
 
 class _Search(NamedTuple):
-    line: Line
+    lines: Sequence[SizedLine]
     num_ranks: int
-    load: Load
     weigh: Weigh
     level_bytes: int
     share: Fraction
-    upto: Sequence[int]
     extra: Sequence[int]
     total: int
 
@@ -237,9 +262,10 @@ class _Search(NamedTuple):
             exact: to a granule; else any clean begin next to that.
         """
         front, back = partial.fronts[-1], partial.backs[-1]
+        upto = self.lines[rank].upto
         due = (rank + 1) * self.total // self.num_ranks - partial.loaded - self.extra[rank]
         for end in self._ends(front, back, rank):
-            for begin in self._begins(end, back, due - self.upto[end] + self.upto[front], exact=exact):
+            for begin in self._begins(end, back, rank, due - upto[end] + upto[front], exact=exact):
                 yield self._with(partial, rank, end, begin)
 
     def close(self, partial: _Partial) -> _Partial | None:
@@ -248,18 +274,17 @@ class _Search(NamedTuple):
         last = back.unit if back.part else back.unit - 1
         if front + 1 > last:
             return None
-        target = self.upto[front] + int(self.share * (self.total - partial.loaded - self.extra[-1]))
-        meets = min(range(front + 1, last + 1), key=lambda end: (abs(self.upto[end] - target), end))
-        done = self._with(partial, self.num_ranks - 1, meets, Position(meets))
-        return done
+        upto = self.lines[self.num_ranks - 1].upto
+        target = upto[front] + int(self.share * (self.total - partial.loaded - self.extra[-1]))
+        meets = _nearest(upto, target, front + 1, last)
+        return self._with(partial, self.num_ranks - 1, meets, Position(meets))
 
     def _with(self, partial: _Partial, rank: int, end: int, begin: Position) -> _Partial:
-        work = plus(
-            self.line.work(Position(partial.fronts[-1]), Position(end)), self.line.work(begin, partial.backs[-1])
-        )
-        loaded = self.load(work) + self.extra[rank]
+        front = self.lines[rank].between(Position(partial.fronts[-1]), Position(end))
+        back = self.lines[-1 - rank].between(begin, partial.backs[-1])
+        loaded = front.load + back.load + self.extra[rank]
         error = abs(loaded - self.total // self.num_ranks)
-        held = self.weigh(rank, work)
+        held = self.weigh(rank, front.saved + back.saved, front.parameters + back.parameters)
         return _Partial(
             partial.excess_bytes + max(0, held - self.level_bytes),
             max(partial.error, error),
@@ -269,50 +294,41 @@ class _Search(NamedTuple):
             (*partial.held, held),
         )
 
-    def _ends(self, front: int, back: Position, rank: int) -> Iterator[int]:
+    def _ends(self, front: int, back: Position, rank: int) -> Sequence[int]:
         """Clean ends of the front within about a layer of its share; at least the nearest one."""
+        line = self.lines[rank]
         mean = self.total // self.num_ranks - self.extra[rank]
-        target = self.upto[front] + int(self.share * mean)
-        last = back.unit - 1 - (self.num_ranks - rank - 1)
-        if front + 1 > last:
-            return
-        reach = max(1, self._layer() * 11 // 10)
-        nearest = min(range(front + 1, last + 1), key=lambda end: (abs(self.upto[end] - target), end))
-        for end in range(front + 1, last + 1):
-            if end == nearest or abs(self.upto[end] - target) <= reach:
-                yield end
+        target = line.upto[front] + int(self.share * mean)
+        first, last = front + 1, back.unit - 1 - (self.num_ranks - rank - 1)
+        if first > last:
+            return ()
+        reach = max(1, line.layer * 11 // 10)
+        near = range(
+            bisect_left(line.upto, target - reach, first, last + 1),
+            bisect_right(line.upto, target + reach, first, last + 1),
+        )
+        return near or (_nearest(line.upto, target, first, last),)
 
-    def _layer(self) -> int:
-        middle = len(self.upto) // 2
-        return self.upto[min(middle + 1, len(self.upto) - 1)] - self.upto[max(0, middle - 1)]
-
-    def _begins(self, end: int, back: Position, need: int, *, exact: bool) -> Iterator[Position]:
-        """Where a back of this load may begin."""
-        target = self._before(back) - need
-        index = bisect_right(self.upto, target) - 1
+    def _begins(self, end: int, back: Position, rank: int, need: int, *, exact: bool) -> Iterator[Position]:
+        """Where the back of a rank, of this load, may begin."""
+        line = self.lines[-1 - rank]
+        before = line.before(back)
+        index = bisect_right(line.upto, before - need) - 1
         if need <= 0 or index < end:
             return
-        inside = [Position(index, part) for part in self._parts(index, need, back)]
+        inside = [Position(index, part) for part in line.parts_from(index, need, back)]
         clean = [Position(place) for place in (index, index + 1) if end < place]
         places = [place for place in (*inside, *clean) if place < back]
         if not places or (exact and not inside):
             return
         if exact:
-            yield min(places, key=lambda place: abs(self.load(self.line.work(place, back)) - need))
+            yield min(places, key=lambda place: abs(line.load_between(place, back, before) - need))
         else:
             yield from places
 
-    def _before(self, place: Position) -> int:
-        inside = self.load(self.line.units[place.unit].piece(0, place.part)) if place.part else 0
-        return self.upto[place.unit] + inside
 
-    def _parts(self, index: int, need: int, back: Position) -> Sequence[int]:
-        """The granules of a unit from which on there is next to `need`."""
-        unit = self.line.units[index]
-        if not unit.fine:
-            return ()
-        stop = back.part if index == back.unit else unit.cost.parts
-        behind = self.load(self.line.work(Position(index + 1), back)) if index < back.unit else 0
-        return nearest_parts(
-            self.line, index, behind - need, lambda unit, part: -self.load(unit.piece(min(part, stop), stop))
-        )
+def _nearest(upto: Sequence[int], target: int, first: int, last: int) -> int:
+    """The first of the ends from `first` to `last` whose load is next to a target."""
+    after = bisect_left(upto, target, first, last + 1)
+    before = bisect_left(upto, upto[max(first, after - 1)], first, last + 1)
+    return min((before, min(after, last)), key=lambda end: (abs(upto[end] - target), end))

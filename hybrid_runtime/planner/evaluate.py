@@ -10,26 +10,19 @@ from math import ceil
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.embedding_rows import pieces_of
-from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting, dp_crosses_nodes
+from hybrid_runtime.planner.layout import MESSAGE_BUFFERS, Layout, Setting
 from hybrid_runtime.planner.make import place_lookups
+from hybrid_runtime.planner.replicas import exposed_ns
 from hybrid_runtime.planner.rows import fill_rows, rows_multiple
-from hybrid_runtime.planner.staged import (
-    Staged,
-    as_planned,
-    lower_bound_ns,
-    stage,
-    state_of,
-    step_costs,
-)
-from hybrid_runtime.planner.step_model import Collective, StepModel
+from hybrid_runtime.planner.stage_costs import lower_bound_ns, step_costs
+from hybrid_runtime.planner.staged import Staged, as_planned, stage, state_of
+from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import RankMemory
 from hybrid_runtime.schedule.actions import ActionList, parse_actions
 from hybrid_runtime.schedule.held_bytes import Held, held_peaks
 from hybrid_runtime.schedule.lower import lower
 from hybrid_runtime.schedule.replay import Replay, replay_rows
 from hybrid_runtime.schedule.rows import Rows, to_rows
-
-BUCKET_BYTES = 25 * 2**20  # of gradients that are summed over replicas at once (data_parallel/buckets.py)
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,8 @@ class Evaluated:
         rows: of a sharded embedding, per pipeline rank; empty where the first stage holds it.
         memory: per pipeline rank.
         as_run: the replayed lists have the lookups that a run has, and memory counts every message of them.
-        data_parallel_ns, optimizer_ns: per pipeline rank, after its last action.
+        data_parallel_ns, optimizer_ns: per pipeline rank, after its last action; sums that the tail hides not included.
+        fixed_ns: of the step, what is neither an action nor the update.
         bound_ns: no pipeline of these stages is shorter.
     """
 
@@ -52,6 +46,7 @@ class Evaluated:
     data_parallel_ns: tuple[int, ...]
     optimizer_ns: tuple[int, ...]
     step_ns: int
+    fixed_ns: int
     bound_ns: int
     as_run: bool = False
 
@@ -89,9 +84,9 @@ class Evaluated:
         as `idle_ns`. Collectives are no bubble.
         """
         row, ranks = self.step.rows.row, range(self.layout.mesh.pp_degree)
-        own = [one + other for one, other in zip(self.data_parallel_ns, self.optimizer_ns)]
-        occupied = [sum(self.step.ends[index] - self.step.starts[index] for index in row(rank)) for rank in ranks]
-        waiting = sum(self.step.makespan - self.step.time(ticks) for ticks in occupied) + sum(max(own) - o for o in own)
+        occupied = sum(sum(self.step.ends[i] - self.step.starts[i] for i in row(rank)) for rank in ranks)
+        after = sum(self.data_parallel_ns) + sum(self.optimizer_ns)
+        waiting = len(ranks) * (self.step_ns - self.fixed_ns) - self.step.time(occupied) - after
         return Fraction(waiting) / (len(ranks) * self.step_ns) if self.step_ns else Fraction(0)
 
     @property
@@ -193,7 +188,7 @@ def _evaluate(
     given: tuple[int, ...] = (),
 ) -> Evaluated:
     """Of the order of a schedule, or of the lists that ranks follow."""
-    layout, ranks = staged.layout, range(staged.layout.mesh.pp_degree)
+    ranks = range(staged.layout.mesh.pp_degree)
     lookups = bool(lists) and bool(staged.lookers)
     costs = step_costs(staged, setting, model, lookups=lookups)
     if order is None:
@@ -203,22 +198,21 @@ def _evaluate(
     if lists:
         held = held_peaks(lists, staged.stage_to_rank, costs)
     else:
-        held = tuple(Held(peak.num_bytes, _buffer_bytes(staged, rank)) for rank, peak in enumerate(step.peaks))
+        held = tuple(Held(peak.num_bytes, buffer_bytes(staged, rank)) for rank, peak in enumerate(step.peaks))
     rows, memory = _memory(staged, setting, model, held, some_each=some_each, rows=given)
     parameters = [memory[rank].parameters // model.state.parameter for rank in ranks]
-    train = setting.workload == "train"
-    norm_ns = norm_sum_ns(layout, setting, model) if train else 0
-    summed = tuple((replicas_ns(count, layout, setting, model) + norm_ns) if train else 0 for count in parameters)
-    update = tuple(update_ns(count, layout, setting, model) if train else 0 for count in parameters)
-    after = max(one + other for one, other in zip(summed, update))
+    exposed, update, last_ns = (0,) * len(ranks), (0,) * len(ranks), int(step.makespan)
+    if setting.workload == "train":
+        exposed, update, last_ns = exposed_ns(staged, step, parameters, setting, model)
     return Evaluated(
         staged,
         step,
         rows,
         memory,
-        summed,
+        exposed,
         update,
-        int(step.makespan) + after + model.step_ns,
+        last_ns + model.step_ns,
+        model.step_ns,
         lower_bound_ns(staged, setting, model),
         as_run=bool(lists),
     )
@@ -238,7 +232,7 @@ def _memory(
     Args:
         most: beside parameters and what belongs to them.
     """
-    layout, state = staged.layout, state_of(staged.layout, setting, model)
+    layout, state = staged.layout, state_of(staged.layout, model)
     ranks = range(layout.mesh.pp_degree)
     beside = setting.beside_bytes or (0,) * len(ranks)
     activations = [held.activations + more for held, more in zip(most, beside)]
@@ -292,7 +286,7 @@ def embedding_rows(
     return tuple(rows)
 
 
-def _buffer_bytes(staged: Staged, rank: int) -> int:
+def buffer_bytes(staged: Staged, rank: int) -> int:
     """About what `held_peaks` finds, for a search: receives that are posted on every edge into the rank, and the newest
     message on every edge out of it.
 
@@ -311,44 +305,3 @@ def _buffer_bytes(staged: Staged, rank: int) -> int:
     others = staged.lookers - {home}
     sums = (1 + bool(others)) * bool(staged.lookers) if rank == home else (1 + min(2, count)) * (rank in others)
     return buffers + sums * staged.line.whole_carry_bytes
-
-
-def norm_sum_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
-    """The gradient's norm, one number summed over all ranks of a replica; over replicas too, if each knows a part."""
-    ranks, replicas = layout.mesh.tp_degree * layout.mesh.pp_degree, layout.mesh.dp_degree
-    inside = 0
-    if ranks > 1:
-        inside = model.collective_ns("all_reduce", ranks, 8, same_host=ranks <= setting.devices_per_node)
-    if replicas == 1 or not setting.shard_optimizer:
-        return inside
-    return inside + model.collective_ns("all_reduce", replicas, 8, same_host=not dp_crosses_nodes(layout, setting))
-
-
-def replicas_ns(parameters: int, layout: Layout, setting: Setting, model: StepModel) -> int:
-    """A rank's gradients summed over replicas, bucket by bucket; nothing hides it.
-
-    Where replicas share the optimizer's state, each gets the sums of its part, and after the update all parameters.
-    """
-    state = model.state
-    if not setting.shard_optimizer:
-        return _buckets_ns("all_reduce", parameters * state.gradient, layout, setting, model)
-    scattered = _buckets_ns("reduce_scatter", parameters * state.gradient, layout, setting, model)
-    return scattered + _buckets_ns("all_gather", parameters * state.parameter, layout, setting, model)
-
-
-def _buckets_ns(kind: Collective, num_bytes: int, layout: Layout, setting: Setting, model: StepModel) -> int:
-    replicas = layout.mesh.dp_degree
-    if replicas == 1 or num_bytes == 0:
-        return 0
-    full, rest = divmod(num_bytes, BUCKET_BYTES)
-    same_host = not dp_crosses_nodes(layout, setting)
-    whole = model.collective_ns(kind, replicas, BUCKET_BYTES, same_host=same_host) if full else 0
-    return full * whole + (model.collective_ns(kind, replicas, rest, same_host=same_host) if rest else 0)
-
-
-def update_ns(parameters: int, layout: Layout, setting: Setting, model: StepModel) -> int:
-    """Clearing, norm, clipping and update of a rank's parameters, or of its part of them.
-
-    Gradients are cleared whole, but a source of costs says one figure for all four: of a part, that is a tenth too low.
-    """
-    return model.optimizer_ns(ceil(Fraction(parameters, layout.mesh.dp_degree if setting.shard_optimizer else 1)))

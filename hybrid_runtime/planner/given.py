@@ -84,7 +84,9 @@ def resolved(deployment: Deployment, plan: Plan, source: str) -> Deployment:
                 pp_degree=plan.pp_degree,
                 dp_degree=plan.dp_degree,
                 sequence_parallel=plan.sequence_parallel,
-                shard_optimizer=deployment.parallel.shard_optimizer,
+                shard_optimizer=deployment.parallel.shard_optimizer
+                if plan.shard_optimizer is None
+                else plan.shard_optimizer,
             ),
             "pipeline": Pipeline(
                 schedule=plan.schedule,

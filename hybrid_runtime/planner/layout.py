@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.mesh import Mesh
+from hybrid_runtime.plan import recompute_text
 from hybrid_runtime.planner.cuts import Stages
 from hybrid_runtime.schedule.choose import place
 from hybrid_runtime.shapes import LlamaShape
@@ -16,6 +18,7 @@ from hybrid_runtime.shapes import LlamaShape
 CutKind = Literal["fractional", "whole", "even", "given"]
 FUSED = ("gpipe", "1f1b", "interleaved_1f1b")  # schedules whose backwards are whole
 MEMORY_SAFETY = Fraction(5, 100)  # of a device's memory, until past errors of predictions say what is needed
+KINDS: tuple[RecomputeKind, ...] = ("none", "selective", "full")  # of forgetting, each more than the one before
 MESSAGE_BUFFERS = 2  # outstanding receives of an edge (schedule/lower.py)
 
 
@@ -29,8 +32,8 @@ class Setting:
         devices_per_node: neighbours by rank that share fast links.
         compute_share_limit, memory_share_limit: promised gaps between devices' shares, of 1; None for no promise.
         beside_bytes: per pipeline rank, what it is known to hold beyond what is calculated; empty for nothing.
-        shard_optimizer: replicas share the optimizer's state.
-        recomputes: what stages may forget, the least first; a layout gets the first that fits.
+        recomputes: what stages may be made to forget so that a layout fits, the least first; empty where the file says.
+        shardings: whether replicas share the optimizer's state; both where that is free.
         compile: units are compiled.
         seed: of the schedule search.
     """
@@ -48,8 +51,8 @@ class Setting:
     compute_share_limit: Fraction | None = None
     memory_share_limit: Fraction | None = None
     beside_bytes: tuple[int, ...] = ()
-    shard_optimizer: bool = False
-    recomputes: tuple[RecomputeKind, ...] = ("none",)
+    recomputes: tuple[RecomputeKind, ...] = ()
+    shardings: tuple[bool, ...] = (False,)
     compile: bool = False
     seed: int = 0
 
@@ -71,7 +74,8 @@ class Layout:
         in_flight: of schedule auto, most microbatches of a rank's whole share whose activations it may hold.
         even_rows: of schedule auto, every rank leaves room for as many rows of a sharded embedding as any other, and
             has what is left of the common level for activations (planner/orders.py).
-        recompute: what all stages forget after F and compute again.
+        recompute: what stages forget after F and compute again: one word for all, or one for each.
+        shard_optimizer: replicas share the optimizer's state (ZeRO-1).
     """
 
     mesh: Mesh
@@ -87,7 +91,8 @@ class Layout:
     level: bool = False
     in_flight: int | None = None
     even_rows: bool = False
-    recompute: RecomputeKind = "none"
+    recompute: RecomputeKind | tuple[RecomputeKind, ...] = "none"
+    shard_optimizer: bool = False
 
     @cached_property
     def stage_to_rank(self) -> tuple[int, ...]:
@@ -98,6 +103,22 @@ class Layout:
         """Two stages per rank, down the ranks and up again."""
         ranks = self.mesh.pp_degree
         return ranks > 1 and self.stage_to_rank == (*range(ranks), *reversed(range(ranks)))
+
+    @cached_property
+    def recomputes(self) -> tuple[RecomputeKind, ...]:
+        """What every stage forgets."""
+        given = self.recompute
+        return (given,) * len(self.stage_to_rank) if isinstance(given, str) else given
+
+    def forgetting(self, kinds: Sequence[RecomputeKind]) -> Layout:
+        """The layout whose stages forget this."""
+        return replace(self, recompute=kinds[0] if len(set(kinds)) == 1 else tuple(kinds))
+
+    def with_kind(self, stage: int, kind: RecomputeKind) -> Layout:
+        """The layout in which one stage forgets this."""
+        kinds = list(self.recomputes)
+        kinds[stage] = kind
+        return self.forgetting(kinds)
 
     @property
     def is_fused(self) -> bool:
@@ -111,15 +132,9 @@ class Layout:
         rows = "embedding sharded" if self.sharded else "embedding on the first stage"
         return (
             f"{self.mesh}, {self.schedule}{virtual}{limit}, {self.num_microbatches} microbatches of "
-            f"{self.microbatch_size}, {self.cuts} cuts, {rows}"
-            + ("" if self.recompute == "none" else f", recompute {self.recompute}")
+            f"{self.microbatch_size}, {self.cuts} cuts, {rows}{recompute_text(self.recomputes)}"
+            + (", optimizer sharded" if self.shard_optimizer else "")
         )
-
-
-def forgetting_more(layout: Layout, setting: Setting) -> Layout | None:
-    """The layout that forgets the next more, for one that does not fit; None if there is none."""
-    more = setting.recomputes[setting.recomputes.index(layout.recompute) + 1 :]
-    return replace(layout, recompute=more[0]) if more else None
 
 
 def in_flight(layout: Layout, rank: int) -> Fraction:
@@ -127,9 +142,14 @@ def in_flight(layout: Layout, rank: int) -> Fraction:
 
     The schedules' own figures for equal stages (schedule/registry.py); a replay counts what really happens.
     """
-    ranks, m = layout.mesh.pp_degree, layout.num_microbatches
+    ranks = layout.mesh.pp_degree
     per_rank = len(layout.stage_to_rank) // ranks
-    match layout.schedule:
+    return _in_flight(layout.schedule, ranks, rank, layout.num_microbatches, per_rank, layout.in_flight)
+
+
+@cache
+def _in_flight(schedule: str, ranks: int, rank: int, m: int, per_rank: int, limit: int | None) -> Fraction:
+    match schedule:
         case "gpipe":
             held = Fraction(m)
         case "1f1b":
@@ -145,7 +165,7 @@ def in_flight(layout: Layout, rank: int) -> Fraction:
         case "v_min":
             held = Fraction((ranks + 4) // 3)
         case "auto":
-            held = Fraction(layout.in_flight or ranks + 1)
+            held = Fraction(limit or ranks + 1)
         case _:
             held = Fraction(ranks)
     return min(held, Fraction(m))
@@ -156,6 +176,11 @@ def crosses_nodes(mesh: Mesh, setting: Setting, source: int, target: int) -> boo
     per_node = setting.devices_per_node
     tp = mesh.tp_degree
     return any((source * tp + one) // per_node != (target * tp + one) // per_node for one in range(tp))
+
+
+def may_share(layout: Layout, setting: Setting) -> bool:
+    """Whether replicas may share the optimizer's state or not, as is better."""
+    return len(setting.shardings) > 1 and layout.mesh.dp_degree > 1
 
 
 def dp_crosses_nodes(layout: Layout, setting: Setting) -> bool:

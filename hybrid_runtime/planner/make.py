@@ -13,7 +13,7 @@ from hybrid_runtime.errors import PlanError
 from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.plan import Plan, StagePlan, UnitCost
 from hybrid_runtime.planner.baseline import baseline_deployment
-from hybrid_runtime.planner.cover import checked_stages
+from hybrid_runtime.planner.cover import checked_stages, demand_word_each
 from hybrid_runtime.planner.embedding_rows import embedding_pieces
 from hybrid_runtime.planner.predict import durations_in_flops, predict
 from hybrid_runtime.planner.searched import searched_lists
@@ -124,10 +124,7 @@ def _recompute_of(given: RecomputeKind | Sequence[RecomputeKind], num_stages: in
     """What every stage forgets."""
     if isinstance(given, str):
         return [given] * num_stages
-    if len(given) != num_stages:
-        raise PlanError(
-            f"pipeline.recompute has {len(given)} words for {num_stages} stages; give one for each, or one for all"
-        )
+    demand_word_each(given, num_stages)
     return given
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from hybrid_runtime.planner.layout import Layout, Setting
 from hybrid_runtime.planner.rows import water_level
-from hybrid_runtime.planner.staged import Staged, embedding_parameters, stage, state_of, step_costs, weigh
+from hybrid_runtime.planner.stage_costs import step_costs
+from hybrid_runtime.planner.staged import Staged, embedding_parameters, stage, state_of, weigh
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.schedule.registry import generate
 from hybrid_runtime.schedule.rows import Rows, to_rows
@@ -73,7 +74,7 @@ def limits(staged: Staged, setting: Setting, model: StepModel) -> list[int]:
                | a || a || a |           | a || a || a |
                | s || s || s |           | s || s || s |
     """
-    layout, state = staged.layout, state_of(staged.layout, setting, model)
+    layout, state = staged.layout, state_of(staged.layout, model)
     ranks = range(layout.mesh.pp_degree)
     states = [state.held(staged.rank_parameters(rank)) for rank in ranks]
     held = [weigh(staged.line, layout, state, rank, staged.rank_work(rank), staged.tied_parameters) for rank in ranks]

@@ -76,8 +76,15 @@ def plan_deployment(
     ]
     plan = write_plan(chosen, setting, model, baselines(chosen, setting, model), others)
     assert plan.predicted is not None, "a plan that was searched has a prediction"
-    sentences = (*doubts(plan.predicted), *residuals(chosen), *model.notes)
+    sentences = (*doubts(plan.predicted), *residuals(chosen), *_sharing(deployment, chosen), *model.notes)
     return Planned(tuple(found.best), setting, model, plan, sentences, tuple(grouped(found.losers)))
+
+
+def _sharing(deployment: Deployment, chosen: Evaluated) -> Iterable[str]:
+    """What a file that names the optimizer's sharding must be told where there is nothing to share."""
+    named = "vary" in deployment.search.model_fields_set and "shard_optimizer" in deployment.search.vary
+    if chosen.layout.mesh.dp_degree == 1 and (named or deployment.parallel.shard_optimizer):
+        yield "shard_optimizer changes nothing: one replica has nobody to share the optimizer's state with"
 
 
 def grouped(losers: Iterable[Loser]) -> list[str]:

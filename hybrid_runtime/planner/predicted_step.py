@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hybrid_runtime.planner.evaluate import Evaluated
 from hybrid_runtime.planner.layout import Setting
-from hybrid_runtime.planner.staged import overheads_ns
+from hybrid_runtime.planner.stage_costs import overheads_ns
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.predicted import PredictedRank, PredictedStep, RankTime
 from hybrid_runtime.schedule.account import rank_times

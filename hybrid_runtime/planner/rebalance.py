@@ -55,11 +55,12 @@ def rebalanced(plan: Plan, deployment: Deployment, costs: StepCosts) -> tuple[De
 
 def _item_times(plan: Plan, stage: int, names: Sequence[str], costs: StepCosts) -> list[Fraction]:
     """Measured time of each unit or piece of a stage for one microbatch, shared out by FLOPs."""
-    work = costs_of_names(names, plan.units)
+    recompute = plan.stages[stage].recompute
+    work = [cost.flops + cost.again_flops(recompute) for cost in costs_of_names(names, plan.units)]
     kinds = (Kind.F,) if plan.workload == "forward" else (Kind.F, Kind.B)
     measured = sum((Fraction(costs.compute(stage, kind)) for kind in kinds), Fraction())
-    total = sum(cost.flops for cost in work)
-    return [measured * Fraction(cost.flops, total) if total else measured / len(names) for cost in work]
+    total = sum(work)
+    return [measured * Fraction(flops, total) if total else measured / len(names) for flops in work]
 
 
 def _moved(borders: Borders, upto: Sequence[Fraction], stage_to_rank: Sequence[int]) -> Borders:

@@ -18,13 +18,12 @@ from functools import cache
 
 import numpy as np
 
-from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece, unit_of
-from hybrid_runtime.plan import Plan
+from hybrid_runtime.plan import Plan, StagePlan
 from hybrid_runtime.planner.analytic import AnalyticCosts, kind_of
 from hybrid_runtime.planner.state_bytes import StateBytes
-from hybrid_runtime.planner.step_model import Collective
+from hybrid_runtime.planner.step_model import Collective, Overlap
 from hybrid_runtime.planner.work import Line, Unit, Work
 from hybrid_runtime.predicted import LABELS, Label, Source, TimeInterval
 from hybrid_runtime.schedule.actions import Kind
@@ -69,6 +68,7 @@ class RecordedCosts:
 
     action_ns = 0
     step_ns = 0
+    overlap = Overlap()
 
     @property
     def source(self) -> Source:
@@ -85,7 +85,11 @@ class RecordedCosts:
     @property
     def notes(self) -> tuple[str, ...]:
         how = "rehearsed" if self.evidence.rehearsed else "measured"
-        return (f"costs of units: taken apart from the {how} times of stages",)
+        again = any(stage.recompute != "none" for stage in self.plan.stages)
+        return (
+            f"costs of units: taken apart from the {how} times of stages",
+            *(["what stages compute again: taken as that part of F which has its FLOPs"] if again else []),
+        )
 
     @property
     def state(self) -> StateBytes:
@@ -97,8 +101,8 @@ class RecordedCosts:
                 f"the run had tp_degree {self.plan.tp_degree} and microbatches of {self.plan.microbatch_size}; nothing "
                 f"was measured of {tp_degree} and {microbatch_size}"
             )
-        line = self.base.line(tp_degree, microbatch_size).recomputing(recompute_of(self.plan))
-        times = {kind: unit_times(self.plan, line, self.measured, kind) for kind in _FIELD}
+        line = self.base.line(tp_degree, microbatch_size)
+        times = unit_times(self.plan, line, self.measured)
         forward, backward = (
             _per_collective(self.plan, self.measured, kinds) for kinds in ((Kind.F,), (Kind.I, Kind.B))
         )
@@ -122,32 +126,42 @@ class RecordedCosts:
         return self.base.interval(p50_ns)
 
 
-def recompute_of(plan: Plan) -> RecomputeKind:
-    """What all stages of a plan forget.
+def unit_times(plan: Plan, line: Line, measured: StepCosts) -> dict[Kind, dict[str, float]]:
+    """Time of every whole unit that forgets nothing, in F, B, I and W, in nanoseconds of a rank.
 
-    Raises:
-        PlanError: they do not forget the same.
-    """
-    kinds = {stage.recompute for stage in plan.stages}
-    if len(kinds) > 1:
-        raise PlanError(
-            "stages that recompute differently cannot be cut anew from their times, for nobody would know what their "
-            "units forget elsewhere; give pipeline.recompute one word"
-        )
-    return kinds.pop()
+    What a stage computes again is taken to last as its FLOPs say, as a part of what its own F took; with that every
+    stage of the plan has exactly its measured sums.
 
-
-def unit_times(plan: Plan, line: Line, measured: StepCosts, kind: Kind) -> dict[str, float]:
-    """Time of every whole unit in an action of this kind, in nanoseconds of a rank.
-
-    Returns:
-        Times of which every stage of the plan has exactly its measured sum.
+    Args:
+        line: of units that forget nothing.
 
     Raises:
         PlanError: no time of a stage is known.
     """
+    forward = _unit_times(plan, line, Kind.F, [float(_time(measured, stage.index, Kind.F)) for stage in plan.stages])
+    found = {Kind.F: forward}
+    for kind in (Kind.B, Kind.I, Kind.W):
+        taken = [
+            max(0.0, _time(measured, stage.index, kind) - _again(stage, line, forward, kind)) for stage in plan.stages
+        ]
+        found[kind] = _unit_times(plan, line, kind, taken)
+    return found
+
+
+def _again(stage: StagePlan, line: Line, forward: Mapping[str, float], kind: Kind) -> float:
+    """Of a stage's backward, what it computes again: a part of what its units take in F."""
+    units = {unit.cost.name: unit for unit in line.units}
+    spent = 0.0
+    for name, share in _amounts(stage.units, line).items():
+        whole, again = units[name].whole, units[name].recomputing(stage.recompute).whole
+        more = getattr(again, _FIELD[kind]) - getattr(whole, _FIELD[kind])
+        spent += share * forward[name] * more / max(1, whole.forward)
+    return spent
+
+
+def _unit_times(plan: Plan, line: Line, kind: Kind, taken: Sequence[float]) -> dict[str, float]:
+    """Times of which every stage of the plan has exactly the sum that was taken."""
     amounts = [_amounts(stage.units, line) for stage in plan.stages]
-    taken = [float(_time(measured, stage.index, kind)) for stage in plan.stages]
     prior = _prior(line, kind, sum(taken))
     kinds = sorted(prior)
     by_kind = np.array([[_sum_of(kind, amount) for kind in kinds] for amount in amounts])
@@ -230,4 +244,8 @@ def _timed(unit: Unit, times: Mapping[Kind, Mapping[str, float]], tp_forward: in
             tp_input_grad=tp_backward if by_formula.tp_input_grad else 0,
         )
 
-    return replace(unit, piece=piece, forgets=None)  # what was measured holds what was computed again
+    forgets = unit.forgets
+    if forgets is None:
+        return replace(unit, piece=piece)
+    # what collectives that are done again take is among those that were measured
+    return replace(unit, piece=piece, forgets=lambda *of: forgets(*of)._replace(collectives=0))

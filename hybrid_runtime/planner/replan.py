@@ -28,7 +28,7 @@ from hybrid_runtime.planner.evaluate import (
 from hybrid_runtime.planner.layout import CutKind, Layout, Setting
 from hybrid_runtime.planner.network import Network
 from hybrid_runtime.planner.orders import known_rows, searched
-from hybrid_runtime.planner.recorded import A_RUN, Evidence, RecordedCosts, recompute_of
+from hybrid_runtime.planner.recorded import A_RUN, Evidence, RecordedCosts
 from hybrid_runtime.planner.rehearsed import busy_ns, rehearsed_costs, update_ns_per_million
 from hybrid_runtime.planner.request import rates_of, setting_of
 from hybrid_runtime.planner.write_plan import write_plan
@@ -74,7 +74,8 @@ def replan(
         deployment.optimizer.master_weights,
     )
     model = RecordedCosts(base, plan, measured, evidence)
-    layout = layout_of(plan, pieces=pieces)
+    shared = deployment.parallel.shard_optimizer if plan.shard_optimizer is None else plan.shard_optimizer
+    layout = replace(layout_of(plan, pieces=pieces), shard_optimizer=shared and plan.dp_degree > 1)
     if ledger_peaks:
         setting = replace(setting, beside_bytes=_beside(plan, layout, setting, model, ledger_peaks))
     kinds: tuple[CutKind, ...] = ("fractional", "whole") if pieces else ("whole",)
@@ -136,8 +137,7 @@ def layout_of(plan: Plan, *, pieces: bool = True) -> Layout:
         sharded=any(plan.embedding_pieces),
         share=_first_share(plan),
         in_flight=limit,
-        recompute=recompute_of(plan),
-    )
+    ).forgetting([stage.recompute for stage in plan.stages])
 
 
 def _peaks_of_layers(plan: Plan) -> tuple[Fraction, ...]:

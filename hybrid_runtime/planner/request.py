@@ -13,7 +13,7 @@ from hybrid_runtime.exact import parse_bytes, parse_gb_per_s
 from hybrid_runtime.planner.analytic import AnalyticCosts, Rates
 from hybrid_runtime.planner.calibrated import CalibratedCosts
 from hybrid_runtime.planner.candidates import Space
-from hybrid_runtime.planner.layout import MEMORY_SAFETY, Setting
+from hybrid_runtime.planner.layout import KINDS, MEMORY_SAFETY, Setting
 from hybrid_runtime.planner.make import batch_of
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.schedule.choose import AUTO, is_file
@@ -50,6 +50,7 @@ def space_of(deployment: Deployment) -> Space:
         sharded="embedding" in varied,
         ranges=None if "cuts" in varied or isinstance(pipeline.cuts, str) else tuple(pipeline.cuts),
         rows=None if "embedding" in varied else pipeline.embedding_rows,
+        recompute=_recompute(deployment),
     )
 
 
@@ -57,12 +58,13 @@ def setting_of(deployment: Deployment) -> Setting:
     """What is planned for.
 
     Raises:
-        PlanError: there is no model of the Llama family, or no batch; or stages that recompute differently.
+        PlanError: there is no model of the Llama family, or no batch.
     """
     batch, shape = batch_of(deployment), _shape(deployment)
     hardware, search, targets = deployment.hardware, deployment.search, deployment.targets
     devices = search.devices or hardware.devices or deployment.mesh.world_size
     memory = None if hardware.memory_per_device is None else parse_bytes(hardware.memory_per_device)
+    train = deployment.workload.passes == "train"
     return Setting(
         name=deployment.name,
         workload=deployment.workload.passes,
@@ -76,8 +78,8 @@ def setting_of(deployment: Deployment) -> Setting:
         limit_text=f"{hardware.memory_per_device} less {int(100 * MEMORY_SAFETY)} %" if memory else "",
         compute_share_limit=_share(targets.compute_balance_pp),
         memory_share_limit=_share(targets.memory_balance_pp),
-        shard_optimizer=deployment.parallel.shard_optimizer,
-        recomputes=recomputes_of(deployment),
+        recomputes=KINDS if train and "recompute" in search.vary else (),
+        shardings=_shardings(deployment),
         compile=deployment.model is not None and deployment.model.compile,
         seed=deployment.workload.seed,
     )
@@ -125,23 +127,27 @@ def _share(percent: object) -> Fraction | None:
     return None if percent is None else Fraction(str(percent)) / 100
 
 
-def recomputes_of(deployment: Deployment) -> tuple[RecomputeKind, ...]:
-    """What stages may forget, the least first.
-
-    Raises:
-        PlanError: stages that recompute differently are not planned with.
-    """
+def forgotten_kinds(deployment: Deployment) -> tuple[RecomputeKind, ...]:
+    """What stages of its plans may forget, the least first."""
     if deployment.workload.passes == "forward":
         return ("none",)
-    if "recompute" in deployment.search.vary:
-        return ("none", "selective", "full")
     given = deployment.pipeline.recompute
-    if isinstance(given, str):
-        return (given,)
-    raise PlanError(
-        f"pipeline.recompute = {given!r}: stages that recompute differently are not planned with; write one word, or "
-        "let recompute vary in search.vary"
-    )
+    varied = "recompute" in deployment.search.vary
+    return tuple(kind for kind in KINDS if varied or kind == given or (not isinstance(given, str) and kind in given))
+
+
+def _recompute(deployment: Deployment) -> RecomputeKind | tuple[RecomputeKind, ...]:
+    """What a layout's stages forget before anybody sees whether it fits."""
+    if deployment.workload.passes == "forward" or "recompute" in deployment.search.vary:
+        return "none"
+    given = deployment.pipeline.recompute
+    return given if isinstance(given, str) else tuple(given)
+
+
+def _shardings(deployment: Deployment) -> tuple[bool, ...]:
+    if deployment.workload.passes == "train" and "shard_optimizer" in deployment.search.vary:
+        return False, True
+    return (deployment.parallel.shard_optimizer,)
 
 
 def _shape(deployment: Deployment) -> LlamaShape:

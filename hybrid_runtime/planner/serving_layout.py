@@ -153,9 +153,9 @@ def cut(line: Line, pp_degree: int, cuts: str, memory_bytes: int | None = None) 
         raise PlanError(f"{pp_degree} stages are too many for {len(line.units)} units")
     fits = None if limit is None else lambda stage, work: work.saved <= limit
     boundaries = (
-        fractional_cut(line, pp_degree, _forward)
+        fractional_cut([line] * pp_degree, _forward)
         if cuts == "fractional"
-        else whole_cut(line, pp_degree, _forward, fits)
+        else whole_cut([line] * pp_degree, _forward, fits)
     )
     if boundaries is None:
         raise PlanError(f"no {cuts} cut into {pp_degree} stages leaves work on each of them and fits")

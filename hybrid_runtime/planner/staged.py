@@ -1,4 +1,4 @@
-"""A layout cut into stages, with what every stage costs: ready to be replayed."""
+"""A layout cut into stages, with what the units of every stage cost together."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from hybrid_runtime.deployment_fields import RecomputeKind
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.pieces import read_piece
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.cut_linear import at_units, fractional_cut, whole_cut
-from hybrid_runtime.planner.cut_v import fractional_v_cut, whole_units_v
+from hybrid_runtime.planner.cut_v import Weigh, fractional_v_cut, whole_units_v
 from hybrid_runtime.planner.cuts import even_sizes
-from hybrid_runtime.planner.layout import Layout, Setting, crosses_nodes, in_flight
+from hybrid_runtime.planner.layout import Layout, Setting, in_flight
 from hybrid_runtime.planner.state_bytes import StateBytes
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.planner.work import (
@@ -22,15 +23,9 @@ from hybrid_runtime.planner.work import (
     Load,
     Position,
     Work,
-    durations,
     plus,
     stage_works,
 )
-from hybrid_runtime.schedule.actions import Kind
-from hybrid_runtime.schedule.step_costs import ActionBytes, Hop, Received, StageKind, StepCosts, Time
-
-_ACTED = (Kind.F, Kind.B, Kind.I)  # actions with messages
-_MESSAGE_TENSORS = 2  # of a carry inside a unit: the sum so far and the normed input
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Staged:
     """A layout with its cuts.
 
     Attributes:
-        line: what was cut; a sharded embedding's unit only sums what the ranks looked up.
+        lines: what was cut, as each stage runs it; a sharded embedding's unit only sums what the ranks looked up.
         lookup: what looking up rows costs a rank that has any; nothing where the embedding is whole.
         lookers: pipeline ranks that have rows.
         works: per stage, lookups not included.
@@ -46,13 +41,18 @@ class Staged:
     """
 
     layout: Layout
-    line: Line
+    lines: tuple[Line, ...]
     lookup: Work
     lookers: frozenset[int]
     boundaries: Boundaries
     works: tuple[Work, ...]
     stage_to_rank: tuple[int, ...]
     tied_parameters: int
+
+    @property
+    def line(self) -> Line:
+        """For what no stage changes: units, their names and whole carries, the head."""
+        return self.lines[0]
 
     @property
     def names(self) -> tuple[tuple[str, ...], ...]:
@@ -85,11 +85,11 @@ def load_of(layout: Layout) -> Load:
 
 
 def _fused_load(work: Work) -> int:
-    return work.fused_load
+    return work.forward + work.backward  # as `Work.fused_load`, which a search asks for millions of times
 
 
 def _split_load(work: Work) -> int:
-    return work.split_load
+    return work.forward + work.input_grad + work.weight_grad
 
 
 def stage(layout: Layout, setting: Setting, model: StepModel, lookers: frozenset[int] | None = None) -> Staged:
@@ -102,33 +102,43 @@ def stage(layout: Layout, setting: Setting, model: StepModel, lookers: frozenset
         PlanError: the model has too few units, nothing is known of its costs, or no cut fits the memory.
     """
     ranks = layout.mesh.pp_degree
-    line, lookup = line_and_lookup(layout, model)
+    lines, lookup = lines_and_lookup(layout, model)
     if not layout.sharded:
         lookers = frozenset()
     elif lookers is None:
         lookers = frozenset(range(ranks))
     stage_to_rank = layout.stage_to_rank
     tied_parameters = _tied_parameters(layout, setting, stage_to_rank)
-    boundaries = _cut(layout, setting, model, line, lookup, lookers, tied_parameters)
+    boundaries = _cut(layout, setting, model, lines, lookup, lookers, tied_parameters)
     if boundaries is None:
-        units = len(line.units)
+        units = len(lines[0].units)
         why = (
             f"{len(stage_to_rank)} stages are too many for {units} units"
             if len(stage_to_rank) > units
             else f"no cut between units fits {setting.limit_text or 'its stages'}"
         )
         raise PlanError(why)
-    works = tuple(stage_works(line, boundaries))
-    return Staged(layout, line, lookup, lookers, boundaries, works, stage_to_rank, tied_parameters)
+    works = tuple(stage_works(lines, boundaries))
+    return Staged(layout, lines, lookup, lookers, boundaries, works, stage_to_rank, tied_parameters)
+
+
+def forgetting(staged: Staged, stage: int, kind: RecomputeKind, model: StepModel) -> Staged:
+    """The same stages when one of them forgets this; where they are cut stays."""
+    layout = staged.layout.with_kind(stage, kind)
+    line = model.line(layout.mesh.tp_degree, layout.microbatch_size).recomputing(kind)
+    line = line.looked_up if layout.sharded else line
+    lines, works = list(staged.lines), list(staged.works)
+    lines[stage], works[stage] = line, line.work(*staged.boundaries[stage : stage + 2])
+    return replace(staged, layout=layout, lines=tuple(lines), works=tuple(works))
 
 
 def as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel, lookers: frozenset[int]) -> Staged:
     """The stages of an existing plan."""
-    line, lookup = line_and_lookup(layout, model)
-    boundaries = _boundaries([stage.units for stage in plan.stages], line)
-    works = tuple(stage_works(line, boundaries))
+    lines, lookup = lines_and_lookup(layout, model)
+    boundaries = _boundaries([stage.units for stage in plan.stages], lines[0])
+    works = tuple(stage_works(lines, boundaries))
     tied = _tied_parameters(layout, setting, plan.stage_to_rank)
-    return Staged(layout, line, lookup, lookers, boundaries, works, plan.stage_to_rank, tied)
+    return Staged(layout, lines, lookup, lookers, boundaries, works, plan.stage_to_rank, tied)
 
 
 def _boundaries(stages: Sequence[Sequence[str]], line: Line) -> Boundaries:
@@ -148,22 +158,20 @@ def _tied_parameters(layout: Layout, setting: Setting, stage_to_rank: Sequence[i
     return setting.shape.vocab_size * setting.shape.hidden_size // layout.mesh.tp_degree if tied else 0
 
 
-def line_of(layout: Layout, model: StepModel) -> Line:
-    """The model's units as the layout runs them."""
-    return model.line(layout.mesh.tp_degree, layout.microbatch_size).recomputing(layout.recompute)
+def lines_of(layout: Layout, model: StepModel) -> tuple[Line, ...]:
+    """The model's units as each stage runs them."""
+    line = model.line(layout.mesh.tp_degree, layout.microbatch_size)
+    return tuple(map(line.recomputing, layout.recomputes))
 
 
-def line_and_lookup(layout: Layout, model: StepModel) -> tuple[Line, Work]:
-    """The line to be cut, and what a rank with rows of a sharded embedding does beside its stages."""
-    line = line_of(layout, model)
+def lines_and_lookup(layout: Layout, model: StepModel) -> tuple[tuple[Line, ...], Work]:
+    """The lines to be cut, and what a rank with rows of a sharded embedding does beside its stages."""
+    lines = lines_of(layout, model)
     if not layout.sharded:
-        return line, NOTHING
-    first = line.units[0]
-    whole = first.whole
-    root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward, tp_input_grad=whole.tp_input_grad)
+        return lines, NOTHING
+    whole = lines[0].units[0].whole
     lookup = whole._replace(tp_forward=0, tp_backward=0, tp_input_grad=0, parameters=0)
-    units = (replace(first, piece=lambda start, stop: root), *line.units[1:])
-    return replace(line, units=units), lookup
+    return tuple(line.looked_up for line in lines), lookup
 
 
 def embedding_parameters(layout: Layout, setting: Setting) -> int:
@@ -172,242 +180,72 @@ def embedding_parameters(layout: Layout, setting: Setting) -> int:
     return rows * setting.shape.hidden_size
 
 
-def state_of(layout: Layout, setting: Setting, model: StepModel) -> StateBytes:
+def state_of(layout: Layout, model: StepModel) -> StateBytes:
     """What a rank keeps for every one of its parameters."""
-    return model.state.shared_by(layout.mesh.dp_degree if setting.shard_optimizer else 1)
+    return model.state.shared_by(layout.mesh.dp_degree if layout.shard_optimizer else 1)
 
 
-def weigh(staged_line: Line, layout: Layout, state: StateBytes, rank: int, work: Work, tied_parameters: int) -> int:
+def weigh(any_line: Line, layout: Layout, state: StateBytes, rank: int, work: Work, tied_parameters: int) -> int:
     """Bytes that a rank is expected to hold, before any replay; the head's logits of one microbatch only."""
-    held = in_flight(layout, rank)
-    head = staged_line.units[-1].whole.saved if rank == layout.stage_to_rank[-1] else 0
-    tied = tied_parameters if rank == layout.stage_to_rank[-1] else 0
-    return state.held(work.parameters + tied) + int(held * (work.saved - head)) + head
+    return weigher(any_line, layout, state, tied_parameters)(rank, work.saved, work.parameters)
+
+
+def weigher(any_line: Line, layout: Layout, state: StateBytes, tied_parameters: int) -> Weigh:
+    """`weigh` of a layout's ranks, for a cut that weighs very many stages."""
+    last = layout.stage_to_rank[-1]
+    heads, tied = [0] * layout.mesh.pp_degree, [0] * layout.mesh.pp_degree
+    heads[last], tied[last] = any_line.units[-1].whole.saved, tied_parameters
+    in_flights = [in_flight(layout, rank) for rank in range(layout.mesh.pp_degree)]
+    times = [(held.numerator, held.denominator) for held in in_flights]
+    total = Fraction(state.total)
+
+    def weigh(rank: int, saved: int, parameters: int) -> int:
+        held, per = times[rank]
+        states = -(-total.numerator * (parameters + tied[rank]) // total.denominator)
+        return states + held * (saved - heads[rank]) // per + heads[rank]
+
+    return weigh
 
 
 def _cut(
     layout: Layout,
     setting: Setting,
     model: StepModel,
-    line: Line,
+    lines: Sequence[Line],
     lookup: Work,
     lookers: frozenset[int],
     tied_parameters: int,
 ) -> Boundaries | None:
-    state = state_of(layout, setting, model)
+    state = state_of(layout, model)
     load, ranks, num_stages = load_of(layout), layout.mesh.pp_degree, len(layout.stage_to_rank)
     per_rank = num_stages // ranks
 
+    weighed = weigher(lines[0], layout, state, tied_parameters)
+
     def room(rank: int, work: Work) -> bool:
         assert setting.memory_bytes is not None
-        return weigh(line, layout, state, rank, work, tied_parameters) <= setting.memory_bytes
+        return weighed(rank, work.saved, work.parameters) <= setting.memory_bytes
 
     if layout.stages is not None:
-        return _boundaries(layout.stages, line)
-    if num_stages > len(line.units):
+        return _boundaries(layout.stages, lines[0])
+    if num_stages > len(lines[0].units):
         return None
     if layout.cuts == "even":
-        return at_units(even_sizes([unit.cost.name for unit in line.units], num_stages))
+        return at_units(even_sizes([unit.cost.name for unit in lines[0].units], num_stages))
     extra = [load(lookup) if rank in lookers else 0 for rank in range(ranks)]
     if layout.cuts == "whole":
         limited = room if setting.memory_bytes is not None else None
         if layout.is_v:
-            return whole_units_v(line, ranks, load, limited)
-        return whole_cut(line, num_stages, load, limited if per_rank == 1 else None)
+            return whole_units_v(lines, load, limited)
+        return whole_cut(lines, load, limited if per_rank == 1 else None)
     if not layout.is_v:
-        return fractional_cut(line, num_stages, load, [extra[rank] // per_rank for rank in layout.stage_to_rank])
+        return fractional_cut(lines, load, [extra[rank] // per_rank for rank in layout.stage_to_rank])
     poured = state.held(embedding_parameters(layout, setting)) if layout.sharded else 0
     return fractional_v_cut(
-        line,
-        ranks,
+        lines,
         load,
-        lambda rank, work: weigh(line, layout, state, rank, work, tied_parameters),
+        weighed,
         poured,
         extra=extra,
         share=layout.share,
     )
-
-
-def step_costs(staged: Staged, setting: Setting, model: StepModel, *, lookups: bool = False) -> StepCosts:
-    """What every action and message of the stages costs; what the executor adds to an action occupies its rank.
-
-    Args:
-        lookups: the lists name the lookups (EF, EB) of a sharded embedding. Where they do not, each counts with the F
-            and the backward of its rank's first stage: a search moves those, and lookups follow.
-    """
-    layout = staged.layout
-    num_stages = len(staged.works)
-    occupied = overheads_ns(staged, setting, model, lookups=lookups)
-    for number, work in enumerate(staged.works):
-        occupied[number, Kind.F] += work.tp_forward
-        occupied[number, Kind.B] += work.tp_backward
-        occupied[number, Kind.I] += work.tp_input_grad
-    message_bytes: dict[StageKind, int] = {}
-    for number in range(1, num_stages):
-        num_bytes = staged.line.message_bytes(staged.boundaries[number])
-        message_bytes[number - 1, Kind.SEND_F] = message_bytes[number, Kind.SEND_B] = num_bytes
-    pairs = {pair for pair in zip(staged.stage_to_rank, staged.stage_to_rank[1:]) if pair[0] != pair[1]}
-    if not lookups:
-        times, action_bytes = durations(_with_lookups(staged)), kept_bytes(staged)
-    else:
-        times, action_bytes = _apart(staged)
-        for stage in _looking_up(staged):
-            message_bytes[stage, Kind.EF] = message_bytes[stage, Kind.EB] = staged.line.whole_carry_bytes
-        home = staged.stage_to_rank[0]
-        pairs |= {(home, rank) for rank in staged.lookers if rank != home}
-    hops: dict[tuple[int, int], Hop] = {}
-    for one, other in sorted(pairs | {(b, a) for a, b in pairs}):
-        hops[one, other] = model.hop(same_host=not crosses_nodes(layout.mesh, setting, one, other))
-    return StepCosts(
-        times,
-        tensor_parallel=occupied,
-        hops=hops,
-        message_bytes=message_bytes,
-        action_bytes=action_bytes,
-    )
-
-
-def overheads_ns(staged: Staged, setting: Setting, model: StepModel, *, lookups: bool) -> dict[StageKind, int]:
-    """What every action takes beside its compute and its collectives: the executor's part, and handing over or taking
-    messages, whose tensors go one by one.
-
-    Args:
-        lookups: as `step_costs`; where they are no actions of their own, the first stage of their rank has their part.
-    """
-    occupied = {(number, kind): model.action_ns for number in range(len(staged.works)) for kind in (*_ACTED, Kind.W)}
-
-    def post(one: int, other: int, num_bytes: int) -> int:
-        return model.post_ns(num_bytes, same_host=not crosses_nodes(staged.layout.mesh, setting, one, other))
-
-    for number in range(1, len(staged.works)):
-        before, after = staged.stage_to_rank[number - 1 : number + 1]
-        if before == after:
-            continue
-        num_bytes = staged.line.message_bytes(staged.boundaries[number])
-        tensors = _MESSAGE_TENSORS if staged.boundaries[number].part else 1
-        posted = tensors * post(before, after, num_bytes // tensors)
-        for stage in (number - 1, number):
-            for kind in _ACTED:
-                occupied[stage, kind] += posted
-    home = staged.stage_to_rank[0]
-    for stage in _looking_up(staged) if staged.lookers else ():
-        rank = staged.stage_to_rank[stage]
-        peers = staged.lookers - {home} if rank == home else {home}
-        posted = sum(post(rank, peer, staged.line.whole_carry_bytes) for peer in peers)
-        for own, counted in ((Kind.EF, (Kind.F,)), (Kind.EB, (Kind.B, Kind.I))):
-            if lookups:
-                occupied[stage, own] = model.action_ns + posted
-            else:
-                for kind in counted:
-                    occupied[stage, kind] += model.action_ns + posted
-    return occupied
-
-
-def _looking_up(staged: Staged) -> tuple[int, ...]:
-    """The stages that lookups are named by: the first of every rank with rows, and stage 0, where the sum is made."""
-    ranks = {staged.stage_to_rank[0], *staged.lookers}
-    return tuple(sorted(staged.stage_to_rank.index(rank) for rank in ranks))
-
-
-def _apart(staged: Staged) -> tuple[dict[StageKind, int], ActionBytes]:
-    """Times and bytes of stages and, as actions of their own, of lookups in rows."""
-    times, held = durations(staged.works), kept_bytes(staged)
-    look_up, add = durations([staged.lookup])[0, Kind.F], durations([staged.lookup])[0, Kind.B]
-    for stage in _looking_up(staged):
-        has_rows = staged.stage_to_rank[stage] in staged.lookers
-        times |= {(stage, Kind.EF): look_up * has_rows, (stage, Kind.EB): add * has_rows}
-    kept, freed = dict(held.kept), dict(held.freed)
-    for rank in staged.lookers:
-        stage = staged.stage_to_rank.index(rank)
-        kept[stage, Kind.EF] = freed[stage, Kind.EB] = staged.lookup.saved
-    sums = Received(staged.line.whole_carry_bytes, staged.line.whole_carry_bytes * _passes_on(staged), (Kind.F,))
-    return times, ActionBytes(kept, freed, held.temporary, {**held.received, (0, Kind.EF): sums})
-
-
-def _passes_on(staged: Staged) -> bool:
-    """Whether stage 0 keeps the sum of what was looked up itself, and not what tensor ranks make of it."""
-    return staged.layout.mesh.tp_degree == 1 and bool(staged.works[0].saved)
-
-
-def _with_lookups(staged: Staged) -> Sequence[Work]:
-    """Lookups counted to the first stage of each rank that has rows."""
-    works = list(staged.works)
-    for rank in staged.lookers:
-        first = staged.stage_to_rank.index(rank)
-        works[first] = plus(works[first], staged.lookup)
-    return works
-
-
-def kept_bytes(staged: Staged) -> ActionBytes:
-    """F keeps what is saved; I leaves what W needs, more or less than that; W, or a whole B, frees everything.
-
-    A stage that begins inside a unit received the sum so far beside the normed input: nothing reads it again, but the
-    message's buffers go back to their pool together.
-    """
-    kept: dict[StageKind, int] = {}
-    freed: dict[StageKind, int] = {}
-    temporary: dict[StageKind, int] = {}
-    for number, work in enumerate(staged.works):
-        start, stop = staged.boundaries[number : number + 2]
-        if start.part and staged.stage_to_rank[number - 1] != staged.stage_to_rank[number]:
-            more = staged.line.whole_carry_bytes if work.saved else 0
-            work = work._replace(saved=work.saved + more, until_w=work.until_w + more)
-        temporary[number, Kind.I] = staged.line.in_i(start, stop)
-        temporary[number, Kind.B] = staged.line.in_b(start, stop)
-        kept[number, Kind.F] = work.saved
-        kept[number, Kind.I] = max(0, work.until_w - work.saved)
-        freed[number, Kind.I] = max(0, work.saved - work.until_w)
-        freed[number, Kind.W] = work.until_w
-        freed[number, Kind.B] = work.saved
-    return ActionBytes(kept, freed, temporary, _received(staged))
-
-
-def _received(staged: Staged) -> dict[StageKind, Received]:
-    """What becomes of the messages that stages receive.
-
-    F keeps its input, and the I of a stage that begins with a whole unit is done with it; the products of a later piece
-    read it in W. So they do with the gradient of the last unit's sum, where the unit has products at all.
-    """
-    found: dict[StageKind, Received] = {}
-    line, train = staged.line, bool(staged.line.total.saved)
-    for number in range(1, len(staged.works)):
-        cut = staged.boundaries[number]
-        if staged.stage_to_rank[number - 1] == staged.stage_to_rank[number]:
-            continue
-        num_bytes = line.message_bytes(cut)
-        last = cut.unit if cut.part else cut.unit - 1
-        waits = bool(line.units[last].whole.until_w)
-        done = (Kind.W, Kind.B) if cut.part else (Kind.I, Kind.B)
-        found[number, Kind.RECV_F] = Received(num_bytes, num_bytes if train else 0, done if train else (Kind.F,))
-        found[number - 1, Kind.RECV_B] = Received(
-            num_bytes,
-            line.whole_carry_bytes if cut.part and waits else line.carry_bytes if waits else 0,
-            (Kind.W, Kind.B) if waits else (Kind.I, Kind.B),
-        )
-    return found
-
-
-def lower_bound_ns(staged: Staged, setting: Setting, model: StepModel) -> int:
-    """No step of these stages is shorter: a rank waits for its first input, does its work, and with whole backwards
-    its last gradient goes all the way back (arXiv 2104.04473, section 2.2, for unequal stages).
-    """
-    m, fused = staged.layout.num_microbatches, staged.layout.is_fused
-    costs = step_costs(staged, setting, model, lookups=True)
-
-    def takes(stage: int, *kinds: Kind) -> Time:
-        return sum(costs.compute(stage, kind) + costs.collectives(stage, kind) for kind in kinds)
-
-    def backward(stage: int) -> Time:
-        whole = takes(stage, Kind.B)
-        return whole if fused else min(whole, takes(stage, Kind.I, Kind.W))  # a search may join what stands together
-
-    bound = arrived = Fraction(0)
-    for number, rank in enumerate(staged.stage_to_rank):
-        if rank not in staged.stage_to_rank[:number]:
-            mine = [other for other, owner in enumerate(staged.stage_to_rank) if owner == rank]
-            lookups = (Kind.EF, Kind.EB) if rank in staged.lookers else ()
-            work = sum(takes(other, Kind.F) + backward(other) for other in mine)
-            looking_up = sum(costs.compute(number, kind) for kind in lookups)  # may be done while an input is awaited
-            bound = max(bound, m * Fraction(work) + max(arrived, m * looking_up))
-        arrived += takes(number, Kind.F) + (backward(number) if fused else 0)
-    return int(bound)

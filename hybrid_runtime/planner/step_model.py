@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from fractions import Fraction
+from typing import Literal, NamedTuple, Protocol
 
 from hybrid_runtime.planner.state_bytes import StateBytes
 from hybrid_runtime.planner.work import Line
@@ -11,6 +12,13 @@ from hybrid_runtime.predicted import Label, Source, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
 
 Collective = Literal["all_reduce", "reduce_scatter", "all_gather"]
+
+
+class Overlap(NamedTuple):
+    """How many times as long compute, and a collective that is under way meanwhile, take beside each other."""
+
+    compute: Fraction = Fraction(1)
+    collective: Fraction = Fraction(1)
 
 
 class StepModel(Protocol):
@@ -63,6 +71,10 @@ class StepModel(Protocol):
 
     def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
         """What a message takes from each of its two ranks, beside the time that it is under way."""
+
+    @property
+    def overlap(self) -> Overlap:
+        """Of gradients that are summed while the rank still computes."""
 
     def optimizer_ns(self, parameters: int) -> int:
         """Clearing, norm, clipping and update of so many parameters."""

@@ -197,6 +197,15 @@ class Line:
         return self._recomputing[kind]
 
     @cached_property
+    def looked_up(self) -> Line:
+        """The line when its first unit, the embedding, only sums what the ranks looked up in their rows."""
+        first = self.units[0]
+        whole = first.whole
+        root = Work(tp_forward=whole.tp_forward, tp_backward=whole.tp_backward, tp_input_grad=whole.tp_input_grad)
+        units = (replace(first, piece=lambda start, stop: root), *self.units[1:])
+        return Line(units, self.carry_bytes, self.shards)
+
+    @cached_property
     def upto(self) -> tuple[Work, ...]:
         """Work of all units before each clean position."""
         sums = [NOTHING]
@@ -284,9 +293,9 @@ class Line:
 Boundaries = tuple[Position, ...]  # of S stages: S + 1 positions, from the line's start to its end
 
 
-def stage_works(line: Line, boundaries: Sequence[Position]) -> list[Work]:
-    """What every stage costs."""
-    return [line.work(start, stop) for start, stop in pairwise(boundaries)]
+def stage_works(lines: Sequence[Line], boundaries: Sequence[Position]) -> list[Work]:
+    """What every stage costs, each by its own line."""
+    return [line.work(*cut) for line, cut in zip(lines, pairwise(boundaries), strict=True)]
 
 
 def durations(works: Sequence[Work]) -> dict[StageKind, int]:

@@ -51,15 +51,14 @@ def write_plan(
         num_microbatches=layout.num_microbatches,
         sequence_length=setting.sequence_length,
         stages=tuple(
-            StagePlan(index=index, pp_rank=rank, units=names, recompute=layout.recompute)
-            for index, (rank, names) in enumerate(zip(staged.stage_to_rank, staged.names))
+            StagePlan(index=index, pp_rank=rank, units=names, recompute=kind)
+            for index, (rank, names, kind) in enumerate(zip(staged.stage_to_rank, staged.names, layout.recomputes))
         ),
         units=costs,
         actions=tuple(map(texts, lists)),
-        prediction=predict(
-            lists, staged.stage_to_rank, staged.names, costs, checked, pieces, [layout.recompute] * len(staged.names)
-        ),
+        prediction=predict(lists, staged.stage_to_rank, staged.names, costs, checked, pieces, layout.recomputes),
         embedding_pieces=pieces,
         compile=setting.compile,
+        shard_optimizer=layout.shard_optimizer if layout.mesh.dp_degree > 1 else None,
         predicted=prediction.model_copy(update={"baselines": tuple(baselines), "alternatives": tuple(alternatives)}),
     )

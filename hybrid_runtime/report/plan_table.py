@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hybrid_runtime.plan import Plan
+from hybrid_runtime.plan import Plan, recompute_text
 from hybrid_runtime.predicted import PredictedBaseline, PredictedStep
 from hybrid_runtime.report.cells import bytes_text, duration_text, printable
 from hybrid_runtime.report.plan_words import SHOWN_REASONS, interval_text, labels_text
@@ -51,11 +51,10 @@ def plan_tables(plan: Plan, sentences: Sequence[str], why_not: Sequence[str]) ->
 
 
 def _chosen(plan: Plan) -> str:
-    kinds = dict.fromkeys(stage.recompute for stage in plan.stages)
-    recompute = "" if list(kinds) == ["none"] else f", recompute {'/'.join(kinds)}"
     return (
         f"{plan.mesh}, {printable(plan.schedule)}, {len(plan.stages)} stages, {plan.num_microbatches} microbatches of "
-        f"{plan.microbatch_size}{recompute}"
+        f"{plan.microbatch_size}{recompute_text([stage.recompute for stage in plan.stages])}"
+        f"{', optimizer sharded' if plan.shard_optimizer else ''}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from hybrid_runtime.schedule.actions import Action
 from hybrid_runtime.schedule.replay_loop import peak_rows
 from hybrid_runtime.schedule.rows import KINDS, Rows
-from hybrid_runtime.schedule.step_costs import StepCosts, Time, exact
+from hybrid_runtime.schedule.step_costs import ActionBytes, StageKind, StepCosts, Time, exact
 
 
 class Timed(NamedTuple):
@@ -113,6 +113,22 @@ class Replay:
                 first, count = counts.get(self.rows.classes[index], (action, 0))
                 counts[self.rows.classes[index]] = first, count + 1
         return counts.values()
+
+
+def peak_of_rank(rows: Rows, rank: int, action_bytes: ActionBytes) -> int:
+    """As `peak_bytes`, of one rank alone."""
+    of_class = ([0] * (len(KINDS) * len(rows.stage_to_rank)) for _ in range(3))
+    sizes = action_bytes.kept, action_bytes.freed, action_bytes.temporary
+    kept, freed, temporary = (_by_class(row, named) for row, named in zip(of_class, sizes))
+    peaks = [0]
+    peak_rows(rows.row_starts[rank : rank + 2], rows.classes, kept, freed, temporary, peaks, [-1])
+    return peaks[0]
+
+
+def _by_class(row: list[int], named: Mapping[StageKind, int]) -> list[int]:
+    for (stage, kind), num_bytes in named.items():
+        row[len(KINDS) * stage + KINDS.index(kind)] = num_bytes
+    return row
 
 
 def peak_bytes(rows: Rows, costs: StepCosts) -> tuple[Peak, ...]:

@@ -18,7 +18,8 @@ from hybrid_runtime.planner.orders import limits, searched
 from hybrid_runtime.planner.replan import layout_of, replan
 from hybrid_runtime.planner.request import model_of, setting_of
 from hybrid_runtime.planner.rows import water_level
-from hybrid_runtime.planner.staged import embedding_parameters, stage, state_of, step_costs
+from hybrid_runtime.planner.stage_costs import step_costs
+from hybrid_runtime.planner.staged import embedding_parameters, stage, state_of
 from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.planner.write_plan import write_plan
 from hybrid_runtime.schedule.rows import Rows
@@ -72,7 +73,7 @@ def test_even_rows_leave_the_level_as_it_is(share: Fraction) -> None:
     staged = stage(plain, setting, model)
     without = limits(staged, setting, model)
     room = limits(stage(replace(plain, even_rows=True), setting, model), setting, model)
-    state = state_of(plain, setting, model)
+    state = state_of(plain, model)
     states = [state.held(staged.rank_parameters(rank)) for rank in range(RANKS)]
     rows = state.held(embedding_parameters(plain, setting))
     level = int(water_level([a + s for a, s in zip(without, states)], rows))
@@ -85,7 +86,7 @@ def test_even_rows_count_within_a_memory_limit() -> None:
     setting, model = case()
     even = replace(offered()[0], even_rows=True)
     staged = stage(even, setting, model)
-    state = state_of(even, setting, model)
+    state = state_of(even, model)
     states = [state.held(staged.rank_parameters(rank)) for rank in range(RANKS)]
     rows = state.held(embedding_parameters(even, setting))
     tight = min(a + s for a, s in zip(limits(staged, setting, model), states)) + rows // RANKS - 1000

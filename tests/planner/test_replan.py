@@ -86,10 +86,10 @@ def test_equal_records_give_equal_plans() -> None:
 def test_stage_sums_are_kept() -> None:
     plan, costs = hand_made(), taken(hand_made())
     for kind in (Kind.F, Kind.I, Kind.W):
-        times = unit_times(plan, line(), costs, kind)
+        times = unit_times(plan, line(), costs)[kind]
         for stage in plan.stages:
             assert sum(times[name] for name in stage.units) == pytest.approx(int(costs.compute(stage.index, kind)))
-    times = unit_times(plan, line(), costs, Kind.F)
+    times = unit_times(plan, line(), costs)[Kind.F]
     assert times["3.attn"] == pytest.approx(1000 * UNIT_US["attn"] / 2 * SHARES["F"], rel=0.1)
 
 
