@@ -157,10 +157,11 @@ class CalibratedServing:
 
     def message_ns(self, num_bytes: int, rows: int, *, same_host: bool) -> int:
         found = self._added_by("pipeline") if same_host else ()
-        if not found:
-            hop = self.network.hop(same_host=same_host)
-            return int(hop.latency + hop.transfer(num_bytes))
-        return _on_line(sorted({(hop.num_bytes, hop.time_ns) for one in found for hop in one.hops}), num_bytes)
+        measured = sorted((hop.num_bytes, hop.time_ns) for one in found for hop in one.hops)
+        if measured:
+            return _on_line(measured, num_bytes)
+        hop = self.network.hop(same_host=same_host)
+        return int(hop.latency + hop.transfer(num_bytes))
 
     def back_ns(self, rows: int, *, same_host: bool) -> int:
         if same_host and self._added_by("pipeline"):
