@@ -98,16 +98,41 @@ class ServedUnitTimes(_Frozen):
     host: Spread
 
 
+class ServedHop(_Frozen):
+    """From the end of a span on a stage until the next stage's begins, where that one waits for so many bytes."""
+
+    num_bytes: int
+    time_ns: int
+
+
 class ServedItemTimes(_Frozen):
-    """What the runtime adds to an item of a serving deployment.
+    """What the runtime adds to an item of a serving deployment, on one rank or on two (lone/served_items.py).
 
     Attributes:
-        stage_ns: on every stage, where it counts as compute: making its tensors.
-        first_ns: on rank 0 beside that: admitting, choosing, noting what was sampled.
+        ranks: a rank alone, two stages, or two tensor-parallel ranks.
+        rows: of the item.
+        stage_ns: in every stage's span beside its units: making its tensors.
+        before_ns, after_ns: on rank 0 before and behind its span: admitting, choosing, announcing; handing on.
+        next_ns, fetch_ns: on a later stage behind its span, and waiting for a carry that has been sent already.
+        back_ns: from the end of the last stage's span until rank 0 knows the tokens, where it waits.
+        hops: by size.
+        late_ns: how much later than rank 0's the span of its tensor-parallel peer begins.
+        prefill_waits_ppm, decode_waits_ppm: what tensor-parallel ranks wait for each other in an item, in millionths of
+            what they compute.
     """
 
+    ranks: Literal["one", "pipeline", "tensor"]
+    rows: int
     stage_ns: int
-    first_ns: int
+    before_ns: int
+    after_ns: int = 0
+    next_ns: int = 0
+    fetch_ns: int = 0
+    back_ns: int = 0
+    hops: tuple[ServedHop, ...] = ()
+    late_ns: int = 0
+    prefill_waits_ppm: int = 0
+    decode_waits_ppm: int = 0
 
 
 class CollectiveTime(_Frozen):
@@ -160,7 +185,7 @@ class Calibration(_Frozen):
         allocator: measured constants of the device's allocator, e.g. reserved/allocated; empty on a CPU.
         forgetting: whole units that compute again, at the file's own microbatch size.
         company: who worked on the other cores while units, the executor and the optimizer were measured.
-        served, served_item: of a deployment that serves requests; its `units` are those of a forward pass.
+        served, served_items: of a deployment that serves requests.
         not_measured: what this machine could not show, each with the reason; such terms are modelled or absent.
     """
 
@@ -183,7 +208,7 @@ class Calibration(_Frozen):
     allocator: dict[str, str] = {}
     company: Company = Company()
     served: tuple[ServedUnitTimes, ...] = ()
-    served_item: ServedItemTimes | None = None
+    served_items: tuple[ServedItemTimes, ...] = ()
     not_measured: dict[str, str] = {}
 
     def to_json(self) -> str:

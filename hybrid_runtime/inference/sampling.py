@@ -1,6 +1,6 @@
 """The next token of every sequence, from logits whose vocabulary is split over the tensor-parallel axis.
 
-    greedy     each rank's largest logit and its id are gathered, and the largest of them is taken: two numbers a row
+    greedy     each rank's largest logit and its id are told to all, and the largest of them is taken: two numbers a row
     sampled    the row's logits are gathered; temperature, then top_k, then top_p (the order of transformers' warpers);
                then the first id at which the cumulated probability, in order of ids, exceeds u
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hybrid_runtime.comm.axis import Axis
-from hybrid_runtime.comm.collectives import all_gather_stack
+from hybrid_runtime.comm.collectives import all_gather_stack, all_reduce
 from hybrid_runtime.serving.requests import NOT_FINITE, Row, Sampling
 
 _WORD = (1 << 64) - 1
@@ -101,10 +101,22 @@ def _most_likely(real_Rv: Tensor, first: int, axis: Axis) -> list[int]:
     if real_Rv.shape[1]:
         largest_R, column_R = real_Rv.max(1)  # nan if there is one; the first of equals
         best_2R[0], best_2R[1] = largest_R, column_R + first
-    values_TR, ids_TR = all_gather_stack(best_2R, axis).unbind(1)
+    values_TR, ids_TR = _everyones(best_2R, axis).unbind(1)
     top_R = values_TR.amax(0)
     ids_R = torch.where(values_TR == top_R, ids_TR, torch.inf).amin(0)
     return [int(token) for token in torch.where(top_R.isfinite(), ids_R, NOT_FINITE).tolist()]
+
+
+def _everyones(x: Tensor, axis: Axis) -> Tensor:
+    """(T, *x.shape): every rank's small `x`, gathered as a sum in which the others have 0 in a rank's place.
+
+    Ranks of one host sum in shared memory; gathering would wake the backend's threads for it, ten times as long.
+    """
+    if axis.size == 1:
+        return x.unsqueeze(0)
+    places = x.new_zeros(axis.size, *x.shape)
+    places[axis.rank] = x
+    return all_reduce(places, axis)
 
 
 def _drawn(logits_RV: Tensor, samplings: Sequence[Sampling], numbers: Sequence[float]) -> list[int]:

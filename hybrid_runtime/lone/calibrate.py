@@ -29,7 +29,8 @@ from hybrid_runtime.lone.company import Companions, company_for
 from hybrid_runtime.lone.ending import ended
 from hybrid_runtime.lone.exchange import Exchanged, exchange, lone_cpu_ns
 from hybrid_runtime.lone.overheads import executor_ns, optimizer_costs
-from hybrid_runtime.lone.served_times import served_item_times, served_times
+from hybrid_runtime.lone.served_items import served_on_one
+from hybrid_runtime.lone.served_times import busy_requests, served_times
 from hybrid_runtime.lone.unit_times import busy_units, unit_times, wanted_of
 from hybrid_runtime.mesh import divisors
 from hybrid_runtime.models.build import model_costs
@@ -62,7 +63,7 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
     parameters = sum(cost.parameters for cost in costs)
     found, not_measured = _exchanged(deployment, parameters, device, host.available_cores, tick)
     company = _company_of(deployment, device, host.available_cores, alone=alone)
-    works = [partial(busy_units, deployment)] * company.processes
+    works = [partial(busy_requests if deployment.serves else busy_units, deployment)] * company.processes
     try:
         with Companions(works) if cpu else nullcontext():
             units, left_out = ([], {}) if deployment.serves else unit_times(wanted, tick)
@@ -70,7 +71,7 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
             action_ns, step_ns = executor_ns(device)
             tick("optimizer")
             optimizer = optimizer_costs(wanted.specs, deployment.optimizer, device, getattr(torch, wanted.dtype))
-            served, item, not_served = _served(deployment, device, tick)
+            served, items, not_served = _served(deployment, device, tick)
             collectives = tuple(_with_lone_cpu(row) for world in found for row in world.collectives)
     except (torch.OutOfMemoryError, MemoryError) as problem:
         raise EnvironmentProblem(
@@ -99,20 +100,20 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
         allocator={} if cpu else _allocator(device),
         company=company,
         served=tuple(served),
-        served_item=item,
+        served_items=(*items, *(row for world in found for row in world.served_items)),
         not_measured=not_measured | left_out | not_served,
     )
 
 
 def _served(
     deployment: Deployment, device: torch.device, tick: Tick
-) -> tuple[Sequence[ServedUnitTimes], ServedItemTimes | None, dict[str, str]]:
-    """Units with items of requests, and what the engine adds; nothing where no requests are served."""
+) -> tuple[Sequence[ServedUnitTimes], Sequence[ServedItemTimes], dict[str, str]]:
+    """Units with items of requests, and what the engine adds on one rank; nothing where no requests are served."""
     if not deployment.serves:
-        return (), None, {}
+        return (), (), {}
     units, left_out = served_times(deployment, device, tick)
-    tick("engine")
-    return units, served_item_times(deployment, device), left_out
+    tick("engine: 1 rank")
+    return units, served_on_one(deployment) if device.type == "cpu" else (), left_out
 
 
 def _company_of(deployment: Deployment, device: torch.device, cores: int, *, alone: bool) -> Company:
@@ -144,8 +145,10 @@ def _exchanged(
         sizes, summed = _own_sizes(deployment), _gradient_sizes(deployment, parameters)
         if sharing_asked(deployment):  # gradients are scattered then, and parameters gathered
             sizes, summed = sorted({*sizes, *summed}), []
-        work = partial(busy_units, deployment) if device.type == "cpu" else None
-        found.append(exchange(ranks, device.type, sizes, summed, work))
+        cpu = device.type == "cpu"
+        work = partial(busy_units, deployment) if cpu and not deployment.serves else None
+        served = deployment if cpu and deployment.serves and ranks == 2 else None
+        found.append(exchange(ranks, device.type, sizes, summed, work, served))
     return found, not_measured
 
 

@@ -2,6 +2,7 @@
 
     collectives   shared-memory all-reduce (CPU), all-reduce, reduce-scatter, all-gather: all sizes in turn, many rounds
     messages      there and back, halved; both ways at once; and what they take from ranks at work (posting.py)
+    engine        what it adds to an item of requests, where any are served (served_items.py)
     overlap       a collective under way beside a matrix product, against each of them alone
     devices       the same products on every rank: finds slow cores and GPUs
 
@@ -30,7 +31,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from hybrid_runtime.calibration import CollectiveTime, MessageTime
+from hybrid_runtime.calibration import CollectiveTime, MessageTime, ServedItemTimes
 from hybrid_runtime.comm.axis import Axis
 from hybrid_runtime.comm.collectives import (
     all_reduce,
@@ -39,11 +40,13 @@ from hybrid_runtime.comm.collectives import (
     start_reduce_scatter_sequence,
 )
 from hybrid_runtime.comm.shared_memory import SLOT_BYTES, open_shared_memory
+from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import RunError
 from hybrid_runtime.lone.company import Work
 from hybrid_runtime.lone.group import LoneGroup, Traffic
 from hybrid_runtime.lone.maker import Echo
 from hybrid_runtime.lone.posting import posts_ns
+from hybrid_runtime.lone.served_items import served_on_two
 from hybrid_runtime.lone.unit_times import spread
 from hybrid_runtime.telemetry.host import settle
 
@@ -62,6 +65,7 @@ class Exchanged:
     messages: tuple[MessageTime, ...]
     overlap: dict[str, str]
     device_factors: tuple[str, ...]
+    served_items: tuple[ServedItemTimes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class _Asked:
     own_sizes: Sequence[int]
     summed_sizes: Sequence[int]
     work: Work | None
+    served: Deployment | None
 
     @property
     def sizes(self) -> list[int]:
@@ -85,6 +90,7 @@ def exchange(
     own_sizes: Sequence[int],
     summed_sizes: Sequence[int] = (),
     work: Work | None = None,
+    served: Deployment | None = None,
 ) -> Exchanged:
     """Measures among `ranks` processes of this machine; there must be a core or GPU for each.
 
@@ -92,11 +98,12 @@ def exchange(
         own_sizes: in bytes, beside the usual ones: what the model at hand sends.
         summed_sizes: of all-reduces only: gradients, which are larger than anything else.
         work: what ranks of a CPU compute while two of them send messages (`posting.py`); None leaves that out.
+        served: whose requests two ranks of a CPU serve to show what the engine adds; None leaves that out.
 
     Raises:
         RunError: a process failed, or all took too long.
     """
-    asked = _Asked(device_kind, own_sizes, summed_sizes, work)
+    asked = _Asked(device_kind, own_sizes, summed_sizes, work, served)
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         started = [
@@ -116,6 +123,7 @@ def exchange(
         messages=tuple(map(MessageTime.model_validate, values["messages"])),
         overlap=values["overlap"],
         device_factors=tuple(values["device_factors"]),
+        served_items=tuple(map(ServedItemTimes.model_validate, values["served_items"])),
     )
 
 
@@ -158,6 +166,7 @@ def _measure(rank: int, ranks: int, folder: Path, asked: _Asked) -> None:
         "messages": _messages(plain, device, asked) if ranks == 2 else [],
         "overlap": _overlap(plain, device) if ranks == 2 else {},
         "device_factors": _factors(plain, device),
+        "served_items": [] if asked.served is None else [row.model_dump() for row in served_on_two(asked.served)],
     }
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")

@@ -4,50 +4,40 @@
 
 A unit follows others as in a stage, and its weights are another layer's each time, as many as a stage has: so it finds
 the processor's caches full of their work and not of its own. The head's time has the choice of the most likely token in
-it. Beside units: what the engine adds to an item.
+it. What the engine adds to an item is measured with the engine itself (served_items.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from statistics import median
+from itertools import cycle
 from time import monotonic_ns, thread_time_ns
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybrid_runtime.calibration import ServedItemTimes, ServedUnitTimes
+from hybrid_runtime.calibration import ServedUnitTimes
 from hybrid_runtime.comm.axis import Axis, Clocks
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.errors import PlanError
-from hybrid_runtime.inference.engine import Engine
-from hybrid_runtime.inference.kv_cache import Slots, make_caches
+from hybrid_runtime.inference.kv_cache import make_caches
 from hybrid_runtime.inference.sampling import sample
-from hybrid_runtime.inference.wire import Wire
 from hybrid_runtime.lone.group import LoneGroup, Traffic
-from hybrid_runtime.lone.maker import Echo, lone_groups
-from hybrid_runtime.lone.recorder import LoneRecorder
+from hybrid_runtime.lone.maker import Echo
 from hybrid_runtime.lone.unit_times import kind_of, spread
-from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.models.build import build_units, model_units
 from hybrid_runtime.models.cached_rows import CachedRows
 from hybrid_runtime.models.unit import BuildContext, Carry, Microbatch, UnitSpec, specs_of
 from hybrid_runtime.pieces import Piece, read_piece
-from hybrid_runtime.pipeline.stage import Stage
 from hybrid_runtime.planner.serving_asked import AskedItem, asked_degrees, asked_items
-from hybrid_runtime.serving.batcher import Batcher
-from hybrid_runtime.serving.load import Listed
-from hybrid_runtime.serving.refusals import Limits
-from hybrid_runtime.serving.requests import GREEDY, Request, Row, Sampling
-from hybrid_runtime.telemetry.ledger import ByteLedger
+from hybrid_runtime.serving.requests import GREEDY, Row
 from hybrid_runtime.tensor_parallel.initialise import any_weights
 
 ROUNDS, MOST_ROUNDS, ROUNDS_S = 5, 40, 20.0
 _MOST_LAYERS = 4  # whose weights are there at once
-_ENGINE_ROWS, _ENGINE_TOKENS, _ENGINE_ROUNDS = 4, 24, 5
-_NO_SIGN_S = 3600.0  # nobody follows, and nobody waits for a sign of life
 
 Tick = Callable[[str], None]
 
@@ -111,19 +101,33 @@ def served_times(
     return [_row(case, deployment.model.dtype) for case in cases], left_out
 
 
-@torch.inference_mode()
+@contextmanager
+def busy_requests(deployment: Deployment) -> Iterator[Callable[[], object]]:
+    """Units of a deployment's model at work on the CPU with items of requests: every call is the next one."""
+    device = torch.device("cpu")
+    with any_weights():
+        cases = _cases(deployment, asked_degrees(deployment)[0], device)
+    turns = cycle(cases)
+    yield lambda: _act(next(turns), device)
+
+
 def _round(cases: Sequence[_Case], device: torch.device) -> None:
     for case in cases:
-        microbatch = Microbatch(case.microbatch.tokens, cached=_fresh(case.microbatch))
-        layer = case.of.next_layer()
-        host_ns = monotonic_ns()
-        start = _mark(device)
-        stub_ns = case.of.traffic.stub_ns
-        output: Carry = layer(case.carry, microbatch)
-        if case.sampled is not None:
-            case.sampled(output[0][0])
-        case.times_ns.append(_since(start, device) - (case.of.traffic.stub_ns - stub_ns))
-        case.host_ns.append(monotonic_ns() - host_ns)
+        _act(case, device)
+
+
+@torch.inference_mode()
+def _act(case: _Case, device: torch.device) -> None:
+    microbatch = Microbatch(case.microbatch.tokens, cached=_fresh(case.microbatch))
+    layer = case.of.next_layer()
+    host_ns = monotonic_ns()
+    start = _mark(device)
+    stub_ns = case.of.traffic.stub_ns
+    output: Carry = layer(case.carry, microbatch)
+    if case.sampled is not None:
+        case.sampled(output[0][0])
+    case.times_ns.append(_since(start, device) - (case.of.traffic.stub_ns - stub_ns))
+    case.host_ns.append(monotonic_ns() - host_ns)
 
 
 def _mark(device: torch.device) -> Any:
@@ -231,74 +235,3 @@ def _row(case: _Case, dtype: str) -> ServedUnitTimes:
         time=time,
         host=time if on_cpu else spread(case.host_ns),
     )
-
-
-class _Watched(Stage):
-    """A stage that notes how long its units took."""
-
-    units_ns = 0
-
-    def forward(self, index: int, carry: Carry, microbatch: Microbatch) -> Carry:
-        start_ns = thread_time_ns()
-        output = super().forward(index, carry, microbatch)
-        self.units_ns += thread_time_ns() - start_ns
-        return output
-
-
-class _TimedSampling:
-    """The sampler, and how long it took."""
-
-    def __init__(self) -> None:
-        self.took_ns = 0
-
-    def __call__(
-        self, logits: Tensor, rows: Sequence[Row], samplings: Sequence[Sampling], vocab_size: int, axis: Axis
-    ) -> list[int]:
-        start_ns = thread_time_ns()
-        tokens = sample(logits, rows, samplings, vocab_size, axis)
-        self.took_ns += thread_time_ns() - start_ns
-        return tokens
-
-
-def served_item_times(deployment: Deployment, device: torch.device) -> ServedItemTimes | None:
-    """What an engine of one rank adds to an item; None on a GPU, where it runs beside the device's work."""
-    shape, model = deployment.shape, deployment.model
-    if device.type != "cpu" or shape is None or model is None:
-        return None
-    dtype: torch.dtype = getattr(torch, model.dtype)
-    traffic = Traffic()
-    groups = lone_groups(Mesh(), 0, [], device=device, dtype=dtype, traffic=traffic)
-    specs = model_units(model, shape)
-    with any_weights():
-        units = build_units([specs[0], replace(specs[-1], tied={})], BuildContext(device=device, dtype=dtype))
-    recorder = LoneRecorder(device, groups.clocks, ByteLedger([]), traffic)
-    stage, sampling = _Watched(0, list(units.items()), training=False), _TimedSampling()
-    engine = Engine(
-        stage,
-        Slots(_ENGINE_ROWS, device),
-        Wire(groups, _ENGINE_ROWS, 1, _NO_SIGN_S),
-        groups,
-        vocab_size=shape.vocab_size,
-        recorder=recorder,
-        sampler=sampling,
-    )
-    found = [_engine_round(engine, shape.vocab_size, recorder, stage, sampling) for _ in range(1 + _ENGINE_ROUNDS)][1:]
-    return ServedItemTimes(
-        stage_ns=max(0, int(median(inside for inside, _ in found))),
-        first_ns=max(0, int(median(outside for _, outside in found))),
-    )
-
-
-def _engine_round(
-    engine: Engine, vocab_size: int, recorder: LoneRecorder, stage: _Watched, sampling: _TimedSampling
-) -> tuple[int, int]:
-    """Of an item: what its span holds beside units and sampling, and what is outside of spans."""
-    stage.units_ns = sampling.took_ns = 0
-    batcher = Batcher(1, _ENGINE_ROWS, Limits(2 * _ENGINE_TOKENS, vocab_size))
-    requests = [Request(one, (0,) * 4, _ENGINE_TOKENS) for one in range(_ENGINE_ROWS)]
-    recorder.begin_step(0)
-    engine.serve(Listed(requests), batcher)
-    recorder.close_window()
-    step = recorder.steps[-1]
-    spans_ns = sum(sum(times) for times in step.actions_ns.values())
-    return (spans_ns - stage.units_ns - sampling.took_ns) // _ENGINE_TOKENS, step.overhead_ns // _ENGINE_TOKENS

@@ -35,11 +35,23 @@ def asked_items(deployment: Deployment) -> tuple[AskedItem, ...]:
     """Sizes that bracket whatever a plan of the deployment asks for."""
     batch = deployment.batch
     assert batch is not None
-    capacity, slots = batch.sequence_length, batch.global_batch_size
-    rows_at_once = slots if "microbatch_size" in deployment.search.vary else batch.microbatch_size
-    longest = max(len(request.prompt) for request in traffic_of(deployment).requests)
+    capacity, rows_at_once = batch.sequence_length, asked_rows(deployment)[-1]
+    longest = longest_prompt(deployment)
     most = min(MOST_TOKENS, max(2, longest * rows_at_once))
     return tuple(dict.fromkeys([*_prefills(most, longest, capacity), *_decodes(rows_at_once, capacity)]))
+
+
+def asked_rows(deployment: Deployment) -> tuple[int, ...]:
+    """The fewest rows of an item, and the most."""
+    batch = deployment.batch
+    assert batch is not None
+    most = batch.global_batch_size if "microbatch_size" in deployment.search.vary else batch.microbatch_size
+    return (1, most) if most > 1 else (1,)
+
+
+def longest_prompt(deployment: Deployment) -> int:
+    """Tokens of the load's longest prompt."""
+    return max(len(request.prompt) for request in traffic_of(deployment).requests)
 
 
 def _prefills(most: int, longest: int, capacity: int) -> Iterator[AskedItem]:

@@ -16,16 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import NamedTuple
+from itertools import groupby
+from typing import Literal, NamedTuple
 
-from hybrid_runtime.calibration import Calibration, ServedUnitTimes
+from hybrid_runtime.calibration import Calibration, ServedItemTimes, ServedUnitTimes
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.planner.calibrated import CalibratedCosts
-from hybrid_runtime.planner.serving_costs import UnitTime
+from hybrid_runtime.planner.serving_costs import TOKEN_BYTES, Added, UnitTime
 from hybrid_runtime.planner.serving_items import ItemSize, decode_size, prefill_size
 from hybrid_runtime.planner.tp_calls import CallTime
 from hybrid_runtime.predicted import LABELS, Label, Source, TimeInterval
-from hybrid_runtime.schedule.step_costs import Hop
+
+Ranks = Literal["one", "pipeline", "tensor"]
 
 _SHORT, _LONG = 0, -1  # of the points at one number of tokens: by pairs
 
@@ -145,19 +148,50 @@ class CalibratedServing:
     def all_gather(self, tp_degree: int, num_bytes: int) -> CallTime:
         return CallTime(0, self.network.collective_ns("all_gather", tp_degree, num_bytes, same_host=True))
 
-    def hop(self, *, same_host: bool) -> Hop:
-        return self.network.hop(same_host=same_host)
+    def waits_ns(self, tp_degree: int, size: ItemSize, compute_ns: int) -> int | None:
+        """More ranks are taken to wait as two do."""
+        if not self._added_by("tensor"):
+            return None
+        name = "prefill_waits_ppm" if size.kind == "prefill" else "decode_waits_ppm"
+        return compute_ns * self._at_rows("tensor", name, size.rows) // 10**6
 
-    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
-        return self.network.post_ns(num_bytes, same_host=same_host)
+    def message_ns(self, num_bytes: int, rows: int, *, same_host: bool) -> int:
+        found = self._added_by("pipeline") if same_host else ()
+        measured = sorted((hop.num_bytes, hop.time_ns) for one in found for hop in one.hops)
+        if measured:
+            return _on_line(measured, num_bytes)
+        hop = self.network.hop(same_host=same_host)
+        return int(hop.latency + hop.transfer(num_bytes))
 
-    def item_ns(self, stage: int, num_stages: int) -> int:
-        """On a later stage, what the executor adds to an action stands in for what following an item adds."""
-        found = self.calibration.served_item
-        if found is None:
+    def back_ns(self, rows: int, *, same_host: bool) -> int:
+        if same_host and self._added_by("pipeline"):
+            return self._at_rows("pipeline", "back_ns", rows)
+        return self.message_ns(rows * TOKEN_BYTES, rows, same_host=same_host)
+
+    def added(self, mesh: Mesh, rows: int) -> Added:
+        """On stages of several ranks, what two of them on one stage add and what two stages add come together."""
+        tensor = mesh.tp_degree > 1 and bool(self._added_by("tensor"))
+        ranks: Ranks = (
+            "pipeline" if mesh.pp_degree > 1 and self._added_by("pipeline") else "tensor" if tensor else "one"
+        )
+        if not self._added_by(ranks):
             self._say("what the engine adds to an item", "counted as 0")
-            return 0
-        return found.stage_ns + (found.first_ns if stage == 0 else self.calibration.action_ns)
+            return Added()
+        names = ("stage_ns", "before_ns", "after_ns", "next_ns", "fetch_ns")
+        late_ns = self._at_rows("tensor", "late_ns", rows) if tensor else 0
+        return Added(**{name: self._at_rows(ranks, name, rows) for name in names}, late_ns=late_ns)
+
+    def _added_by(self, ranks: Ranks) -> tuple[ServedItemTimes, ...]:
+        """By rows, the fewest first."""
+        return self._engine.get(ranks, ())
+
+    @cached_property
+    def _engine(self) -> Mapping[Ranks, tuple[ServedItemTimes, ...]]:
+        rows = sorted(self.calibration.served_items, key=lambda one: one.rows)
+        return {ranks: tuple(group) for ranks, group in groupby(sorted(rows, key=_ranks), _ranks)}
+
+    def _at_rows(self, ranks: Ranks, name: str, rows: int) -> int:
+        return _on_line([(one.rows, getattr(one, name)) for one in self._added_by(ranks)], rows)
 
     def interval(self, p50_ns: int) -> TimeInterval:
         """The spread of the units' own times, weighed by how long they take."""
@@ -168,6 +202,18 @@ class CalibratedServing:
 
     def _say(self, what: str, how: str) -> None:
         self._said.setdefault(f"not measured here: {what}, {how}")
+
+
+def _ranks(one: ServedItemTimes) -> Ranks:
+    return one.ranks
+
+
+def _on_line(points: Sequence[tuple[int, int]], place: int) -> int:
+    """The value there, on the straight line through the first and the last point; not below the smallest of them."""
+    (first, low), (last, high) = points[0], points[-1]
+    if first == last:
+        return low
+    return max(min(low, high), low + (high - low) * (place - first) // (last - first))
 
 
 def _point(row: ServedUnitTimes) -> _Point:

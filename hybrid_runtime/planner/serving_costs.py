@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, Protocol
 
+from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.planner.analytic import HIGH, LOW, Rates
 from hybrid_runtime.planner.serving_items import ItemSize
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES
 from hybrid_runtime.planner.tp_calls import CallTime
 from hybrid_runtime.predicted import LABELS, Label, Source, TimeInterval
-from hybrid_runtime.schedule.step_costs import Hop
 from hybrid_runtime.serving.kv_bytes import kv_heads
 from hybrid_runtime.shapes import LlamaShape
+
+TOKEN_BYTES = 8  # of an id that returns to rank 0
 
 
 class UnitTime(NamedTuple):
@@ -35,6 +37,24 @@ class UnitTime(NamedTuple):
 
     fixed_ns: int
     divisible_ns: int
+
+
+class Added(NamedTuple):
+    """What the runtime adds to an item on every stage (serving/simulate.py: StageTime).
+
+    Attributes:
+        stage_ns: computed beside the units.
+        before_ns, after_ns: on the first stage.
+        next_ns, fetch_ns: on later ones, behind the span, and waiting for a carry that is there.
+        late_ns: on every stage of several tensor-parallel ranks, until the last of them begins.
+    """
+
+    stage_ns: int = 0
+    before_ns: int = 0
+    after_ns: int = 0
+    next_ns: int = 0
+    fetch_ns: int = 0
+    late_ns: int = 0
 
 
 class ServingCosts(Protocol):
@@ -69,14 +89,18 @@ class ServingCosts(Protocol):
     def all_gather(self, tp_degree: int, num_bytes: int) -> CallTime:
         """A tensor of so many bytes, whole on every tensor-parallel rank afterwards."""
 
-    def hop(self, *, same_host: bool) -> Hop:
-        """A message between two neighbours."""
+    def waits_ns(self, tp_degree: int, size: ItemSize, compute_ns: int) -> int | None:
+        """What tensor-parallel ranks wait for each other in an item on a stage that computes so long; None where that
+        is not known beyond the calls' own times."""
 
-    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
-        """What a message takes from each of its two ranks."""
+    def message_ns(self, num_bytes: int, rows: int, *, same_host: bool) -> int:
+        """From the end of a stage's span until the next stage's, which waits, begins; of an item of so many rows."""
 
-    def item_ns(self, stage: int, num_stages: int) -> int:
-        """What the runtime adds to an item on a stage; on stage 0 with choosing it and noting what came back."""
+    def back_ns(self, rows: int, *, same_host: bool) -> int:
+        """From the end of the last stage's span until rank 0, which waits, knows the tokens."""
+
+    def added(self, mesh: Mesh, rows: int) -> Added:
+        """What the runtime adds to an item."""
 
     def interval(self, p50_ns: int) -> TimeInterval:
         """In which eight rounds of ten are expected, around a predicted time."""
@@ -140,14 +164,18 @@ class AnalyticServing:
     def all_gather(self, tp_degree: int, num_bytes: int) -> CallTime:
         return CallTime(0, self.rates.collective_ns("all_gather", tp_degree, num_bytes, same_host=True))
 
-    def hop(self, *, same_host: bool) -> Hop:
-        return self.rates.hop(same_host=same_host)
+    def waits_ns(self, tp_degree: int, size: ItemSize, compute_ns: int) -> int | None:
+        return None
 
-    def post_ns(self, num_bytes: int, *, same_host: bool) -> int:
-        return 0
+    def message_ns(self, num_bytes: int, rows: int, *, same_host: bool) -> int:
+        hop = self.rates.hop(same_host=same_host)
+        return int(hop.latency + hop.transfer(num_bytes))
 
-    def item_ns(self, stage: int, num_stages: int) -> int:
-        return 0
+    def back_ns(self, rows: int, *, same_host: bool) -> int:
+        return self.message_ns(rows * TOKEN_BYTES, rows, same_host=same_host)
+
+    def added(self, mesh: Mesh, rows: int) -> Added:
+        return Added()
 
     def interval(self, p50_ns: int) -> TimeInterval:
         return TimeInterval(p10_ns=int(p50_ns * LOW), p50_ns=p50_ns, p90_ns=int(p50_ns * HIGH))

@@ -187,7 +187,6 @@ def _rank(chosen: EvaluatedServing, stage: int) -> PredictedRank:
     time = RankTime(
         forward_ns=did.prefill_ns + did.decode_ns,
         tensor_parallel_ns=did.tensor_parallel_ns,
-        messages_ns=did.messages_ns,
         overhead_ns=did.overhead_ns,
         idle_ns=chosen.round_ns - did.total_ns,
     )

@@ -25,7 +25,6 @@ from hybrid_runtime.shapes import LlamaShape
 
 _LOGIT_BYTES = 8  # of a logit that is drawn from: float64
 _BEST_BYTES = 16  # of a rank's most likely token and its logit
-_TOKEN_BYTES = 8  # of an id that returns to rank 0
 _SUMMED = ("embedding", "attn", "mlp")  # units after which tensor-parallel ranks sum the carry
 _NO_CALL = CallTime(0, 0)
 
@@ -104,40 +103,36 @@ class ServedStages:
         return self._known[size]
 
     def _times(self, size: ItemSize) -> ItemTimes:
-        tp = self.mesh.tp_degree
-        units = {kind: self.costs.unit(kind, tp, size) for kind in (*_SUMMED, "head")}
+        tp, costs = self.mesh.tp_degree, self.costs
+        units = {kind: costs.unit(kind, tp, size) for kind in (*_SUMMED, "head")}
         carry_bytes = size.tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
-        summed = self.costs.all_reduce(tp, carry_bytes) if tp > 1 else _NO_CALL
-        gathered = _NO_CALL
-        if tp > 1 and size.wanted:
-            row_bytes = _BEST_BYTES * tp if self.greedy else _LOGIT_BYTES * self.shape.vocab_size
-            gathered = self.costs.all_gather(tp, size.wanted * row_bytes)
-        posts_ns = [self.costs.post_ns(one.tensors * carry_bytes, same_host=one.same_host) for one in self._edges]
+        summed = costs.all_reduce(tp, carry_bytes) if tp > 1 else _NO_CALL
+        told, added = self._told(size), costs.added(self.mesh, size.rows)
         stages = []
         for stage, shares in enumerate(self.shares):
-            compute_ns = waits_ns = 0
+            compute_ns, calls_ns = added.stage_ns, 0
             for kind, share in shares.items():
                 part, unit = share.part, units[kind]
                 compute_ns += share.units * unit.fixed_ns + unit.divisible_ns * part.numerator // part.denominator
-                call, calls = (gathered, 1) if kind == "head" else (summed, share.lasts)
+                call, calls = (told, 1) if kind == "head" else (summed, share.lasts)
                 compute_ns += calls * call.compute_ns
-                waits_ns += calls * call.wait_ns
-            own_ns = sum(posts_ns[max(0, stage - 1) : stage + 1])
-            stages.append(StageTime(compute_ns, waits_ns, own_ns, self.costs.item_ns(stage, self.num_stages)))
-        hops = (self._message_ns(one.tensors * carry_bytes, one.same_host) for one in self._edges)
-        back_ns = self._message_ns(size.wanted * _TOKEN_BYTES, not any(self.crosses)) if self._edges else 0
+                calls_ns += calls * call.wait_ns
+            waits_ns = costs.waits_ns(tp, size, compute_ns) if tp > 1 else None
+            waits_ns = (calls_ns if waits_ns is None else waits_ns) + added.late_ns
+            around = (added.before_ns, added.after_ns, 0) if stage == 0 else (0, added.next_ns, added.fetch_ns)
+            stages.append(StageTime(compute_ns, waits_ns, *around))
+        hops = (costs.message_ns(one.tensors * carry_bytes, size.rows, same_host=one.same_host) for one in self._edges)
+        back_ns = costs.back_ns(size.wanted, same_host=not any(self.crosses)) if self._edges else 0
         return ItemTimes(tuple(stages), tuple(hops), back_ns)
 
-    def _message_ns(self, num_bytes: int, same_host: bool) -> int:
-        latency_ns, ns_per_byte = self._hops[same_host]
-        return latency_ns + num_bytes * ns_per_byte.numerator // ns_per_byte.denominator
-
-    @cached_property
-    def _hops(self) -> Mapping[bool, tuple[int, Fraction]]:
-        """Latency and nanoseconds per byte, inside a node and between nodes."""
-        hops = {same_host: self.costs.hop(same_host=same_host) for same_host in {one.same_host for one in self._edges}}
-        hops |= {not any(self.crosses): self.costs.hop(same_host=not any(self.crosses))}
-        return {same_host: (int(hop.latency), Fraction(hop.transfer(1))) for same_host, hop in hops.items()}
+    def _told(self, size: ItemSize) -> CallTime:
+        """What tensor-parallel ranks tell each other to choose tokens."""
+        tp = self.mesh.tp_degree
+        if tp == 1 or not size.wanted:
+            return _NO_CALL
+        if self.greedy:
+            return self.costs.all_reduce(tp, size.wanted * _BEST_BYTES * tp)
+        return self.costs.all_gather(tp, size.wanted * _LOGIT_BYTES * self.shape.vocab_size)
 
     def buffer_bytes(self, stage: int, tokens: int) -> int:
         """Of messages of an item of so many tokens: one that is received, one that is on its way out."""

@@ -22,22 +22,26 @@ from hybrid_runtime.serving.requests import Answer, Item, Source
 
 
 class StageTime(NamedTuple):
-    """What an item takes a rank; the parts are one after another.
+    """What an item takes a rank.
+
+        | fetch | before | compute, tensor_parallel | after |
 
     Attributes:
-        tensor_parallel_ns: collectives.
-        messages_ns: what the rank itself does to send and receive.
-        overhead_ns: what the runtime adds to an item.
+        compute_ns, tensor_parallel_ns: from when its carry is there until its output is: computing, and collectives.
+        before_ns: what the runtime does before that, once it may.
+        after_ns: behind it, before the rank looks for what comes next.
+        fetch_ns: waiting for a carry that is there already when the rank looks for it.
     """
 
     compute_ns: int
     tensor_parallel_ns: int = 0
-    messages_ns: int = 0
-    overhead_ns: int = 0
+    before_ns: int = 0
+    after_ns: int = 0
+    fetch_ns: int = 0
 
     @property
-    def total_ns(self) -> int:
-        return sum(self)
+    def span_ns(self) -> int:
+        return self.compute_ns + self.tensor_parallel_ns
 
 
 class ItemTimes(NamedTuple):
@@ -45,8 +49,8 @@ class ItemTimes(NamedTuple):
 
     Attributes:
         stages: what it takes each of them.
-        hops_ns: from the end on a stage until it is on the next one; one fewer than stages.
-        back_ns: from the end on the last stage until rank 0 knows its tokens.
+        hops_ns: from the end of computing on a stage until the next one, which waits, begins; one fewer than stages.
+        back_ns: from the end of computing on the last stage until rank 0, which waits, knows its tokens.
     """
 
     stages: tuple[StageTime, ...]
@@ -72,12 +76,11 @@ class ServedTime:
     prefill_ns: int = 0
     decode_ns: int = 0
     tensor_parallel_ns: int = 0
-    messages_ns: int = 0
     overhead_ns: int = 0
 
     @property
     def total_ns(self) -> int:
-        return self.prefill_ns + self.decode_ns + self.tensor_parallel_ns + self.messages_ns + self.overhead_ns
+        return self.prefill_ns + self.decode_ns + self.tensor_parallel_ns + self.overhead_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def simulate(source: Source, batcher: Batcher, costs: PipelineCosts) -> Served:
 class _Simulation:
     def __init__(self, source: Source, batcher: Batcher, costs: PipelineCosts) -> None:
         self._source, self._batcher, self._costs = source, batcher, costs
-        self._free_ns = [0] * costs.num_stages  # of later stages: when each is done with what it has
+        self._free_ns = [0] * costs.num_stages  # when each stage is done with what it has
         self._back: deque[tuple[int, Item]] = deque()  # when rank 0 will know the tokens of an item
         self._answers: list[Answer] = []
         self._ranks = tuple(ServedTime() for _ in range(costs.num_stages))
@@ -161,16 +164,17 @@ class _Simulation:
         """The way of an item through all stages; when the first one is free again."""
         self._sent[item.kind] += 1
         times = self._costs.times_of(item)
-        first_free_ns = end_ns = now_ns
-        for stage, (took, hop_ns) in enumerate(zip(times.stages, (0, *times.hops_ns), strict=True)):
-            _add(self._ranks[stage], item, took)
-            end_ns = max(end_ns + hop_ns, self._free_ns[stage]) + took.total_ns
-            self._free_ns[stage] = end_ns
-            if stage == 0:
-                first_free_ns = end_ns
+        end_ns = now_ns + times.stages[0].before_ns + times.stages[0].span_ns
+        self._free_ns[0] = end_ns + times.stages[0].after_ns
+        for stage, (took, hop_ns) in enumerate(zip(times.stages[1:], times.hops_ns, strict=True), start=1):
+            begin_ns = max(end_ns + hop_ns, self._free_ns[stage] + took.fetch_ns)
+            end_ns = begin_ns + took.before_ns + took.span_ns
+            self._free_ns[stage] = end_ns + took.after_ns
+        for rank, took in zip(self._ranks, times.stages, strict=True):
+            _add(rank, item, took)
         back_ns = end_ns + times.back_ns
         self._back.append((max(back_ns, self._back[-1][0] if self._back else 0), item))
-        return first_free_ns
+        return self._free_ns[0]
 
 
 def _add(rank: ServedTime, item: Item, took: StageTime) -> None:
@@ -179,5 +183,4 @@ def _add(rank: ServedTime, item: Item, took: StageTime) -> None:
     else:
         rank.decode_ns += took.compute_ns
     rank.tensor_parallel_ns += took.tensor_parallel_ns
-    rank.messages_ns += took.messages_ns
-    rank.overhead_ns += took.overhead_ns
+    rank.overhead_ns += took.before_ns + took.after_ns

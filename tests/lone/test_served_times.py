@@ -30,10 +30,3 @@ def test_every_unit_with_every_item(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WHOLE = {("embedding", 1), ("attn", 6), ("mlp", 256), ("head", 1)}
-
-
-def test_what_the_engine_adds_to_an_item() -> None:
-    found = measured.served_item_times(serving(), CPU)
-    assert found is not None
-    assert 0 < found.stage_ns < 10**7
-    assert 0 < found.first_ns < 10**7

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from hybrid_runtime.calibration import Calibration, ServedItemTimes, ServedUnitTimes, Spread
+from hybrid_runtime.calibration import Calibration, ServedHop, ServedItemTimes, ServedUnitTimes, Spread
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.planner.calibrated import CalibratedCosts
 from hybrid_runtime.planner.request import model_of
 from hybrid_runtime.planner.serving_asked import AskedItem, asked_degrees, asked_items
 from hybrid_runtime.planner.serving_calibrated import CalibratedServing
+from hybrid_runtime.planner.serving_costs import Added
 from hybrid_runtime.planner.serving_items import ItemSize, decode_size, prefill_size
 from hybrid_runtime.planner.serving_plan import plan_serving
 from hybrid_runtime.shapes import PRESETS
@@ -17,6 +19,30 @@ from tests.serving.deployments import serving
 
 PARTS = {"embedding": 256, "attn": 6, "mlp": 256, "head": 1}
 OF = serving(search={"devices": 2})
+ENGINE = (
+    ServedItemTimes(ranks="one", rows=1, stage_ns=20, before_ns=100),
+    ServedItemTimes(ranks="one", rows=4, stage_ns=50, before_ns=160),
+    ServedItemTimes(
+        ranks="pipeline",
+        rows=4,
+        stage_ns=60,
+        before_ns=300,
+        after_ns=200,
+        next_ns=170,
+        fetch_ns=180,
+        back_ns=150,
+        hops=(ServedHop(num_bytes=1000, time_ns=200), ServedHop(num_bytes=3000, time_ns=260)),
+    ),
+    ServedItemTimes(
+        ranks="tensor",
+        rows=4,
+        stage_ns=40,
+        before_ns=250,
+        late_ns=190,
+        prefill_waits_ppm=50_000,
+        decode_waits_ppm=100_000,
+    ),
+)
 
 
 def took_ns(unit: str, item: AskedItem, part: float = 1) -> int:
@@ -68,7 +94,7 @@ def calibration() -> Calibration:
         optimizer_bytes_per_parameter=8,
         gradient_bytes_per_parameter=4,
         served=tuple(rows),
-        served_item=ServedItemTimes(stage_ns=20, first_ns=100),
+        served_items=ENGINE,
     )
 
 
@@ -140,10 +166,29 @@ def test_what_was_not_measured_is_refused() -> None:
         plan_serving(OF, bare)
 
 
-def test_items_and_intervals() -> None:
+def test_what_the_engine_adds() -> None:
+    """Between rows it is on a line; stages of several ranks have what either way of having two ranks adds."""
     found = costs()
-    assert (found.item_ns(0, 2), found.item_ns(1, 2)) == (120, 90)
-    times = found.interval(1000)
+    assert found.added(Mesh(), 2) == Added(stage_ns=30, before_ns=120)
+    assert found.added(Mesh(pp_degree=2), 2) == Added(60, 300, 200, 170, 180)
+    assert found.added(Mesh(tp_degree=2), 1) == Added(stage_ns=40, before_ns=250, late_ns=190)
+    assert found.added(Mesh(tp_degree=2, pp_degree=2), 1) == Added(60, 300, 200, 170, 180, late_ns=190)
+    bare = CalibratedServing(calibration().model_copy(update={"served_items": ()}), found.network, "float32")
+    assert bare.added(Mesh(), 1) == Added()
+    assert "not measured here: what the engine adds to an item, counted as 0" in bare.notes
+
+
+def test_messages_and_waits() -> None:
+    found = costs()
+    assert found.message_ns(2000, 4, same_host=True) == 230
+    assert found.message_ns(5000, 4, same_host=True) == 320
+    assert found.back_ns(4, same_host=True) == 150
+    assert found.waits_ns(2, decode_size(4, 10), 1000) == 100
+    assert found.waits_ns(2, prefill_size(1, 0, 8, 1), 1000) == 50
+
+
+def test_intervals() -> None:
+    times = costs().interval(1000)
     assert (times.p10_ns, times.p50_ns, times.p90_ns) == pytest.approx((900, 1000, 1200), abs=2)
 
 
