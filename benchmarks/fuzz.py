@@ -187,7 +187,7 @@ def call(arguments: Sequence[str]) -> tuple[int, str | None]:
     except BaseException as problem:
         lines = traceback.format_exc(limit=-3).splitlines()
         return -1, f"{type(problem).__name__}: {problem}"[:300] + "\n    " + "\n    ".join(lines[-7:-1])
-    return -1, "the command returned instead of exiting"
+    return -1, "the command returned instead of exiting"  # type: ignore[unreachable]
 
 
 def _judged_end(code: object, out: str, err: str) -> tuple[int, str | None]:

@@ -155,9 +155,9 @@ def _damage_files(folder: Path, file: Path, files: Sequence[Path], chance: rando
         f"{name}: removed": file.unlink,
         f"{name}: emptied": lambda: file.write_bytes(b""),
         f"{name}: unreadable": lambda: file.chmod(0),
-        f"{name}: is a folder": lambda: (file.unlink(), file.mkdir()),
-        f"{name}: is a link to nothing": lambda: (file.unlink(), file.symlink_to("nowhere")),
-        f"{name}: is a link to itself": lambda: (file.unlink(), file.symlink_to(file.name)),
+        f"{name}: is a folder": lambda: _instead(file, file.mkdir),
+        f"{name}: is a link to nothing": lambda: _instead(file, lambda: file.symlink_to("nowhere")),
+        f"{name}: is a link to itself": lambda: _instead(file, lambda: file.symlink_to(file.name)),
         f"{name} and {second}: swapped": lambda: _swap(file, other),
         f"{name}: also as copy{file.suffix}": lambda: shutil.copy(file, file.with_name(f"copy{file.suffix}")),
         f"{name}: also as {second}": lambda: file == other or shutil.copy(file, other),
@@ -167,6 +167,12 @@ def _damage_files(folder: Path, file: Path, files: Sequence[Path], chance: rando
     what = chance.choice(list(ways))
     ways[what]()
     return what
+
+
+def _instead(file: Path, make: Callable[[], object]) -> None:
+    """Something else of that name."""
+    file.unlink()
+    make()
 
 
 def _swap(file: Path, other: Path) -> None:

@@ -150,7 +150,7 @@ def random_model(hidden_size: int, layers: int, folder: Path, device: torch.devi
         eos_token_id=None,
         pad_token_id=0,
     )
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = transformers.LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     return model.to(device)
 

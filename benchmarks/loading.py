@@ -11,7 +11,7 @@ then lie in memory as well. Converting must stay under 100 MB whatever the size.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from hybrid_runtime.checkpoint.folders import whole
 from hybrid_runtime.checkpoint.from_hugging_face import from_hugging_face
 from hybrid_runtime.checkpoint.same_training import Training
 from hybrid_runtime.checkpoint.to_hugging_face import to_hugging_face
-from hybrid_runtime.comm.groups import Groups
-from hybrid_runtime.data.tokens import ArrayTokens
+from hybrid_runtime.comm.groups import Backend, Groups
+from hybrid_runtime.data.tokens import ArrayTokens, Content
 from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.hugging_face_config import config_of
 from hybrid_runtime.job import run_step
@@ -104,9 +104,9 @@ def joined(settings: Deployment) -> tuple[Plan, Training]:
     on_gpu = settings.hardware.device == "cuda"
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     plan, specs = plan_of(settings), model_units(settings.model, settings.shape)
-    backend = "nccl" if on_gpu else "gloo"
+    backend: Backend = "nccl" if on_gpu else "gloo"
     groups: Groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timedelta(minutes=5))
-    return plan, Training(settings, plan, specs, groups, TOKENS)
+    return plan, Training(settings, plan, specs, groups, [Content(TOKENS, "0" * 64)])
 
 
 def make_checkpoint(rank: int, folder: Path, shape: LlamaShape) -> None:
@@ -143,10 +143,11 @@ def measure(
 def measure_convert(rank: int, folder: Path) -> list[dict[str, Any]]:
     """The checkpoint into a folder, and a folder into a checkpoint."""
     cases = []
-    for name, convert in (
+    conversions: tuple[tuple[str, Callable[[], object]], ...] = (
         ("checkpoint to folder", lambda: to_hugging_face(whole(folder / "checkpoints")[-1], folder / "converted")),
         ("folder to checkpoint", lambda: from_hugging_face(folder / "model", folder / "begun")),
-    ):
+    )
+    for name, convert in conversions:
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
         convert()

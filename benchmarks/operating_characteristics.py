@@ -62,7 +62,7 @@ def cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
 def _range_cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
     """50 batches: of one step each with independent noise, of ten steps with correlated noise."""
     goals = {0.0: MUST_PASS, 0.5: MUST_PASS, 1.0: AT_THE_LIMIT, 1.5: MUST_FAIL}
-    found = {}
+    found: dict[str, tuple[Cell, tuple[Goal, ...]]] = {}
     for devices in (3, 8):
         for cv, correlation, rows, length in ((0.01, 0, 50, 1), (0.02, 0, 50, 1), (0.01, 0.5, 500, 10)):
             for truth, goal in goals.items():
@@ -74,7 +74,7 @@ def _range_cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
 
 def _range_looks() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
     """At the limit, single steps as batches, so that the rule must find the length of its batches itself."""
-    found = {}
+    found: dict[str, tuple[Cell, tuple[Goal, ...]]] = {}
     for devices, correlation, looks in ((3, 0, "three"), (3, 0, "five"), (3, 0.5, "three"), (3, 0.5, "five")):
         name = f"range N={devices} wobble={correlation} at the limit, {looks} looks"
         found[name] = Cell("range", 1, LOOKS[looks], 0.01, devices, correlation), AT_THE_LIMIT
@@ -97,7 +97,7 @@ def _floor_cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
 
 def _ratio_cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
     """A wobble from step to step over both sides, and, harder, from pair to pair."""
-    found = {}
+    found: dict[str, tuple[Cell, tuple[Goal, ...]]] = {}
     for pairs, looks in PAIR_LOOKS.items():
         shape = f"{pairs} pairs" if pairs.isdigit() else f"{pairs} looks"
         for correlation, between in ((0, False), (0.5, False), (0.5, True)):

@@ -84,7 +84,7 @@ def step_s(units: dict[str, nn.Module], microbatch: Microbatch) -> float:
     carry: tuple[torch.Tensor, ...] = ()
     for unit in units.values():
         carry = unit(carry, microbatch)
-    carry[0].backward()
+    carry[0].backward()  # type: ignore[no-untyped-call]
     synchronise(microbatch)
     return time.perf_counter() - begin
 

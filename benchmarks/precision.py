@@ -20,7 +20,7 @@ from benchmarks.options import parser_of
 from benchmarks.ours import plan_of
 from benchmarks.ranks import run_ranks
 from benchmarks.results import arguments_given, environment, markdown_table, save
-from hybrid_runtime.data.tokens import open_source
+from hybrid_runtime.data.opening import open_source
 from hybrid_runtime.deployment import Deployment, Parallel, Pipeline, load_deployment
 from hybrid_runtime.job import run_step
 from hybrid_runtime.job_orders import Order

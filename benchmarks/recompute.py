@@ -33,6 +33,7 @@ from hybrid_runtime.records import RankRecords, read_side
 from hybrid_runtime.verdict import Outcome
 from hybrid_runtime.verifier.decide_ratio import decide_equivalence
 from hybrid_runtime.verifier.metrics import wall_compute_ns
+from hybrid_runtime.verifier.side import is_compute
 
 GOAL = Fraction(5, 100)
 KINDS: tuple[RecomputeKind, ...] = get_args(RecomputeKind)
@@ -113,7 +114,9 @@ def _predicted(file: Path) -> PredictedStep:
 
 def rank_errors(predicted: PredictedRank, records: RankRecords) -> dict[str, Any]:
     """Of one pipeline rank, busy nanoseconds and most bytes of activations, and predicted / measured - 1 of both."""
-    busy_ns = median(wall_compute_ns(step) for step in records.measured())
+    busy_ns = median(
+        wall_compute_ns([span for span in step.spans if is_compute(span.name)]) for step in records.measured()
+    )
     num_bytes = max(step.memory.activations_peak or 0 for step in records.steps)
     return {
         "busy_ns": busy_ns,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.mesh import Mesh
@@ -368,8 +368,7 @@ def _header(side: Synthetic, plan: Plan, deployed: Deployment, rank: int) -> str
 
 def _memory(side: Synthetic, rank: int, ledger_step: int | None) -> Memory:
     rows = side.memory_bytes or [1000] * side.ranks
-    row = rows if isinstance(rows[0], int) else rows[(ledger_step or 0) % len(rows)]
-    assert isinstance(row, Sequence)
+    row = cast(Sequence[int], rows if isinstance(rows[0], int) else rows[(ledger_step or 0) % len(rows)])
     peak = row[rank] if ledger_step is not None else None
     return Memory(
         parameters=100,
