@@ -30,7 +30,7 @@ from hybrid_runtime.planner.residuals import residuals
 from hybrid_runtime.planner.rows import fill_rows
 from hybrid_runtime.planner.staged import Staged, stage, weigh
 from hybrid_runtime.planner.state_bytes import MIXED, StateBytes
-from hybrid_runtime.planner.step_model import Collective
+from hybrid_runtime.planner.step_model import Collective, Overlap
 from hybrid_runtime.planner.work import Line
 from hybrid_runtime.predicted import LABELS, Label, TimeInterval
 from hybrid_runtime.schedule.step_costs import Hop
@@ -148,6 +148,7 @@ class Reference:
     notes: tuple[str, ...] = ()
     action_ns: int = 0
     step_ns: int = 0
+    overlap: Overlap = Overlap()
 
     @property
     def source(self) -> Literal["analytic", "calibration", "records"]:

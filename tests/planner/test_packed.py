@@ -21,6 +21,6 @@ def test_a_packed_run_is_told_how_much_less_it_may_take(length: int) -> None:
     costs = unit_costs(packed.shape, microbatch_size=1, sequence_length=length, workload="train")
     core = 3 * sum(cost.selective_recompute_flops for cost in costs)
     (part,) = re.findall(r"at most (\d+) % of all compute", said)
-    assert abs(int(part) - 100 * core / sum(cost.flops for cost in costs)) <= 1  # whole nanoseconds of a tiny model
+    assert abs(int(part) - 100 * core / sum(cost.flops for cost in costs)) < 2  # whole nanoseconds of a tiny model
     assert int(part) > 0
     assert not any("data.pack" in one for one in plan_deployment(deployment(**tables), None).sentences)
