@@ -37,7 +37,7 @@ def calibrate_and_plan(
 
 def write_case(file: Path, case: Mapping[str, Any], steps: int) -> Path:
     """A case's deployment file, in which nothing is left for the planner to choose."""
-    values = {
+    values: dict[str, Any] = {
         "name": file.stem,
         "model": MODEL,
         "batch": BATCH,

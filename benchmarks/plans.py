@@ -148,7 +148,7 @@ class Reference:
     notes: tuple[str, ...] = ()
     action_ns: int = 0
     step_ns: int = 0
-    overlap = Overlap()
+    overlap: Overlap = Overlap()
 
     @property
     def source(self) -> Literal["analytic", "calibration", "records"]:

@@ -14,6 +14,7 @@ from hybrid_runtime.planner.doubts import doubts
 from hybrid_runtime.planner.evaluate import Evaluated
 from hybrid_runtime.planner.layout import Setting
 from hybrid_runtime.planner.losers import Loser, why_not
+from hybrid_runtime.planner.packed import packing
 from hybrid_runtime.planner.request import model_of, setting_of, space_of
 from hybrid_runtime.planner.residuals import residuals
 from hybrid_runtime.planner.step_model import StepModel
@@ -76,7 +77,8 @@ def plan_deployment(
     ]
     plan = write_plan(chosen, setting, model, baselines(chosen, setting, model), others)
     assert plan.predicted is not None, "a plan that was searched has a prediction"
-    sentences = (*doubts(plan.predicted), *residuals(chosen), *_sharing(deployment, chosen), *model.notes)
+    told = (*_sharing(deployment, chosen), *packing(deployment, chosen, model))
+    sentences = (*doubts(plan.predicted), *residuals(chosen), *told, *model.notes)
     return Planned(tuple(found.best), setting, model, plan, sentences, tuple(grouped(found.losers)))
 
 

@@ -54,5 +54,5 @@ def test_every_case_is_the_same_plan_but_for_what_it_forgets(tmp_path: Path, sch
         file = load_deployment(write_case(tmp_path / "case.json", values, steps=8))
         (layout,) = layouts(space_of(file), setting_of(file))
         assert isinstance(layout, Layout)
-        layouts_found.append((layout.schedule, layout.cuts, setting_of(file).recomputes))
-    assert layouts_found == [(schedule, "given", (kind,)) for kind in KINDS]
+        layouts_found.append((layout.schedule, layout.cuts, layout.recompute))
+    assert layouts_found == [(schedule, "given", kind) for kind in KINDS]
