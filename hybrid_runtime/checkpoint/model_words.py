@@ -29,6 +29,17 @@ def shape_of_words(words: str) -> LlamaShape | None:
         return None
 
 
+def unequal_words(one: str, other: str) -> tuple[str, str]:
+    """Two models, without the sizes that they share; texts that describe no models as they are."""
+    try:
+        first, second = json.loads(one), json.loads(other)
+        differing = [{key: value for key, value in a.items() if b.get(key) != value} for a, b in
+                     ((first, second), (second, first))]  # fmt: skip
+    except (ValueError, AttributeError):
+        return one, other
+    return json.dumps(differing[0]), json.dumps(differing[1])
+
+
 def whole_shape(parts: Sequence[Part]) -> tuple[int, ...]:
     """Of the parameter that joins these tensors along dim 0."""
     return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])

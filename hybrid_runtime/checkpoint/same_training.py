@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hybrid_runtime.checkpoint.manifest import Manifest, read_manifest
-from hybrid_runtime.checkpoint.model_words import words_of_shape
+from hybrid_runtime.checkpoint.model_words import unequal_words, words_of_shape
 from hybrid_runtime.checkpoint.training_state import TrainingState
 from hybrid_runtime.comm.groups import Groups
 from hybrid_runtime.data.tokens import Content
@@ -124,8 +124,9 @@ def refuse_other(resumed: Path, manifest: Manifest, deployment: Deployment, cont
         unsaid = value if key.startswith(_CONTENT) else _BEFORE.get(key)
         was = manifest.training.get(key, unsaid)
         if was != value:
+            before, now = unequal_words(was or "nothing", value)
             raise UsageError(
-                f"{resumed}: was trained with {key} = {was}, and this deployment has {value}; "
+                f"{resumed}: was trained with {key} = {before}, and this deployment has {now}; "
                 "give it the same, or start anew without --resume"
             )
     steps = deployment.workload.steps
