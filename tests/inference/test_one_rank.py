@@ -188,6 +188,21 @@ def test_a_request_that_does_not_fit_is_refused_and_the_others_are_answered() ->
     assert [by_id[number].end for number in (7, 8, 9, 0, 1, 2, 3)] == ["refused"] * 3 + ["length"] * 4
 
 
+def test_items_are_recorded_by_stage_kind_and_microbatch() -> None:
+    settings = deployment()
+    settings = settings.model_copy(update={"batch": settings.batch.model_copy(update={"microbatch_size": 1})})  # type: ignore[union-attr]
+    engine, _, _ = engine_of(settings)
+    names: list[str] = []
+
+    class Noted(NullRecorder):
+        def begin_span(self, name: str) -> None:
+            names.append(name)
+
+    engine._recorder = Noted(CPU)
+    answers(engine, settings, [Request(0, (1, 2), 3), Request(1, (3,), 2)])
+    assert names == ["0P0", "0P1", "0D0", "0D1", "0D0"]
+
+
 def test_an_item_that_fails_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = deployment()
     engine, built, _ = engine_of(settings)
