@@ -186,6 +186,7 @@ class Calibration(_Frozen):
         forgetting: whole units that compute again, at the file's own microbatch size.
         company: who worked on the other cores while units, the executor and the optimizer were measured.
         served, served_items: of a deployment that serves requests.
+        served_paces: an item's time now and then, in millionths of its median: equally likely ones, the fastest first.
         not_measured: what this machine could not show, each with the reason; such terms are modelled or absent.
     """
 
@@ -209,6 +210,7 @@ class Calibration(_Frozen):
     company: Company = Company()
     served: tuple[ServedUnitTimes, ...] = ()
     served_items: tuple[ServedItemTimes, ...] = ()
+    served_paces: tuple[int, ...] = ()
     not_measured: dict[str, str] = {}
 
     def to_json(self) -> str:

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from hybrid_runtime.calibration import Calibration, CollectiveTime, ServedItemTimes, ServedUnitTimes, model_hash
+from hybrid_runtime.calibration import Calibration, CollectiveTime, ServedItemTimes, model_hash
 from hybrid_runtime.comm.start import Launch, choose_device
 from hybrid_runtime.company import Company
 from hybrid_runtime.data_parallel.buckets import BUCKET_BYTES
@@ -30,7 +30,7 @@ from hybrid_runtime.lone.ending import ended
 from hybrid_runtime.lone.exchange import Exchanged, exchange, lone_cpu_ns
 from hybrid_runtime.lone.overheads import executor_ns, optimizer_costs
 from hybrid_runtime.lone.served_items import served_on_one
-from hybrid_runtime.lone.served_times import busy_requests, served_times
+from hybrid_runtime.lone.served_times import Served, busy_requests, served_times
 from hybrid_runtime.lone.unit_times import busy_units, unit_times, wanted_of
 from hybrid_runtime.mesh import divisors
 from hybrid_runtime.models.build import model_costs
@@ -71,7 +71,7 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
             action_ns, step_ns = executor_ns(device)
             tick("optimizer")
             optimizer = optimizer_costs(wanted.specs, deployment.optimizer, device, getattr(torch, wanted.dtype))
-            served, items, not_served = _served(deployment, device, tick)
+            served, items = _served(deployment, device, tick)
             collectives = tuple(_with_lone_cpu(row) for world in found for row in world.collectives)
     except (torch.OutOfMemoryError, MemoryError) as problem:
         raise EnvironmentProblem(
@@ -99,21 +99,20 @@ def calibrate(deployment: Deployment, device: torch.device, tick: Tick, *, alone
         gradient_bytes_per_parameter=optimizer.gradient_bytes_per_parameter,
         allocator={} if cpu else _allocator(device),
         company=company,
-        served=tuple(served),
+        served=served.rows,
+        served_paces=served.paces,
         served_items=(*items, *(row for world in found for row in world.served_items)),
-        not_measured=not_measured | left_out | not_served,
+        not_measured=not_measured | left_out | dict(served.left_out),
     )
 
 
-def _served(
-    deployment: Deployment, device: torch.device, tick: Tick
-) -> tuple[Sequence[ServedUnitTimes], Sequence[ServedItemTimes], dict[str, str]]:
+def _served(deployment: Deployment, device: torch.device, tick: Tick) -> tuple[Served, Sequence[ServedItemTimes]]:
     """Units with items of requests, and what the engine adds on one rank; nothing where no requests are served."""
     if not deployment.serves:
-        return (), (), {}
-    units, left_out = served_times(deployment, device, tick)
+        return Served(), ()
+    found = served_times(deployment, device, tick)
     tick("engine: 1 rank")
-    return units, served_on_one(deployment) if device.type == "cpu" else (), left_out
+    return found, served_on_one(deployment) if device.type == "cpu" else ()
 
 
 def _company_of(deployment: Deployment, device: torch.device, cores: int, *, alone: bool) -> Company:

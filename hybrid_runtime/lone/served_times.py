@@ -9,12 +9,13 @@ it. What the engine adds to an item is measured with the engine itself (served_i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import cycle
+from itertools import cycle, pairwise
+from statistics import fmean, median
 from time import monotonic_ns, thread_time_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from hybrid_runtime.serving.requests import GREEDY, Row
 from hybrid_runtime.tensor_parallel.initialise import any_weights
 
 ROUNDS, MOST_ROUNDS, ROUNDS_S = 5, 40, 20.0
+_PACES = 10
 _MOST_LAYERS = 4  # whose weights are there at once
 
 Tick = Callable[[str], None]
@@ -71,14 +73,22 @@ class _Case:
     host_ns: list[int] = field(default_factory=list)
 
 
-def served_times(
-    deployment: Deployment, device: torch.device, tick: Tick
-) -> tuple[list[ServedUnitTimes], dict[str, str]]:
-    """Measures all units with all items that a plan asks for.
+class Served(NamedTuple):
+    """What was measured.
 
-    Returns:
-        One row per unit and item, and why degrees were left out, by name.
+    Attributes:
+        rows: one per unit and item.
+        paces: what an item takes at times, in millionths of its median: so many equally likely ones, fastest first.
+        left_out: why degrees were, by name.
     """
+
+    rows: tuple[ServedUnitTimes, ...] = ()
+    paces: tuple[int, ...] = ()
+    left_out: Mapping[str, str] = {}
+
+
+def served_times(deployment: Deployment, device: torch.device, tick: Tick) -> Served:
+    """Measures all units with all items that a plan asks for."""
     left_out: dict[str, str] = {}
     cases: list[_Case] = []
     for tp_degree in asked_degrees(deployment):
@@ -98,7 +108,21 @@ def served_times(
         tick(f"served units: round {number + 1} of {rounds}")
         _round(cases if number % 2 == 0 else list(reversed(cases)), device)
     assert deployment.model is not None
-    return [_row(case, deployment.model.dtype) for case in cases], left_out
+    return Served(tuple(_row(case, deployment.model.dtype) for case in cases), _paces(cases), left_out)
+
+
+def _paces(cases: Sequence[_Case]) -> tuple[int, ...]:
+    """A core is not always equally fast: what else its machine does slows all units of an item alike."""
+    items: dict[tuple[int, AskedItem], list[_Case]] = {}
+    for case in cases:
+        items.setdefault((case.of.tp_degree, case.item), []).append(case)
+    found = []
+    for alike in items.values():
+        usual_ns = sum(median(case.times_ns) for case in alike)
+        found += [sum(times) / usual_ns for times in zip(*(case.times_ns for case in alike), strict=True)]
+    found.sort()
+    edges = [len(found) * step // _PACES for step in range(_PACES + 1)]
+    return tuple(int(10**6 * fmean(found[start:stop])) for start, stop in pairwise(edges) if stop > start)
 
 
 @contextmanager

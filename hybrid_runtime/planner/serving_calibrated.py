@@ -72,6 +72,10 @@ class CalibratedServing:
     def notes(self) -> tuple[str, ...]:
         return (*self._said, *self.network.notes)
 
+    @property
+    def paces(self) -> tuple[int, ...]:
+        return self.calibration.served_paces
+
     def unit(self, kind: str, tp_degree: int, size: ItemSize) -> UnitTime:
         if kind == "head" and not size.wanted:
             return UnitTime(0, 0)

@@ -102,6 +102,10 @@ class ServingCosts(Protocol):
     def added(self, mesh: Mesh, rows: int) -> Added:
         """What the runtime adds to an item."""
 
+    @property
+    def paces(self) -> tuple[int, ...]:
+        """Equally likely times of an item, in millionths of the median; empty where it always takes that."""
+
     def interval(self, p50_ns: int) -> TimeInterval:
         """In which eight rounds of ten are expected, around a predicted time."""
 
@@ -143,6 +147,10 @@ class AnalyticServing:
             f"nodes, {r.latency_ns / 1e3:g} us latency and {self.unit_ns / 1e3:g} us to launch a unit; the runtime's "
             "own time is not in it",
         )
+
+    @property
+    def paces(self) -> tuple[int, ...]:
+        return ()
 
     def unit(self, kind: str, tp_degree: int, size: ItemSize) -> UnitTime:
         flops, num_bytes = unit_flops(self.shape, kind, size), self._bytes_read(kind, tp_degree, size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -98,9 +99,18 @@ class ServedStages:
     def times_of(self, item: Item) -> ItemTimes:
         size = size_of(item)
         self.seen[size] += 1
-        if size not in self._known:
-            self._known[size] = self._times(size)
-        return self._known[size]
+        times = self._known.get(size)
+        if times is None:
+            times = self._known[size] = self._times(size)
+        if not self.costs.paces:
+            return times
+        stages = (took.paced(next(pace)) for took, pace in zip(times.stages, self._paces, strict=True))
+        return times._replace(stages=tuple(stages))
+
+    @cached_property
+    def _paces(self) -> tuple[Iterator[int], ...]:
+        """Of every stage, in turn: cores are fast and slow by themselves, so one stage waits for the other."""
+        return tuple(_paces(self.costs.paces, stage) for stage in range(self.num_stages))
 
     def _times(self, size: ItemSize) -> ItemTimes:
         tp, costs = self.mesh.tp_degree, self.costs
@@ -167,6 +177,14 @@ class ServedStages:
             tp_degree=self.mesh.tp_degree,
             element_bytes=ELEMENT_BYTES[self.dtype],
         )
+
+
+def _paces(equally_likely: Sequence[int], stage: int) -> Iterator[int]:
+    """All of them equally often, in an order of the stage's own."""
+    drawn, block = random.Random(f"pace {stage}"), list(equally_likely)
+    while True:
+        drawn.shuffle(block)
+        yield from block
 
 
 def _parts_of(shape: LlamaShape) -> dict[str, int]:

@@ -24,7 +24,7 @@ from hybrid_runtime.serving.requests import Answer, Item, Source
 class StageTime(NamedTuple):
     """What an item takes a rank.
 
-        | fetch | before | compute, tensor_parallel | after |
+        | fetch | before | compute and collectives | after |
 
     Attributes:
         compute_ns, tensor_parallel_ns: from when its carry is there until its output is: computing, and collectives.
@@ -42,6 +42,10 @@ class StageTime(NamedTuple):
     @property
     def span_ns(self) -> int:
         return self.compute_ns + self.tensor_parallel_ns
+
+    def paced(self, millionths: int) -> StageTime:
+        """The same on a core that needs so much of the usual time."""
+        return self._replace(compute_ns=self.compute_ns * millionths // 10**6)
 
 
 class ItemTimes(NamedTuple):

@@ -16,7 +16,7 @@ def test_every_unit_with_every_item(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "MOST_ROUNDS", 5)
     deployment = serving(search={"devices": 4}, load={"prompt_tokens": 24}, model={"num_layers": 1})
     told: list[str] = []
-    rows, left_out = measured.served_times(deployment, CPU, told.append)
+    rows, paces, left_out = measured.served_times(deployment, CPU, told.append)
     assert left_out == {}  # no plan has tp 4: six heads do not divide
     items, degrees = asked_items(deployment), {row.tp_degree for row in rows}
     assert degrees == {1, 2}
@@ -26,6 +26,9 @@ def test_every_unit_with_every_item(monkeypatch: pytest.MonkeyPatch) -> None:
         halves = [(row.unit, row.parts) for row in rows if row.tp_degree == tp and (row.unit, row.parts) not in WHOLE]
         assert sorted(halves) == [("attn", 3 // tp * tp), ("mlp", 128)]
     assert all(0 < row.time.p10_ns <= row.time.p50_ns <= row.time.p90_ns for row in rows)
+    assert list(paces) == sorted(paces)
+    assert len(paces) == 10
+    assert 0 < paces[0] <= 10**6 <= paces[-1]
     assert told[-1].startswith("served units: round 5")
 
 

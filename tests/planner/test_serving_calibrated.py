@@ -192,6 +192,20 @@ def test_intervals() -> None:
     assert (times.p10_ns, times.p50_ns, times.p90_ns) == pytest.approx((900, 1000, 1200), abs=2)
 
 
+def test_a_pipeline_waits_for_the_slower_core() -> None:
+    """Items take half or twice the usual on either stage: as much work on both, but a longer round."""
+    even, uneven = (
+        plan_serving(
+            serving(pp=2, search={"vary": []}, load={"output_tokens": 40}, hardware={"devices": 2}),
+            calibration().model_copy(update={"served_paces": paces}),
+        ).best[0]
+        for paces in ((), (500_000, 500_000, 2_000_000))
+    )
+    busy, paced = (sum(rank.decode_ns for rank in one.served.ranks) for one in (even, uneven))
+    assert paced == pytest.approx(busy, rel=0.02)
+    assert uneven.round_ns > 1.15 * even.round_ns
+
+
 def test_a_plan_from_measured_costs() -> None:
     plan = plan_serving(OF, calibration()).plan
     predicted = plan.predicted
