@@ -46,7 +46,7 @@ def write_case(file: Path, case: Mapping[str, Any], steps: int) -> Path:
         "measurement": {"warmup_steps": min(10, steps // 2)},
         "search": {"vary": []},
     }
-    file.write_text(json.dumps(values | case), encoding="utf-8")
+    file.write_text(json.dumps({**values, **case}), encoding="utf-8")
     return file
 
 

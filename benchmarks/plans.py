@@ -148,7 +148,7 @@ class Reference:
     notes: tuple[str, ...] = ()
     action_ns: int = 0
     step_ns: int = 0
-    overlap: Overlap = Overlap()
+    overlap = Overlap()
 
     @property
     def source(self) -> Literal["analytic", "calibration", "records"]:
