@@ -148,7 +148,10 @@ class Reference:
     notes: tuple[str, ...] = ()
     action_ns: int = 0
     step_ns: int = 0
-    overlap = Overlap()
+
+    @property
+    def overlap(self) -> Overlap:
+        return Overlap()
 
     @property
     def source(self) -> Literal["analytic", "calibration", "records"]:
