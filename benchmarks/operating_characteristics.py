@@ -113,7 +113,7 @@ def _quantile_cases() -> dict[str, tuple[Cell, tuple[Goal, ...]]]:
     found = {}
     for name, truth, rounds in (("median", 50, 40), ("p90", 90, 40), ("p99", 99, 160)):
         for cv, correlation in ((0.0, 0.0), (0.3, 0.0), (0.3, 0.5)):
-            times = 8 if name == "median" and correlation else 1
+            times = 12 if name == "median" and correlation else 1
             cell = Cell("quantile", truth, (rounds,), cv, 8, correlation, times=times)
             found[f"quantile {name} rounds {cv:.0%} wobble={correlation:g} at the limit"] = cell, AT_THE_LIMIT
     below = Cell("quantile", 99.64, (560,), 0.0, 8)
