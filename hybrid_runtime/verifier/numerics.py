@@ -75,6 +75,9 @@ def answers_apart(ours: Side, theirs: Side) -> str | None:
 
     The sides' deployments name the same model and load; compared is every request's answer in all rounds of both.
     """
+    lost = sum(not request.is_answered for side in (ours, theirs) for request in side.requests)
+    if lost:
+        return f"{lost} requests were refused or cancelled, and nobody knows how long their answers would have taken"
     differing, count, what = _different_answers(ours, theirs)
     if count and differing <= ANSWERS_APART[_dtype(ours)] * count:
         return None

@@ -188,8 +188,15 @@ def run_case(case: Case, root: Path) -> None:
         ended = engine.serve(source, batcher_of(deployment(case, root)))
         assert {answer.request.id: answer.tokens for answer in ended} == dict(enumerate(answers)), case
         assert {answer.end for answer in ended} == {"length"}
+    assert built.ledger.in_use.buffers <= carry_bytes(deployment(case, root)), "of the newest carry alone"
     is_last = groups.place.pp == case.pp - 1
     assert sampler.compared == (len(sources) * sum(map(len, answers)) if is_last else 0)
+
+
+def carry_bytes(settings: Deployment) -> int:
+    """Of an item of as many tokens as a cache has, handed on inside a unit (two tensors): no item here has more."""
+    assert settings.shape is not None
+    return 2 * CAPACITY * settings.shape.hidden_size * 4
 
 
 def cache_bytes(case: Case, settings: Deployment, built: Built) -> int:

@@ -6,7 +6,7 @@ import gc
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.errors import EnvironmentProblem, PlanError, RunError
+from hybrid_runtime.inference.descriptor import SIGN_OF_LIFE
+from hybrid_runtime.inference.descriptor import decode as decode_item
 from hybrid_runtime.inference.engine import Engine, build_engine
 from hybrid_runtime.inference.kv_cache import Slots, make_caches
 from hybrid_runtime.inference.round import STOPPED_READING
@@ -269,6 +271,31 @@ def test_a_request_that_can_be_sent_does_not_wait_for_an_answer() -> None:
     coming = [Request(0, (1,), 1), Request(1, (2,), 1, arrival_ns=5 * 10**7), Request(2, (3,), 1, arrival_ns=4 * 10**8)]
     first, second, _ = engine.serve(Listed(coming), batcher_of(settings))
     assert second.ended_ns - first.ended_ns < 2 * 10**8, "50 ms later, not 300"
+
+
+class Told:
+    """A link to a rank that is to hear what comes; the first number of every message."""
+
+    def __init__(self) -> None:
+        self.kinds: list[int] = []
+
+    def send(self, numbers: Sequence[int], at_most: int) -> None:
+        self.kinds.append(numbers[0])
+
+    def finish(self) -> None: ...
+
+
+def test_while_nobody_asks_the_others_hear_that_they_are_to_wait() -> None:
+    """Else what they wait for runs out of time; so seldom that it costs nothing."""
+    settings = deployment()
+    engine, _, _ = engine_of(settings)
+    told = Told()
+    engine.wire._onward, engine.wire.longest_silence_s = [told], 0.05  # type: ignore[list-item]
+    engine.serve(Listed([Request(0, (1,), 1, arrival_ns=3 * 10**8)]), batcher_of(settings))
+    *signs, prefill, end = told.kinds
+    assert 1 <= len(signs) <= 6
+    assert {*signs} == {SIGN_OF_LIFE[0]}
+    assert (decode_item([prefill, 0, 0, 0]), decode_item([end, 0, 0, 0])) == (Item("prefill", 0, (), (), ()), None)
 
 
 def test_caches_that_do_not_fit() -> None:

@@ -58,15 +58,15 @@ def test_the_clock_of_a_request_begins_late(tmp_path: Path) -> None:
     """Waiting is not counted: requests are said to have arrived when their slot was free (coordinated omission)."""
     late = serving(load=FEW_CLIENTS | {"concurrency": 4})
     run = write_served(tmp_path / "closed", late, steps=3)
-    with pytest.raises(RecordsError, match=r"did not begin together|at another time than when it had its answer"):
-        read(forge(run, lambda record: _later(record, 1000 * (record["id"] > 3))))
 
-    def on_time(record: dict[str, Any]) -> dict[str, Any]:
-        return record | {"arrival_ns": record["admitted_ns"] + record["id"]}
+    def late_by(record: dict[str, Any]) -> dict[str, Any]:
+        return _later(record, 1000 * (record["id"] > 3))
 
-    run = forge(write_served(tmp_path / "open", serving(load=OPEN), steps=3), on_time)
-    with pytest.raises(RecordsError, match=r"impossible time|at other times than the load's seed gives"):
-        read(run)
+    with pytest.raises(RecordsError, match=r"at another time than when it had its answer"):
+        read(forge(run, late_by))
+    run = write_served(tmp_path / "open", serving(load=OPEN), steps=3)
+    with pytest.raises(RecordsError, match=r"at other times than the load's seed gives"):
+        read(forge(run, late_by))
 
 
 def _later(record: dict[str, Any], shift: int) -> dict[str, Any]:
@@ -189,6 +189,17 @@ def _speed_claim(run: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) ->
 def _with_baseline(folder: Path, **tables: Any) -> Path:
     deployed = serving(targets={"latency_reduction_percent": 1}, baseline={"kind": "single"}, **tables)
     return write_served(folder, deployed, baseline=serving(Mesh(), **tables), steps=50)
+
+
+def test_slow_requests_are_cancelled(tmp_path: Path) -> None:
+    """The slowest request of every round ends as cancelled, without a latency: neither limit nor speed is decided."""
+    limits: dict[str, Any] = {"targets": {"latency_reduction_percent": 1, "request_latency_s": {"median": 100}}}
+    run = write_served(tmp_path, serving(baseline={"kind": "single"}, **limits), baseline=serving(Mesh()), steps=50)
+    forge(run, lambda record: record | ({"end": "cancelled", "why": "too slow"} if record["id"] == 7 else {}))
+    found = {claim.id: claim for claim in judge(run).claims}
+    assert found["request_median"].reason == "not_measured"
+    assert found["latency_reduction"].reason == "loads_differ"
+    assert all("requests were refused or cancelled" in claim.detail for claim in found.values())
 
 
 def test_the_candidate_answers_something_else(tmp_path: Path) -> None:
