@@ -125,8 +125,7 @@ class ServedStages:
                 part, unit = share.part, units[kind]
                 compute_ns += share.units * unit.fixed_ns + unit.divisible_ns * part.numerator // part.denominator
                 call, calls = (told, 1) if kind == "head" else (summed, share.lasts)
-                compute_ns += calls * call.compute_ns
-                calls_ns += calls * call.wait_ns
+                calls_ns += calls * sum(call)
             waits_ns = costs.waits_ns(tp, size, compute_ns) if tp > 1 else None
             waits_ns = (calls_ns if waits_ns is None else waits_ns) + added.late_ns
             around = (added.before_ns, added.after_ns, 0) if stage == 0 else (0, added.next_ns, added.fetch_ns)
@@ -149,13 +148,13 @@ class ServedStages:
         tensors = sum(one.tensors for one in self._edges[max(0, stage - 1) : stage + 1])
         return tensors * tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
 
-    def flops(self, stage: int) -> int:
+    def flops(self, stage: int) -> Fraction:
         """Of all items that were asked for, all tensor-parallel ranks together."""
         found = Fraction(0)
         for size, count in self.seen.items():
             for kind, share in self.shares[stage].items():
                 found += count * share.part * unit_flops(self.shape, kind, size)
-        return int(found)
+        return found
 
     def parameter_bytes(self, stage: int) -> int:
         """Of one tensor-parallel rank; a tied head on another rank than the embedding has a copy."""

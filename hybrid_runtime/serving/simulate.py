@@ -14,7 +14,9 @@ The engine does the same with real stages (`inference/engine.py`): prediction an
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from statistics import median
 from typing import NamedTuple, Protocol
 
 from hybrid_runtime.serving.batcher import Batcher
@@ -108,6 +110,21 @@ class Served:
 def simulate(source: Source, batcher: Batcher, costs: PipelineCosts) -> Served:
     """Serves a round; every answer has as many tokens as its request allows."""
     return _Simulation(source, batcher, costs).run()
+
+
+def mean_of(rounds: Sequence[Served]) -> Served:
+    """A round of them on average: the median of how long they take, all their answers, means of the ranks."""
+    first, count = rounds[0], len(rounds)
+    if count == 1:
+        return first
+    names = tuple(field.name for field in fields(ServedTime))
+    ranks = (
+        ServedTime(*(sum(getattr(one.ranks[rank], name) for one in rounds) // count for name in names))
+        for rank in range(len(first.ranks))
+    )
+    answers = tuple(answer for one in rounds for answer in one.answers)
+    round_ns = int(median(one.round_ns for one in rounds))
+    return Served(round_ns, answers, tuple(ranks), first.num_prefills, first.num_decodes)
 
 
 class _Simulation:
