@@ -41,10 +41,6 @@ class StageTime(NamedTuple):
     after_ns: int = 0
     fetch_ns: int = 0
 
-    @property
-    def span_ns(self) -> int:
-        return self.compute_ns + self.tensor_parallel_ns
-
     def paced(self, millionths: int) -> StageTime:
         """The same on a core that needs so much of the usual time."""
         return self._replace(compute_ns=self.compute_ns * millionths // 10**6)
@@ -184,24 +180,20 @@ class _Simulation:
     def _send(self, item: Item, now_ns: int) -> int:
         """The way of an item through all stages; when the first one is free again."""
         self._sent[item.kind] += 1
-        times = self._costs.times_of(item)
-        end_ns = now_ns + times.stages[0].before_ns + times.stages[0].span_ns
-        self._free_ns[0] = end_ns + times.stages[0].after_ns
-        for stage, (took, hop_ns) in enumerate(zip(times.stages[1:], times.hops_ns, strict=True), start=1):
-            begin_ns = max(end_ns + hop_ns, self._free_ns[stage] + took.fetch_ns)
-            end_ns = begin_ns + took.before_ns + took.span_ns
-            self._free_ns[stage] = end_ns + took.after_ns
-        for rank, took in zip(self._ranks, times.stages, strict=True):
-            _add(rank, item, took)
-        back_ns = end_ns + times.back_ns
+        stages, hops_ns, item_back_ns = self._costs.times_of(item)
+        free_ns, end_ns = self._free_ns, now_ns
+        for stage, (took, rank) in enumerate(zip(stages, self._ranks, strict=True)):
+            compute_ns, tensor_parallel_ns, before_ns, after_ns, fetch_ns = took
+            if stage:
+                end_ns = max(end_ns + hops_ns[stage - 1], free_ns[stage] + fetch_ns)
+            end_ns += before_ns + compute_ns + tensor_parallel_ns
+            free_ns[stage] = end_ns + after_ns
+            if item.kind == "prefill":
+                rank.prefill_ns += compute_ns
+            else:
+                rank.decode_ns += compute_ns
+            rank.tensor_parallel_ns += tensor_parallel_ns
+            rank.overhead_ns += before_ns + after_ns
+        back_ns = end_ns + item_back_ns
         self._back.append((max(back_ns, self._back[-1][0] if self._back else 0), item))
-        return self._free_ns[0]
-
-
-def _add(rank: ServedTime, item: Item, took: StageTime) -> None:
-    if item.kind == "prefill":
-        rank.prefill_ns += took.compute_ns
-    else:
-        rank.decode_ns += took.compute_ns
-    rank.tensor_parallel_ns += took.tensor_parallel_ns
-    rank.overhead_ns += took.before_ns + took.after_ns
+        return free_ns[0]
