@@ -44,6 +44,20 @@ _MOST_LAYERS = 4  # whose weights are there at once
 Tick = Callable[[str], None]
 
 
+class _Calls:
+    """A clock that adds up what collectives compute, which is waiting to a rank's own clock and no work of units."""
+
+    def __init__(self) -> None:
+        self.took_ns = 0
+
+    def begin_wait(self) -> int:
+        return thread_time_ns()
+
+    def end_wait(self, name: str, mark: object) -> None:
+        assert isinstance(mark, int)
+        self.took_ns += thread_time_ns() - mark
+
+
 @dataclass(slots=True)
 class _Unit:
     """A unit, or half of one, on one rank; with the weights of several layers, which take turns."""
@@ -52,7 +66,7 @@ class _Unit:
     tp_degree: int
     parts: int
     layers: list[nn.Module]
-    traffic: Traffic
+    calls: _Calls
     turn: int = 0
 
     def next_layer(self) -> nn.Module:
@@ -146,11 +160,12 @@ def _act(case: _Case, device: torch.device) -> None:
     layer = case.of.next_layer()
     host_ns = monotonic_ns()
     start = _mark(device)
-    stub_ns = case.of.traffic.stub_ns
+    called_ns = case.of.calls.took_ns
     output: Carry = layer(case.carry, microbatch)
     if case.sampled is not None:
         case.sampled(output[0][0])
-    case.times_ns.append(_since(start, device) - (case.of.traffic.stub_ns - stub_ns))
+    called_ns = case.of.calls.took_ns - called_ns if device.type == "cpu" else 0
+    case.times_ns.append(_since(start, device) - called_ns)
     case.host_ns.append(monotonic_ns() - host_ns)
 
 
@@ -180,7 +195,8 @@ def _fresh(microbatch: Microbatch) -> CachedRows | None:
 def _cases(deployment: Deployment, tp_degree: int, device: torch.device) -> list[_Case]:
     assert deployment.model is not None
     assert deployment.batch is not None
-    traffic, clocks = Traffic(), Clocks()
+    traffic, calls = Traffic(), _Calls()
+    clocks = Clocks(current=calls)
     dtype: torch.dtype = getattr(torch, deployment.model.dtype)
     shared = Echo(0, tp_degree, dtype, traffic) if device.type == "cpu" and tp_degree > 1 else None
     axis = (
@@ -192,9 +208,7 @@ def _cases(deployment: Deployment, tp_degree: int, device: torch.device) -> list
     layers = max(
         1, min(_MOST_LAYERS, deployment.shape.num_layers // deployment.mesh.pp_degree if deployment.shape else 1)
     )
-    units = [
-        _unit(specs, name, context, traffic, layers) for spec in first.values() for name in _halves(spec, tp_degree)
-    ]
+    units = [_unit(specs, name, context, calls, layers) for spec in first.values() for name in _halves(spec, tp_degree)]
     items = asked_items(deployment)
     slots = max(item.rows for item in items)
     every = {f"{unit.name} {number}": layer for unit in units for number, layer in enumerate(unit.layers)}
@@ -215,11 +229,11 @@ def _halves(spec: UnitSpec, tp_degree: int) -> list[str]:
     return [spec.name, *([str(Piece(spec.name, 0, half))] if can_be_cut else [])]
 
 
-def _unit(specs: Sequence[UnitSpec], name: str, context: BuildContext, traffic: Traffic, layers: int) -> _Unit:
+def _unit(specs: Sequence[UnitSpec], name: str, context: BuildContext, calls: _Calls, layers: int) -> _Unit:
     (spec,), piece = specs_of([name], specs), read_piece(name)
     count = layers if kind_of(name) in ("attn", "mlp") else 1
     modules = [build_units([replace(spec, tied={})], context)[name].eval() for _ in range(count)]
-    return _Unit(name, context.tp.size, spec.parts if piece is None else piece.parts, modules, traffic)
+    return _Unit(name, context.tp.size, spec.parts if piece is None else piece.parts, modules, calls)
 
 
 def _case(deployment: Deployment, unit: _Unit, item: AskedItem, device: torch.device, dtype: torch.dtype) -> _Case:

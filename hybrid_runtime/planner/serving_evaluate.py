@@ -18,9 +18,10 @@ from hybrid_runtime.serving.batcher import Batcher
 from hybrid_runtime.serving.latencies import latency_times
 from hybrid_runtime.serving.load import Traffic
 from hybrid_runtime.serving.refusals import limits_of
-from hybrid_runtime.serving.simulate import Served, simulate
+from hybrid_runtime.serving.simulate import Served, mean_of, simulate
 
 _NS_PER_S = 10**9
+_ENOUGH_REQUESTS = 320  # for quantiles of latencies
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,19 @@ class EvaluatedServing:
     """A layout with what became of it.
 
     Attributes:
-        served: the simulated round.
+        rounds: simulated ones.
     """
 
     asked: Asked
     layout: ServingLayout
     stages: ServedStages
-    served: Served
+    rounds: tuple[Served, ...]
     memory: tuple[RankMemory, ...]
+
+    @cached_property
+    def served(self) -> Served:
+        """A round on average: the median of how long they take, all their answers."""
+        return mean_of(self.rounds)
 
     def latency(self, kind: LatencyKind) -> LatencyTimes | None:
         """Quantiles over the round's requests; None where no request has this latency."""
@@ -78,7 +84,7 @@ class EvaluatedServing:
     def tokens(self) -> int:
         """That a round makes; of a prefill workload, tokens of prompts that it reads."""
         if self.asked.deployment.workload.kind == "generate":
-            return sum(len(answer.tokens) for answer in self.served.answers)
+            return sum(len(answer.tokens) for answer in self.rounds[0].answers)
         return self.asked.traffic.prompt_tokens
 
     @property
@@ -88,6 +94,10 @@ class EvaluatedServing:
     @property
     def tokens_per_s(self) -> Fraction:
         return Fraction(self.tokens * _NS_PER_S, self.round_ns)
+
+    def flops(self, stage: int) -> int:
+        """Of a round, all tensor-parallel ranks of the stage together."""
+        return int(self.stages.flops(stage) / len(self.rounds))
 
     @property
     def peak_bytes(self) -> int:
@@ -104,17 +114,21 @@ class EvaluatedServing:
 
 
 def evaluate_serving(asked: Asked, layout: ServingLayout) -> EvaluatedServing:
-    """Simulates a round."""
+    """Simulates a round; where items do not always take the same, several of them, for some hundred requests."""
     stages = stages_of(asked, layout)
-    batcher = Batcher(
+    count = max(1, _ENOUGH_REQUESTS // len(asked.traffic.requests)) if asked.costs.paces else 1
+    rounds = tuple(simulate(asked.traffic.begin(), _batcher(asked, layout), stages) for _ in range(count))
+    return EvaluatedServing(asked, layout, stages, rounds, _memory(asked, stages))
+
+
+def _batcher(asked: Asked, layout: ServingLayout) -> Batcher:
+    return Batcher(
         layout.num_microbatches,
         layout.microbatch_size,
         limits_of(asked.deployment),
         layout.chunk_tokens,
         layout.items_in_flight,
     )
-    served = simulate(asked.traffic.begin(), batcher, stages)
-    return EvaluatedServing(asked, layout, stages, served, _memory(asked, stages))
 
 
 def stages_of(asked: Asked, layout: ServingLayout) -> ServedStages:

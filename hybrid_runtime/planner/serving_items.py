@@ -26,6 +26,10 @@ class ItemSize(NamedTuple):
 
 def size_of(item: Item) -> ItemSize:
     """The size of an item."""
+    rows = item.rows
+    if item.kind == "decode":
+        keys = len(rows) + sum([row.start for row in rows])
+        return ItemSize(item.kind, len(rows), len(rows), keys, keys, len(rows))
     pairs = keys = 0
     for row in item.rows:
         pairs += _pairs(row.start, row.length)

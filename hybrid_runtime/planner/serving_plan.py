@@ -190,7 +190,7 @@ def _rank(chosen: EvaluatedServing, stage: int) -> PredictedRank:
         overhead_ns=did.overhead_ns,
         idle_ns=chosen.round_ns - did.total_ns,
     )
-    return PredictedRank(pp_rank=stage, time=time, memory=chosen.memory[stage], flops=chosen.stages.flops(stage))
+    return PredictedRank(pp_rank=stage, time=time, memory=chosen.memory[stage], flops=chosen.flops(stage))
 
 
 def _served_rank(chosen: EvaluatedServing, stage: int) -> ServedRank:

@@ -15,7 +15,7 @@ from hybrid_runtime.pieces import read_piece, unit_of
 from hybrid_runtime.planner.analytic import kind_of
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.cuts import Stages
-from hybrid_runtime.planner.serving_costs import ServingCosts, norm_weights, rank_weights, unit_flops
+from hybrid_runtime.planner.serving_costs import ServingCosts, UnitTime, norm_weights, rank_weights, unit_flops
 from hybrid_runtime.planner.serving_items import ItemSize, size_of
 from hybrid_runtime.planner.state_bytes import ELEMENT_BYTES
 from hybrid_runtime.planner.tp_calls import CallTime
@@ -26,7 +26,6 @@ from hybrid_runtime.shapes import LlamaShape
 
 _LOGIT_BYTES = 8  # of a logit that is drawn from: float64
 _BEST_BYTES = 16  # of a rank's most likely token and its logit
-_SUMMED = ("embedding", "attn", "mlp")  # units after which tensor-parallel ranks sum the carry
 _NO_CALL = CallTime(0, 0)
 
 
@@ -76,6 +75,7 @@ class ServedStages:
     costs: ServingCosts
     greedy: bool
     _known: dict[ItemSize, ItemTimes] = field(default_factory=dict, compare=False, repr=False)
+    _usual: dict[tuple[object, ...], ItemTimes] = field(default_factory=dict, compare=False, repr=False)
     seen: Counter[ItemSize] = field(default_factory=Counter, compare=False, repr=False)
 
     @property
@@ -113,24 +113,45 @@ class ServedStages:
         return tuple(_paces(self.costs.paces, stage) for stage in range(self.num_stages))
 
     def _times(self, size: ItemSize) -> ItemTimes:
+        """Attention alone grows with what an item looks back at; all else is the same for items of as many tokens."""
         tp, costs = self.mesh.tp_degree, self.costs
-        units = {kind: costs.unit(kind, tp, size) for kind in (*_SUMMED, "head")}
+        key = (size.kind, size.rows, size.tokens, size.wanted)
+        usual = self._usual.get(key)
+        if usual is None:
+            usual = self._usual[key] = self._without_attention(size)
+        fixed_ns, divisible_ns = costs.unit("attn", tp, size)
+        stages = []
+        for took, share in zip(usual.stages, self._attention, strict=True):
+            if share is not None:
+                here_ns = share.units * fixed_ns + divisible_ns * share.part.numerator // share.part.denominator
+                took = took._replace(compute_ns=took.compute_ns + here_ns)
+            waits_ns = costs.waits_ns(tp, size, took.compute_ns) if tp > 1 else None
+            if waits_ns is not None:
+                took = took._replace(tensor_parallel_ns=waits_ns + costs.added(self.mesh, size.rows).late_ns)
+            stages.append(took)
+        return usual._replace(stages=tuple(stages))
+
+    @cached_property
+    def _attention(self) -> tuple[Share | None, ...]:
+        return tuple(shares.get("attn") for shares in self.shares)
+
+    def _without_attention(self, size: ItemSize) -> ItemTimes:
+        """With the calls of attention."""
+        tp, costs = self.mesh.tp_degree, self.costs
+        units = {kind: costs.unit(kind, tp, size) for kind in ("embedding", "mlp", "head")} | {"attn": UnitTime(0, 0)}
         carry_bytes = size.tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
         summed = costs.all_reduce(tp, carry_bytes) if tp > 1 else _NO_CALL
         told, added = self._told(size), costs.added(self.mesh, size.rows)
         stages = []
         for stage, shares in enumerate(self.shares):
-            compute_ns, calls_ns = added.stage_ns, 0
+            compute_ns, calls_ns = added.stage_ns, added.late_ns
             for kind, share in shares.items():
                 part, unit = share.part, units[kind]
                 compute_ns += share.units * unit.fixed_ns + unit.divisible_ns * part.numerator // part.denominator
                 call, calls = (told, 1) if kind == "head" else (summed, share.lasts)
-                compute_ns += calls * call.compute_ns
-                calls_ns += calls * call.wait_ns
-            waits_ns = costs.waits_ns(tp, size, compute_ns) if tp > 1 else None
-            waits_ns = (calls_ns if waits_ns is None else waits_ns) + added.late_ns
+                calls_ns += calls * sum(call)
             around = (added.before_ns, added.after_ns, 0) if stage == 0 else (0, added.next_ns, added.fetch_ns)
-            stages.append(StageTime(compute_ns, waits_ns, *around))
+            stages.append(StageTime(compute_ns, calls_ns, *around))
         hops = (costs.message_ns(one.tensors * carry_bytes, size.rows, same_host=one.same_host) for one in self._edges)
         back_ns = costs.back_ns(size.wanted, same_host=not any(self.crosses)) if self._edges else 0
         return ItemTimes(tuple(stages), tuple(hops), back_ns)
@@ -149,13 +170,13 @@ class ServedStages:
         tensors = sum(one.tensors for one in self._edges[max(0, stage - 1) : stage + 1])
         return tensors * tokens * self.shape.hidden_size * ELEMENT_BYTES[self.dtype]
 
-    def flops(self, stage: int) -> int:
+    def flops(self, stage: int) -> Fraction:
         """Of all items that were asked for, all tensor-parallel ranks together."""
         found = Fraction(0)
         for size, count in self.seen.items():
             for kind, share in self.shares[stage].items():
                 found += count * share.part * unit_flops(self.shape, kind, size)
-        return int(found)
+        return found
 
     def parameter_bytes(self, stage: int) -> int:
         """Of one tensor-parallel rank; a tied head on another rank than the embedding has a copy."""

@@ -19,6 +19,8 @@ def calibration_tables(found: Calibration) -> RenderableType:
     parts: list[RenderableType] = [Text(f"calibrated on {where}", style="bold")]
     parts.append(Text(f"company: {printable(str(found.company))}"))
     parts.append(_served(found.served) if found.served else _units((*found.units, *found.forgetting)))
+    if found.served_items and found.served_paces:
+        parts.append(_engine(found))
     if found.collectives or found.messages:
         parts.append(_communication(found))
     parts.append(Text(f"\n{_rest(found)}"))
@@ -46,6 +48,19 @@ def _served(rows: tuple[ServedUnitTimes, ...]) -> RenderableType:
         names = printable(row.unit), str(row.parts), str(row.tp_degree), row.kind
         sizes = str(row.rows), str(row.rows * row.length), str(row.start)
         table.add_row(*map(Text, (*names, *sizes, _time(row.time))))
+    return table
+
+
+def _engine(found: Calibration) -> RenderableType:
+    """What the runtime adds to an item, and how unevenly cores work."""
+    slow, fast = (f"{pace / 10**4:.0f} %" for pace in (found.served_paces[-1], found.served_paces[0]))
+    title = f"engine, one item; a tenth of all items takes {slow} of the usual time, another {fast}"
+    table = plain_table(title, "ranks", "rows", "in a span", "before", "behind", "later rank", "fetch", "back", "hop")
+    _to_the_right(table, 1)
+    for row in found.served_items:
+        times = (row.stage_ns, row.before_ns, row.after_ns, row.next_ns + row.late_ns, row.fetch_ns, row.back_ns)
+        hops = ", ".join(f"{duration_text(hop.time_ns / 1e9)} ({bytes_text(hop.num_bytes)})" for hop in row.hops)
+        table.add_row(*map(Text, (row.ranks, str(row.rows), *(duration_text(ns / 1e9) for ns in times), hops or "-")))
     return table
 
 

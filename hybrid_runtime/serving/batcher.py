@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from hybrid_runtime.deployment import Deployment
@@ -171,7 +172,7 @@ class Batcher:
             kind,
             microbatch.index,
             tuple(row for row, _ in sent),
-            tuple(token for _, tokens in sent for token in tokens),
+            tuple(chain.from_iterable(tokens for _, tokens in sent)),
             tuple(member.request.sampling for member in members),
         )
         microbatch.had_prefill = kind == "prefill"

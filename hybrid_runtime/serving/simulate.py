@@ -14,7 +14,9 @@ The engine does the same with real stages (`inference/engine.py`): prediction an
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from statistics import median
 from typing import NamedTuple, Protocol
 
 from hybrid_runtime.serving.batcher import Batcher
@@ -38,10 +40,6 @@ class StageTime(NamedTuple):
     before_ns: int = 0
     after_ns: int = 0
     fetch_ns: int = 0
-
-    @property
-    def span_ns(self) -> int:
-        return self.compute_ns + self.tensor_parallel_ns
 
     def paced(self, millionths: int) -> StageTime:
         """The same on a core that needs so much of the usual time."""
@@ -110,6 +108,21 @@ def simulate(source: Source, batcher: Batcher, costs: PipelineCosts) -> Served:
     return _Simulation(source, batcher, costs).run()
 
 
+def mean_of(rounds: Sequence[Served]) -> Served:
+    """A round of them on average: the median of how long they take, all their answers, means of the ranks."""
+    first, count = rounds[0], len(rounds)
+    if count == 1:
+        return first
+    names = tuple(field.name for field in fields(ServedTime))
+    ranks = (
+        ServedTime(*(sum(getattr(one.ranks[rank], name) for one in rounds) // count for name in names))
+        for rank in range(len(first.ranks))
+    )
+    answers = tuple(answer for one in rounds for answer in one.answers)
+    round_ns = int(median(one.round_ns for one in rounds))
+    return Served(round_ns, answers, tuple(ranks), first.num_prefills, first.num_decodes)
+
+
 class _Simulation:
     def __init__(self, source: Source, batcher: Batcher, costs: PipelineCosts) -> None:
         self._source, self._batcher, self._costs = source, batcher, costs
@@ -167,24 +180,20 @@ class _Simulation:
     def _send(self, item: Item, now_ns: int) -> int:
         """The way of an item through all stages; when the first one is free again."""
         self._sent[item.kind] += 1
-        times = self._costs.times_of(item)
-        end_ns = now_ns + times.stages[0].before_ns + times.stages[0].span_ns
-        self._free_ns[0] = end_ns + times.stages[0].after_ns
-        for stage, (took, hop_ns) in enumerate(zip(times.stages[1:], times.hops_ns, strict=True), start=1):
-            begin_ns = max(end_ns + hop_ns, self._free_ns[stage] + took.fetch_ns)
-            end_ns = begin_ns + took.before_ns + took.span_ns
-            self._free_ns[stage] = end_ns + took.after_ns
-        for rank, took in zip(self._ranks, times.stages, strict=True):
-            _add(rank, item, took)
-        back_ns = end_ns + times.back_ns
+        stages, hops_ns, item_back_ns = self._costs.times_of(item)
+        free_ns, end_ns = self._free_ns, now_ns
+        for stage, (took, rank) in enumerate(zip(stages, self._ranks, strict=True)):
+            compute_ns, tensor_parallel_ns, before_ns, after_ns, fetch_ns = took
+            if stage:
+                end_ns = max(end_ns + hops_ns[stage - 1], free_ns[stage] + fetch_ns)
+            end_ns += before_ns + compute_ns + tensor_parallel_ns
+            free_ns[stage] = end_ns + after_ns
+            if item.kind == "prefill":
+                rank.prefill_ns += compute_ns
+            else:
+                rank.decode_ns += compute_ns
+            rank.tensor_parallel_ns += tensor_parallel_ns
+            rank.overhead_ns += before_ns + after_ns
+        back_ns = end_ns + item_back_ns
         self._back.append((max(back_ns, self._back[-1][0] if self._back else 0), item))
-        return self._free_ns[0]
-
-
-def _add(rank: ServedTime, item: Item, took: StageTime) -> None:
-    if item.kind == "prefill":
-        rank.prefill_ns += took.compute_ns
-    else:
-        rank.decode_ns += took.compute_ns
-    rank.tensor_parallel_ns += took.tensor_parallel_ns
-    rank.overhead_ns += took.before_ns + took.after_ns
+        return free_ns[0]
