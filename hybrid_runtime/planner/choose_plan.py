@@ -19,7 +19,7 @@ from fractions import Fraction
 from hybrid_runtime.errors import PlanError
 from hybrid_runtime.planner.bounds import Open, lacking_bytes, opened, sharing_first
 from hybrid_runtime.planner.candidates import Impossible, Space, layouts
-from hybrid_runtime.planner.evaluate import Evaluated, as_run, broken_promises, evaluate
+from hybrid_runtime.planner.evaluate import Evaluated, broken_promises, evaluate
 from hybrid_runtime.planner.layout import Layout, Setting, may_share
 from hybrid_runtime.planner.losers import Loser, infeasible, too_large, why_not
 from hybrid_runtime.planner.orders import MOST_REPLAYED, known_rows, searched
@@ -89,9 +89,9 @@ def choose(
     waiting_best = sorted(found.best, key=_order(setting))
     found.best = []
     while waiting_best and len(found.best) < keep:
-        better, others = settled(waiting_best.pop(0), setting, model)
+        run, others = settled(waiting_best.pop(0), setting, model, beside_another=bool(found.best))
         found.losers += others
-        _keep_if_it_fits(as_run(better, setting, model), setting, found)
+        _keep_if_it_fits(run, setting, found)
     if not found.best:
         raise PlanError(infeasible(found.losers, setting))
     found.best.sort(key=_order(setting))

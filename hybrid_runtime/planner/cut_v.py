@@ -25,6 +25,7 @@ Weigh = Callable[[int, int, int], int]  # (rank, saved bytes, parameters) -> byt
 FitsV = Callable[[int, int, int, int, int], bool]  # (rank, first, end, back first, back end)
 FLOORS = (Fraction(2, 5), Fraction(1, 4), Fraction(0))  # least share of a chunk in a rank's mean load, tried in turn
 _ROUNDS = 4  # the second or third changes nothing more
+FINE = 5_000  # parts of the whole: a total that is right to one of them is right to a granule
 BEAM = 640  # partial cuts times ranks: 80 on eight ranks
 
 
@@ -219,7 +220,7 @@ def fractional_v_cut(
             break
         if best is None or _uneven(found, poured_bytes, num_ranks) < _uneven(best, poured_bytes, num_ranks):
             best = found
-        if found.loaded == search.total:
+        if abs(found.loaded - search.total) * FINE <= search.total:
             break
         search = search._replace(total=found.loaded)
     if best is None:

@@ -9,27 +9,47 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hybrid_runtime.errors import PlanError
+from hybrid_runtime.planner.bounds import LONG
 from hybrid_runtime.planner.evaluate import Evaluated, as_run, broken_promises, evaluate
 from hybrid_runtime.planner.layout import Layout, Setting, may_share
 from hybrid_runtime.planner.losers import Loser, too_large, why_not
 from hybrid_runtime.planner.staged import stage
 from hybrid_runtime.planner.step_model import StepModel
-from hybrid_runtime.planner.who_forgets import ByOrder, forgetting_otherwise, held_by_rank, may_fit
+from hybrid_runtime.planner.who_forgets import ByOrder, forgetting_enough, forgetting_otherwise, held_by_rank, may_fit
 
 MOST_TRIED = 100  # changes of one layout that are cut anew
 MOST_ACTIONS = 250_000  # of all steps that are replayed for one layout
 
 
-def settled(found: Evaluated, setting: Setting, model: StepModel) -> tuple[Evaluated, list[Loser]]:
-    """The layout, or what became of it, and what sharing the optimizer's state otherwise would have come to."""
-    best, losers = _shared_otherwise(found, setting, model)
+def settled(
+    found: Evaluated, setting: Setting, model: StepModel, *, beside_another: bool = False
+) -> tuple[Evaluated, list[Loser]]:
+    """The layout as its ranks run it, or what became of it, and what sharing the optimizer's state otherwise would have
+    come to. It may turn out not to fit: a search counts messages roughly.
+
+    Args:
+        beside_another: another, faster one is settled already: small steps that take long are not worth it.
+    """
+    shared, losers = _shared_otherwise(found, setting, model)
+    run = as_run(shared, setting, model)
+    if setting.memory_bytes is None or (beside_another and _fits(run, setting) and len(run.step.rows.actions) > LONG):
+        return run, losers
+    beyond = max(0, run.peak_bytes - shared.peak_bytes)
+    room = replace(setting, memory_bytes=setting.memory_bytes - beyond)
+    begun = shared if _fits(shared, room) else _forgetting_more(shared, room, model)
+    best = None if begun is None else _improved(begun, room, model)
+    if best is None or best is shared:
+        return run, losers
+    better = as_run(best, setting, model)
+    return (better if _fits(better, setting) else run), losers
+
+
+def _improved(best: Evaluated, setting: Setting, model: StepModel) -> Evaluated:
+    """After all small steps that make it faster."""
     tried = {best.layout}
     most = min(MOST_TRIED, MOST_ACTIONS // len(best.step.rows.actions))
-    forgets = set(best.layout.recomputes) != {"none"}
-    # cuts that know the memory may be better where a stage forgets; all others lose by it
-    changed = bool(setting.recomputes) and (
-        forgets or (best.layout.cuts == "whole" and setting.memory_bytes is not None)
-    )
+    # cuts that know the memory may be better where a stage forgets more; all others lose by it
+    changed = bool(setting.recomputes) and (set(best.layout.recomputes) != {"none"} or best.layout.cuts == "whole")
     while changed:
         changed = False
         for layout in forgetting_otherwise(best.layout, setting):
@@ -37,12 +57,16 @@ def settled(found: Evaluated, setting: Setting, model: StepModel) -> tuple[Evalu
                 continue
             tried.add(layout)
             one = _tried(layout, best, setting, model)
-            if one is None or _value(one, setting) >= _value(best, setting):
-                continue
-            if _fits(as_run(one, setting, model), setting):  # with all messages, which a search counts roughly
+            if one is not None and _value(one, setting) < _value(best, setting):
                 best, changed = one, True
                 break
-    return best, losers
+    return best
+
+
+def _forgetting_more(found: Evaluated, setting: Setting, model: StepModel) -> Evaluated | None:
+    """The layout forgetting so much more that it fits, if one step of choosing and cutting is enough."""
+    more = forgetting_enough(found.staged, setting, model, ByOrder(found.step.rows, setting, model))
+    return None if more is None else _tried(more, found, setting, model)
 
 
 def _value(found: Evaluated, setting: Setting) -> tuple[int, int]:
