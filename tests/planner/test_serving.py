@@ -20,6 +20,7 @@ from hybrid_runtime.planner.serving_layout import ServingLayout
 from hybrid_runtime.planner.serving_plan import PlannedServing, asked_of_serving, plan_serving
 from hybrid_runtime.planner.serving_search import search_serving
 from hybrid_runtime.serving.batcher import batcher_of
+from hybrid_runtime.serving.load import traffic_of
 from hybrid_runtime.serving.requests import GREEDY, Item, Row
 from hybrid_runtime.shapes import PRESETS
 from tests.commands import command
@@ -154,6 +155,8 @@ def test_the_plan_is_followed_by_the_deployment_it_was_made_for(tmp_path: Path) 
     assert follows.num_microbatches == plan.num_microbatches
     assert batcher_of(follows).is_idle
     assert plan_serving(of, None).plan.fingerprint == plan.fingerprint
+    assert plan.predicted is not None
+    assert plan.predicted.asked == traffic_of(of).fingerprint
 
 
 def test_what_a_plan_predicts() -> None:

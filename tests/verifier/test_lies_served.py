@@ -244,7 +244,7 @@ def test_the_baseline_is_asked_something_else(tmp_path: Path) -> None:
     """The file of prompts is exchanged between the starts of the sides; its name, and all lengths, stay the same."""
     deployed = serving(targets={"throughput_gain_percent": 60}, baseline={"kind": "naive_pipeline"})
     naive = serving(batch={"global_batch_size": 8, "microbatch_size": 4, "sequence_length": 32, "items_in_flight": 1})
-    run = asked(write_served(tmp_path, deployed, steps=40, baseline=naive), PROMPTS)
+    run = asked(write_served(tmp_path, deployed, steps=60, baseline=naive), PROMPTS)
     for others, reason in ((PROMPTS, None), (PROMPTS | {"prompts": "d" * 16}, "loads_differ"), ({}, None)):
         asked(RunFolder(run).baseline.path, others)
         row = next(claim for claim in judge(run).claims if claim.id == "throughput_gain")
