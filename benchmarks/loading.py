@@ -28,7 +28,7 @@ from hybrid_runtime.checkpoint.from_hugging_face import from_hugging_face
 from hybrid_runtime.checkpoint.same_training import Training
 from hybrid_runtime.checkpoint.to_hugging_face import to_hugging_face
 from hybrid_runtime.comm.groups import Groups
-from hybrid_runtime.data.tokens import ArrayTokens
+from hybrid_runtime.data.tokens import ArrayTokens, Content
 from hybrid_runtime.deployment import Deployment, parse_deployment
 from hybrid_runtime.hugging_face_config import config_of
 from hybrid_runtime.job import run_step
@@ -106,7 +106,7 @@ def joined(settings: Deployment) -> tuple[Plan, Training]:
     plan, specs = plan_of(settings), model_units(settings.model, settings.shape)
     backend = "nccl" if on_gpu else "gloo"
     groups: Groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timedelta(minutes=5))
-    return plan, Training(settings, plan, specs, groups, TOKENS)
+    return plan, Training(settings, plan, specs, groups, [Content(TOKENS, "")])
 
 
 def make_checkpoint(rank: int, folder: Path, shape: LlamaShape) -> None:
