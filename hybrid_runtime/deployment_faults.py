@@ -24,5 +24,5 @@ class Faults(Table):
     )
     most_skips_in_a_row: Positive = Field(
         20,
-        description="with non_finite = 'skip': steps skipped one after the other, before the run is stopped all the same",
+        description="with non_finite = 'skip': steps skipped one after the other before the run is stopped after all",
     )
