@@ -38,8 +38,8 @@ from benchmarks.ours import plan_of
 from hybrid_runtime.checkpoint.same_training import Training
 from hybrid_runtime.checkpoint.saver import WRITER
 from hybrid_runtime.comm.groups import Backend
-from hybrid_runtime.data.opening import open_source
-from hybrid_runtime.data.tokens import Content
+from hybrid_runtime.data.mixture import mixture_of
+from hybrid_runtime.data.opening import contents_of, open_source
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.deployment_checkpoint import Checkpoint
 from hybrid_runtime.job import run_step
@@ -130,7 +130,7 @@ def rounds_of(deployment: Deployment, device: torch.device, writers: set[int], a
     backend: Backend = "nccl" if device.type == "cuda" else "gloo"
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timedelta(minutes=5))
     built, source = build(deployment, plan, specs, groups), open_source(deployment.data)
-    training = Training(deployment, plan, specs, groups, [Content(len(source), "not resumed")])
+    training = Training(deployment, plan, specs, groups, contents_of(mixture_of(source)))
     checkpoints = open_checkpoints(training, built, None, LastWords(), writing=True)
     parts = assemble(deployment, plan, groups, built, source, NullRecorder(device), checkpoints)
     trained = 0

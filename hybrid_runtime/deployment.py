@@ -58,6 +58,7 @@ _NEWER_KEYS = {  # by table: left out of a fingerprint while they have their def
     "pipeline": ("recompute",),
     "batch": ("prefill_chunk_tokens", "items_in_flight"),
     "targets": ("first_token_s", "output_token_s", "request_latency_s"),
+    "faults": ("most_skips_in_a_row",),
 }
 
 
@@ -159,7 +160,7 @@ class Deployment(Table):
         values = self.model_dump(mode="json", exclude=left_out)
         for name, keys in _NEWER_KEYS.items():
             table = getattr(self, name)
-            for key in keys if table is not None else ():
+            for key in keys if table is not None and name in values else ():
                 if getattr(table, key) == type(table).model_fields[key].default:
                     del values[name][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hybrid_runtime.deployment_fields import Table
+from hybrid_runtime.deployment_fields import Positive, Table
 
 
 class Faults(Table):
@@ -21,4 +21,8 @@ class Faults(Table):
         "stop",
         description="when the loss or a gradient is not finite: stop, or skip the step's update and go on; in either "
         "case the first unit that made such a number is named",
+    )
+    most_skips_in_a_row: Positive = Field(
+        20,
+        description="with non_finite = 'skip': steps skipped one after the other before the run is stopped after all",
     )

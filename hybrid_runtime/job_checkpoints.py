@@ -139,6 +139,8 @@ class Checkpoints:
         if self._writing is not None:
             self._save(self._writing.saver)
             self._complete(self._writing)
+            if self._writing.lock is not None:
+                self._writing.lock.close()
 
     def _save(self, saver: Saver) -> None:
         if self._saved != self._trained:

@@ -44,6 +44,7 @@ class NotFiniteGuard:
     built: Built
     folder: RunFolder
     _before: Snapshot | None = None
+    _skipped_in_a_row: int = 0
 
     def begin_step(self) -> None:
         """Remembers the random states, so that the step can be repeated."""
@@ -53,10 +54,11 @@ class NotFiniteGuard:
         """Whether the step's numbers were finite; every rank calls this after every step, outside what is measured.
 
         Raises:
-            NotFinite: they were not, and the policy is to stop (or the step trains nothing).
+            NotFinite: they were not, and the policy is to stop (or the step trains nothing, or too many were skipped).
         """
         norms = [rank.grad_norm for rank in numbers if not rank.grad_norm < 0]
         if all(map(math.isfinite, norms)) and (loss is None or math.isfinite(loss)):
+            self._skipped_in_a_row = 0
             return True
         words = self._words(parts, order, loss, norms)
         if self.faults.non_finite == "stop" or parts.update is None:
@@ -64,6 +66,12 @@ class NotFiniteGuard:
                 f"{words}; stopped without an update, and no checkpoint has these numbers: mend the cause, or set "
                 "faults.non_finite = 'skip'"
             )
+        if self._skipped_in_a_row >= self.faults.most_skips_in_a_row:
+            raise NotFinite(
+                f"{words}; the {self._skipped_in_a_row} steps before were skipped already, and nothing is learned any "
+                "more: stopped; mend the cause, or raise faults.most_skips_in_a_row"
+            )
+        self._skipped_in_a_row += 1
         parts.checkpoints.note_skipped()
         if parts.groups.place.rank == 0:
             self._write_down(order, words)

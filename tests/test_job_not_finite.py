@@ -7,9 +7,11 @@ its parameters, or only the loss. Ranks must agree on everything, also where onl
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 from hybrid_runtime.checkpoint.folders import whole
 from hybrid_runtime.checkpoint.manifest import read_manifest
 from hybrid_runtime.checkpoint.same_training import Training
+from hybrid_runtime.data.mixture import mixture_of
+from hybrid_runtime.data.opening import contents_of
 from hybrid_runtime.deployment_faults import Faults
 from hybrid_runtime.errors import NotFinite
 from hybrid_runtime.job import run_step
@@ -27,6 +31,7 @@ from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_not_finite import NotFiniteGuard
 from hybrid_runtime.job_orders import Order
 from hybrid_runtime.job_parts import Built, Parts, assemble, build, join_mesh
+from hybrid_runtime.job_progress import RankNumbers
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.planner.make import make_plan
 from hybrid_runtime.run_folder import RunFolder
@@ -156,7 +161,7 @@ def resumed_after_a_skip(rank: int, folder: str) -> None:
     plan = make_plan(settings, model_costs(settings, specs))
     groups = join_mesh(plan, specs, device=CPU, backend="gloo", timeout=timedelta(seconds=60))
     (Path(folder) / "checkpoints").mkdir(exist_ok=True)
-    training = Training(settings, plan, specs, groups, len(source()))
+    training = Training(settings, plan, specs, groups, contents_of(mixture_of(source())))
 
     def steps(numbers: range, resumed: Path | None) -> set[int | None]:
         built = build(settings, plan, specs, groups)
@@ -194,3 +199,23 @@ def test_the_unit_is_named_and_a_skipped_step_leaves_no_trace(tmp_path: Path) ->
     skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [line["step"] for line in skipped] == [1] * 5
     assert "unit head: its output" in skipped[-2]["why"]
+
+
+def test_it_does_not_skip_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NotFiniteGuard, "_words", lambda *asked: "why")
+    noted: list[int] = []
+    parts: Any = SimpleNamespace(
+        update=object(),
+        checkpoints=SimpleNamespace(note_skipped=lambda: noted.append(1)),
+        groups=SimpleNamespace(place=SimpleNamespace(rank=0)),
+    )
+    faults = Faults(non_finite="skip", most_skips_in_a_row=3)
+    guard = NotFiniteGuard(faults, Any, RunFolder(tmp_path))  # type: ignore[arg-type]
+    norms = [1.0, math.nan, math.inf, math.nan, 1.0, *[math.nan] * 3]
+    numbers = [[RankNumbers(1, 1, 1, 1, norm)] for norm in norms]
+    assert [guard.after_step(parts, Order(k, k), 2.0, numbers[k]) for k in range(8)] == [norm == 1 for norm in norms]
+    with pytest.raises(
+        NotFinite, match="why; the 3 steps before were skipped already, and nothing is learned any more"
+    ):
+        guard.after_step(parts, Order(8, 8), math.nan, [RankNumbers(1, 1, 1, 1, 1.0)])
+    assert len(noted) == 6

@@ -5,7 +5,7 @@
       step-00000040/
       .partial-step-00000060/    being written, or left by a run that was killed meanwhile
       latest                     "step-00000040", for people and scripts
-      .in-use                    locked by the run that writes here
+      .lock                      held by the run that writes here
 
 The newest whole one is the one with the highest number: a folder holds one history, without branches. Whoever goes
 back to an older checkpoint removes the newer ones or writes into another folder.
@@ -31,7 +31,7 @@ from hybrid_runtime.run_folder import sync, write_whole
 LATEST = "latest"
 _WHOLE = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
-_IN_USE = ".in-use"
+_LOCK = ".lock"
 
 
 def whole(folder: Path) -> list[Path]:
@@ -132,7 +132,7 @@ def take(folder: Path) -> TextIO:
     """
     with ExitStack() as stack:
         try:
-            file = stack.enter_context((folder / _IN_USE).open("a+", encoding="utf-8"))
+            file = stack.enter_context((folder / _LOCK).open("a+", encoding="utf-8"))
             if _is_locked(file):
                 file.seek(0)
                 raise UsageError(

@@ -15,6 +15,8 @@ from hybrid_runtime.checkpoint.manifest import read_manifest
 from hybrid_runtime.checkpoint.rank_file import TORCH_DTYPES
 from hybrid_runtime.checkpoint.reader import CheckpointReader
 from hybrid_runtime.checkpoint.same_training import Training
+from hybrid_runtime.data.mixture import mixture_of
+from hybrid_runtime.data.opening import contents_of
 from hybrid_runtime.deployment import Deployment
 from hybrid_runtime.job import run_step
 from hybrid_runtime.job_checkpoints import choose_checkpoint, open_checkpoints
@@ -60,7 +62,7 @@ def train(
     groups.barrier()  # all have chosen
     built = build(deployment, plan, specs, groups, weights=resumed is None)
     source = parity.source()
-    training = Training(deployment, plan, specs, groups, len(source))
+    training = Training(deployment, plan, specs, groups, contents_of(mixture_of(source)))
     checkpoints = open_checkpoints(training, built, resumed, LastWords(), writing=True)
     parts = assemble(deployment, plan, groups, built, source, NullRecorder(groups.device), checkpoints)
     losses = []

@@ -97,7 +97,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pyte
         folders.take(tmp_path)
     first.close()
     second = folders.take(tmp_path)
-    assert (tmp_path / ".in-use").read_text().startswith(f"process {os.getpid()} on ")
+    assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     second.close()
     monkeypatch.setattr(folders.fcntl, "flock", without_locks)
     folders.take(tmp_path).close()

@@ -56,6 +56,7 @@ def test_twenty_steps_are_ten_and_ten_bit_for_bit(tmp_path: Path) -> None:
             "step-00000016",
             "step-00000020",
             "latest",
+            ".lock",
         }
     calls = whole_state(tmp_path / "dropping-straight" / name_of(STEPS))["model.0.block.calls"]
     assert calls == STEPS * 4, "microbatches of one replica"

@@ -8,7 +8,7 @@ from hybrid_runtime.report.figures import RANK_FIGURES, STEP_FIGURES, scalars
 from hybrid_runtime.report.progress import ProgressLine
 from tests.report.running import line, load
 
-NO_FIGURES = {"step", "steps", "side", "phase", "busiest", "idlest", "ranks", "left_out"}
+NO_FIGURES = {"step", "steps", "trained_before", "side", "phase", "busiest", "idlest", "ranks", "left_out"}
 
 
 def test_every_figure_of_a_line_is_listed() -> None:
