@@ -26,6 +26,7 @@ from hybrid_runtime.inference.engine import build_engine
 from hybrid_runtime.job_last_words import LastWords
 from hybrid_runtime.job_out_of_memory import MemoryFacts
 from hybrid_runtime.job_parts import build, join_mesh
+from hybrid_runtime.job_watch import Watch
 from hybrid_runtime.models.build import model_costs, model_units
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.given import adopted, deployment_and_plan
@@ -68,6 +69,7 @@ def run_rank(
     groups = join_mesh(plan, specs, device=device, backend=backend, timeout=timeout)
     stages = [stage.index for stage in plan.stages_of(groups.place.pp)]
     status = StatusFile(folder.status / f"rank{launch.rank}", launch.rank, stages)
+    groups.clocks.watch = status
     with closing(NullRecorder(device, status)) as recorder:
         built = build(deployment, plan, specs, groups, weights=checkpoint is None)
         last_words.memory.ledger = built.ledger
@@ -75,13 +77,15 @@ def run_rank(
             assert deployment.shape is not None, "only models of the Llama family are served"
             load_model(checkpoint, deployment.shape, built.units, specs)
         engine = build_engine(deployment, plan, built.units, groups, recorder, built.ledger)
-        if launch.rank == 0:
-            with closing(call(socket)) as line:
-                command = Answering(line)
-                engine.serve(Listed(command.asked()), batcher_of(deployment), command)
-        else:
-            engine.follow()
-        groups.barrier()
+        groups.barrier()  # reading weights may take any time
+        with Watch(folder, plan, launch.rank, status, 0, deployment.faults.hang_limit_s):
+            if launch.rank == 0:
+                with closing(call(socket)) as line:
+                    command = Answering(line)
+                    engine.serve(Listed(command.asked()), batcher_of(deployment), command)
+            else:
+                engine.follow()
+            groups.barrier()
         recorder.finish()
 
 

@@ -34,6 +34,18 @@ from hybrid_runtime.telemetry.recorder import NullRecorder
 from hybrid_runtime.turns import Turns
 
 
+def serve(rounds: Rounds, turns: Turns | None, progress: RankProgress) -> None:
+    """All rounds of a rank, and the planted steps of the self-test among them."""
+    groups, recorder = rounds.groups, rounds.recorder
+    for order, work in with_work(orders(rounds.deployment, turns, groups), groups.device):
+        if work:
+            _, numbers = run_planted_step(groups, recorder, work, order)
+            served = None
+        else:
+            served, numbers = rounds.run(order)
+        progress.show(order, None, numbers, served=served)
+
+
 class Serves(Protocol):
     """What a round needs of `inference.engine.Engine`."""
 
@@ -136,18 +148,6 @@ class Rounds:
 
     def _unwritable(self, why: str) -> EnvironmentProblem:
         return EnvironmentProblem(f"{self.folder.requests}: cannot be written ({why}); free space on that disk")
-
-
-def serve(rounds: Rounds, turns: Turns | None, progress: RankProgress) -> None:
-    """All rounds of a rank, and the planted steps of the self-test among them."""
-    groups, recorder = rounds.groups, rounds.recorder
-    for order, work in with_work(orders(rounds.deployment, turns, groups), groups.device):
-        if work:
-            _, numbers = run_planted_step(groups, recorder, work, order)
-            served = None
-        else:
-            served, numbers = rounds.run(order)
-        progress.show(order, None, numbers, served=served)
 
 
 def _tokens(deployment: Deployment, answered: Sequence[RequestRecord]) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.commands import command, run, small, write_json
+from tests.commands import command, run, small, start, wait, write_json
 from tests.data.corpora import write_corpus
 
 LOAD = {
@@ -152,3 +153,23 @@ def test_bad_requests_harm_no_other(tmp_path: Path) -> None:
     assert re.fullmatch(r"hybrid-runtime: 3 answers, \d+ tokens in .* tokens/s", words[-1])
     assert sorted(os.listdir(output)) == ["1.txt", "5.txt", "6.txt"]
     assert (output / "1.txt").read_text() == (output / "6.txt").read_text()  # the same prompt, greedy
+
+
+@pytest.mark.ranks
+def test_a_stopped_rank_is_named_and_ends_the_command(tmp_path: Path) -> None:
+    long = {"global_batch_size": 1, "microbatch_size": 1, "sequence_length": 50_000}
+    values = small(parallel={"pp_degree": 2}, faults={"hang_limit_s": 3}) | LOAD | {"batch": long}
+    asked = ("--prompt", "a", "--max-new-tokens", 49_000, "--json", "--quiet")
+    process = start("generate", write_json(tmp_path / "s.json", values), *asked, folder=tmp_path, TMPDIR=str(tmp_path))
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith('{"prompt": 1, "token": ')
+    [status] = tmp_path.glob("hybrid-runtime-*/status/rank1")
+    found = re.search(r"pid=(\d+)", status.read_text())
+    assert found is not None
+    os.kill(int(found[1]), signal.SIGSTOP)
+    done = wait(process, 30)
+    assert done.code == 4
+    named = (
+        r"hybrid-runtime: rank 1 \(dp 0, pp 1, tp 0\), stage 1, .*: gives no sign of life .*\(SIGSTOP\); rank 0 waits"
+    )
+    assert re.match(named, done.err), done

@@ -50,9 +50,8 @@ class TextStream:
     def _new_text(self) -> str:
         decode = self._tokenizer.decode
         known, whole = decode(self._tokens[self._before : self._said]), decode(self._tokens[self._before :])
-        return whole[
-            len(os.path.commonprefix([known, whole])) :
-        ]  # less than `known` where that ended in an unfinished one
+        shared = os.path.commonprefix([known, whole])  # less than `known` where that ended in an unfinished character
+        return whole[len(shared) :]
 
     def _say(self, text: str) -> str:
         self._before, self._said = self._said, len(self._tokens)
