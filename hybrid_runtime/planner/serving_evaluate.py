@@ -67,7 +67,7 @@ class EvaluatedServing:
 
     @cached_property
     def served(self) -> Served:
-        """A round on average: the median of how long they take, all their answers."""
+        """A round on average, with the answers of all."""
         return mean_of(self.rounds)
 
     def latency(self, kind: LatencyKind) -> LatencyTimes | None:

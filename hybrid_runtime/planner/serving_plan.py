@@ -184,11 +184,13 @@ def _predicted(chosen: EvaluatedServing, evaluated: Sequence[EvaluatedServing]) 
 
 def _rank(chosen: EvaluatedServing, stage: int) -> PredictedRank:
     did = chosen.served.ranks[stage]
+    left_ns = chosen.round_ns - (did.total_ns - did.overhead_ns)
+    overhead_ns = min(did.overhead_ns, left_ns)  # what follows a rank's last item may outlast the round
     time = RankTime(
         forward_ns=did.prefill_ns + did.decode_ns,
         tensor_parallel_ns=did.tensor_parallel_ns,
-        overhead_ns=did.overhead_ns,
-        idle_ns=chosen.round_ns - did.total_ns,
+        overhead_ns=overhead_ns,
+        idle_ns=left_ns - overhead_ns,
     )
     return PredictedRank(pp_rank=stage, time=time, memory=chosen.memory[stage], flops=chosen.flops(stage))
 

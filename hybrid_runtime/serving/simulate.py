@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from statistics import median
 from typing import NamedTuple, Protocol
 
 from hybrid_runtime.serving.batcher import Batcher
@@ -109,7 +108,7 @@ def simulate(source: Source, batcher: Batcher, costs: PipelineCosts) -> Served:
 
 
 def mean_of(rounds: Sequence[Served]) -> Served:
-    """A round of them on average: the median of how long they take, all their answers, means of the ranks."""
+    """A round of them on average, with all their answers."""
     first, count = rounds[0], len(rounds)
     if count == 1:
         return first
@@ -119,7 +118,7 @@ def mean_of(rounds: Sequence[Served]) -> Served:
         for rank in range(len(first.ranks))
     )
     answers = tuple(answer for one in rounds for answer in one.answers)
-    round_ns = int(median(one.round_ns for one in rounds))
+    round_ns = sum(one.round_ns for one in rounds) // count
     return Served(round_ns, answers, tuple(ranks), first.num_prefills, first.num_decodes)
 
 

@@ -13,7 +13,7 @@ from hybrid_runtime.planner.serving_asked import AskedItem, asked_degrees, asked
 from hybrid_runtime.planner.serving_calibrated import CalibratedServing
 from hybrid_runtime.planner.serving_costs import Added
 from hybrid_runtime.planner.serving_items import ItemSize, decode_size, prefill_size
-from hybrid_runtime.planner.serving_plan import plan_serving
+from hybrid_runtime.planner.serving_plan import plan_serving, serving_plan
 from hybrid_runtime.shapes import PRESETS
 from tests.serving.deployments import serving
 
@@ -204,6 +204,17 @@ def test_a_pipeline_waits_for_the_slower_core() -> None:
     busy, paced = (sum(rank.decode_ns for rank in one.served.ranks) for one in (even, uneven))
     assert paced == pytest.approx(busy, rel=0.02)
     assert uneven.round_ns > 1.15 * even.round_ns
+    for rank in serving_plan(uneven, [uneven]).predicted.ranks:  # type: ignore[union-attr]
+        assert rank.time.idle_ns > 0
+
+
+def test_one_stage_is_never_idle_whatever_its_paces() -> None:
+    measured = calibration().model_copy(update={"served_paces": (700_001, 900_003, 1_700_007)})
+    for tp in (1, 2):
+        file = serving(tp=tp, search={"vary": []}, hardware={"devices": tp})
+        predicted = plan_serving(file, measured).plan.predicted
+        assert predicted is not None
+        assert all(0 <= rank.time.idle_ns <= 8 for rank in predicted.ranks)  # what means leave
 
 
 def test_a_plan_from_measured_costs() -> None:
