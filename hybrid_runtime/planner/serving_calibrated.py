@@ -159,7 +159,7 @@ class CalibratedServing:
         name = "prefill_waits_ppm" if size.kind == "prefill" else "decode_waits_ppm"
         return compute_ns * self._at_rows("tensor", name, size.rows) // 10**6
 
-    def message_ns(self, num_bytes: int, rows: int, *, same_host: bool) -> int:
+    def message_ns(self, num_bytes: int, *, same_host: bool) -> int:
         found = self._added_by("pipeline") if same_host else ()
         measured = sorted((hop.num_bytes, hop.time_ns) for one in found for hop in one.hops)
         if measured:
@@ -170,7 +170,7 @@ class CalibratedServing:
     def back_ns(self, rows: int, *, same_host: bool) -> int:
         if same_host and self._added_by("pipeline"):
             return self._at_rows("pipeline", "back_ns", rows)
-        return self.message_ns(rows * TOKEN_BYTES, rows, same_host=same_host)
+        return self.message_ns(rows * TOKEN_BYTES, same_host=same_host)
 
     def added(self, mesh: Mesh, rows: int) -> Added:
         """On stages of several ranks, what two of them on one stage add and what two stages add come together."""

@@ -93,8 +93,8 @@ class ServingCosts(Protocol):
         """What tensor-parallel ranks wait for each other in an item on a stage that computes so long; None where that
         is not known beyond the calls' own times."""
 
-    def message_ns(self, num_bytes: int, rows: int, *, same_host: bool) -> int:
-        """From the end of a stage's span until the next stage's, which waits, begins; of an item of so many rows."""
+    def message_ns(self, num_bytes: int, *, same_host: bool) -> int:
+        """From the end of a stage's span until the next stage's, which waits, begins."""
 
     def back_ns(self, rows: int, *, same_host: bool) -> int:
         """From the end of the last stage's span until rank 0, which waits, knows the tokens."""
@@ -175,12 +175,12 @@ class AnalyticServing:
     def waits_ns(self, tp_degree: int, size: ItemSize, compute_ns: int) -> int | None:
         return None
 
-    def message_ns(self, num_bytes: int, rows: int, *, same_host: bool) -> int:
+    def message_ns(self, num_bytes: int, *, same_host: bool) -> int:
         hop = self.rates.hop(same_host=same_host)
         return int(hop.latency + hop.transfer(num_bytes))
 
     def back_ns(self, rows: int, *, same_host: bool) -> int:
-        return self.message_ns(rows * TOKEN_BYTES, rows, same_host=same_host)
+        return self.message_ns(rows * TOKEN_BYTES, same_host=same_host)
 
     def added(self, mesh: Mesh, rows: int) -> Added:
         return Added()

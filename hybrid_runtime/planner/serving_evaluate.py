@@ -21,7 +21,7 @@ from hybrid_runtime.serving.refusals import limits_of
 from hybrid_runtime.serving.simulate import Served, mean_of, simulate
 
 _NS_PER_S = 10**9
-_ENOUGH_REQUESTS = 320  # for quantiles of latencies
+_ENOUGH_REQUESTS = 160  # for quantiles of latencies
 
 
 @dataclass(frozen=True)

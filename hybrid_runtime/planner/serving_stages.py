@@ -152,7 +152,7 @@ class ServedStages:
                 calls_ns += calls * sum(call)
             around = (added.before_ns, added.after_ns, 0) if stage == 0 else (0, added.next_ns, added.fetch_ns)
             stages.append(StageTime(compute_ns, calls_ns, *around))
-        hops = (costs.message_ns(one.tensors * carry_bytes, size.rows, same_host=one.same_host) for one in self._edges)
+        hops = (costs.message_ns(one.tensors * carry_bytes, same_host=one.same_host) for one in self._edges)
         back_ns = costs.back_ns(size.wanted, same_host=not any(self.crosses)) if self._edges else 0
         return ItemTimes(tuple(stages), tuple(hops), back_ns)
 

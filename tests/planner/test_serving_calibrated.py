@@ -180,8 +180,8 @@ def test_what_the_engine_adds() -> None:
 
 def test_messages_and_waits() -> None:
     found = costs()
-    assert found.message_ns(2000, 4, same_host=True) == 230
-    assert found.message_ns(5000, 4, same_host=True) == 320
+    assert found.message_ns(2000, same_host=True) == 230
+    assert found.message_ns(5000, same_host=True) == 320
     assert found.back_ns(4, same_host=True) == 150
     assert found.waits_ns(2, decode_size(4, 10), 1000) == 100
     assert found.waits_ns(2, prefill_size(1, 0, 8, 1), 1000) == 50
