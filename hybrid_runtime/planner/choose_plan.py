@@ -11,8 +11,10 @@ Nothing here looks at a clock: equal arguments give equal plans.
 
 from __future__ import annotations
 
+import gc
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -77,8 +79,34 @@ def choose(
     Raises:
         PlanError: no layout is possible, or none fits the memory; says which limit, by how much, what would help.
     """
+    with _not_collecting():
+        return _chosen(space, setting, model, keep, annealed, most_replayed, progress or (lambda what, part: None))
+
+
+@contextmanager
+def _not_collecting() -> Iterator[None]:
+    """A search makes millions of tuples and no cycles; the collector would walk them again and again, for a tenth of
+    the time.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _chosen(
+    space: Space,
+    setting: Setting,
+    model: StepModel,
+    keep: int,
+    annealed: int,
+    most_replayed: int,
+    tell: Callable[[str, float], None],
+) -> Found:
     found = Found()
-    tell = progress or (lambda what, part: None)
     possible = _possible(space, setting, model, found, tell)
     waiting = _Replays(setting, model, found, keep).all_of(possible, tell)
     _anneal(waiting[:annealed], setting, model, found, most_replayed, tell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 
 from hybrid_runtime.pieces import read_piece
@@ -147,10 +148,16 @@ def as_run(found: Evaluated, setting: Setting, model: StepModel) -> Evaluated:
 def lowered_lists(found: Evaluated) -> tuple[ActionList, ...]:
     """The lists that ranks follow: with messages, and with the lookups of a sharded embedding."""
     staged = found.staged
-    compute = [tuple(one for one in actions if not one.kind.is_lookup) for actions in found.lists]
-    lists = lower(compute, staged.stage_to_rank)
+    compute = tuple(tuple(one for one in actions if not one.kind.is_lookup) for actions in found.lists)
+    lists = _lowered(compute, staged.stage_to_rank)
     pieces = pieces_of(found.rows, staged.line.units[0].cost.name)
     return place_lookups(lists, staged.stage_to_rank, pieces, found.step.costs.durations)
+
+
+@lru_cache(maxsize=2)
+def _lowered(compute: tuple[ActionList, ...], stage_to_rank: tuple[int, ...]) -> tuple[ActionList, ...]:
+    """Kept, for a layout is improved, written down and checked in the same order of actions."""
+    return tuple(lower(compute, stage_to_rank))
 
 
 def evaluate_as_planned(plan: Plan, layout: Layout, setting: Setting, model: StepModel) -> tuple[RankMemory, ...]:

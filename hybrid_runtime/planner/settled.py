@@ -18,7 +18,7 @@ from hybrid_runtime.planner.step_model import StepModel
 from hybrid_runtime.planner.who_forgets import ByOrder, forgetting_enough, forgetting_otherwise, held_by_rank, may_fit
 
 MOST_TRIED = 100  # changes of one layout that are cut anew
-MOST_ACTIONS = 250_000  # of all steps that are replayed for one layout
+MOST_ACTIONS = 150_000  # of all steps that are replayed for one layout
 
 
 def settled(
