@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from benchmarks.blocks import Step, Timing, measure_sides
 from benchmarks.cases import Case
-from benchmarks.on_and_off import OFF, ON, bench, judged
+from benchmarks.on_and_off import OFF, ON, account_text, bench, judged_by_account
 from benchmarks.options import parser_of, sizes_and_timing
 from benchmarks.ours import build_parts, stepper
 from hybrid_runtime.comm.axis import NoWatch
@@ -38,8 +38,6 @@ from hybrid_runtime.job_parts import Parts
 from hybrid_runtime.job_watch import THREAD_NAME, Watch
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.telemetry.status import StatusFile
-from hybrid_runtime.verdict import Outcome
-from hybrid_runtime.verifier.decide_ratio import decide_ratio
 
 GOAL = 1.005
 CASES = (Case("tp2", 2, 1, goal=GOAL), Case("pp2", 1, 2, goal=GOAL))
@@ -104,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.quick:
         sizes = replace(sizes, hidden_size=256, ffn_size=704, num_heads=4, global_batch_size=8)
         timing = timing._replace(settle_steps=0, block_steps=1)
-    columns = {"notes a step": _notes, "accounted for": _accounted_text}
+    columns = {"notes a step": _notes, "accounted for": account_text}
     return bench("faults", options, sizes, timing, CASES, measure_rank, columns=columns, judge=judge)
 
 
@@ -147,25 +145,16 @@ def accounted(step: Step, accounting: Accounting) -> list[Accounted]:
 
 
 def judge(case: Case, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """As `on_and_off.judged`; the goal is met by what is accounted for, unless the measured ratio contradicts it."""
-    figures = judged(case, ranks)
-    ratios = []
+    """As `on_and_off.judged_by_account`, of the slowest rank's steps."""
+    costs = []
     for step in zip(*([Accounted(*row) for row in rank["accounted"]] for rank in ranks), strict=True):
         step_ns = max(row.step_ns for row in step)
-        ratios.append(1 + Fraction(max(row.noted_ns + row.thread_ns for row in step), step_ns))
-    decision = decide_ratio(ratios, Fraction(str(case.goal)))
-    share = {name: float(getattr(decision, name)) - 1 for name in ("point", "lower", "upper")}
-    met = decision.outcome is Outcome.PASS and figures["verdict"] != Outcome.FAIL.value
-    return figures | {"share": share, "share_verdict": decision.outcome.value, "met": met}
+        costs.append(Fraction(max(row.noted_ns + row.thread_ns for row in step), step_ns))
+    return judged_by_account(case, ranks, costs)
 
 
 def _notes(case: Mapping[str, Any]) -> str:
     return " ".join(f"{median(Accounted(*row).notes for row in rank):.0f}" for rank in case["accounted"])
-
-
-def _accounted_text(case: Mapping[str, Any]) -> str:
-    share = {name: f"{100 * value:.3f}" for name, value in case["share"].items()}
-    return f"{share['point']} % [{share['lower']}, {share['upper']}]: {case['share_verdict']}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,26 @@ def judged(case: Case, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "reason": decision.reason,
         "met": decision.outcome is Outcome.PASS,
     }
+
+
+def judged_by_account(case: Case, ranks: Sequence[Mapping[str, Any]], costs: Iterable[Fraction]) -> dict[str, Any]:
+    """As `judged`; the goal is met by what is accounted for, unless the measured ratio contradicts it.
+
+    Args:
+        costs: of steps, what is accounted for as a part of the step.
+    """
+    assert case.goal is not None
+    figures = judged(case, ranks)
+    decision = decide_ratio([1 + cost for cost in costs], Fraction(str(case.goal)))
+    share = {name: float(getattr(decision, name)) - 1 for name in ("point", "lower", "upper")}
+    met = decision.outcome is Outcome.PASS and figures["verdict"] != Outcome.FAIL.value
+    return figures | {"share": share, "share_verdict": decision.outcome.value, "met": met}
+
+
+def account_text(case: Mapping[str, Any]) -> str:
+    """A case of `judged_by_account` in the table."""
+    share = {name: f"{100 * value:.3f}" for name, value in case["share"].items()}
+    return f"{share['point']} % [{share['lower']}, {share['upper']}]: {case['share_verdict']}"
 
 
 def table_of(cases: Mapping[str, Any], steps: int, columns: Mapping[str, Column]) -> str:

@@ -89,6 +89,11 @@ class Checkpoints:
         return -1 if self._writing is None else self._writing.saver.written_step
 
     @property
+    def thread_ns(self) -> int:
+        """CPU time that threads have taken for checkpoints, beside the steps."""
+        return 0 if self._writing is None else self._writing.saver.thread_ns
+
+    @property
     def asked_to_stop(self) -> bool:
         """This rank has been told to write a checkpoint and leave."""
         return self._writing is not None and self._writing.last_words.asked_to_stop

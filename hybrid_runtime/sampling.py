@@ -1,10 +1,14 @@
 """How much is measured: rounds of turns until every claim is decided or the budget is gone. No torch here.
 
     warm-up of each side, longer until its steps are steady
-    planted steps                        the self-test, until it is decided
+    planted steps                        the self-test, doubled until it is decided, with a limit
     rounds 1 .. blocks      look 1       every look may spend its share of the error budget, fixed before any data
     as many again           look 2
     twice as many again     look 3       ... and no look is begun that the time budget cannot pay
+
+After a look only such blocks are run as an undecided claim rests on: where speed is decided, or cannot be, the
+baseline and the candidate's bare blocks are left out, and balance gets all the time.
+
     candidate against each other baseline, as many rounds as before the first look
 
 A look is `judge` on the records so far, the same function that judges them in the end and years later.
@@ -23,13 +27,13 @@ from hybrid_runtime.sides import Sides
 from hybrid_runtime.turns import CANDIDATE, Turn, finish, give_turn, rounds
 from hybrid_runtime.verdict import Look, Outcome, Sampling
 from hybrid_runtime.verifier.judge import judge
-from hybrid_runtime.verifier.self_test import planted_checks
+from hybrid_runtime.verifier.self_test import PLANTED_LOOKS, planted_checks
 from hybrid_runtime.verifier.side import load_side
 from hybrid_runtime.verifier.statistics import ALPHA
 from hybrid_runtime.verifier.steady import steady_from
 
 MORE_WARMUPS = 2  # a side that is not steady after so many further warm-ups is measured all the same, and judged so
-PLANTED_STEPS = 120
+PLANTED_STEPS = 120  # before the first look; all looks together take eight times as many
 WORTHWHILE = 4  # the last look needs at least a quarter more blocks than the one before
 
 
@@ -63,10 +67,10 @@ class Conductor:
 
     def plant(self) -> None:
         """The planted imbalance, with more steps until all its levels are decided."""
-        for look in range(self._measurement.looks if self._ranks > 1 else 0):
+        for look in range(PLANTED_LOOKS if self._ranks > 1 else 0):
             steps = PLANTED_STEPS * 2 ** max(0, look - 1)
             self._give(CANDIDATE, PLANTED, steps // 10, steps + steps // 10)
-            checks = planted_checks(load_side(self._folder.path, "candidate", finished=False), self._alpha)
+            checks = planted_checks(load_side(self._folder.path, "candidate", finished=False))
             if all(check.outcome is not Outcome.INCONCLUSIVE for check in checks):
                 return
 
@@ -81,35 +85,41 @@ class Conductor:
             self._give(side, purpose, settle, settle + judged)
 
     def sample(self, *, baseline: bool) -> None:
-        """Rounds and looks, logged in `sampling.json`; alone, bare blocks only serve the self-test, once."""
-        began_s, done = self.elapsed_s, 0
+        """Rounds and looks, logged in `sampling.json`."""
+        began_s, done, ran = self.elapsed_s, 0, 0
+        purposes = {TRACE, SPEED}
         looks: list[Look] = []
         self._log(looks, "budget")
         for number in range(self._measurement.looks):
-            goal = self._affordable(self._measurement.blocks * 2**number, done, began_s)
+            round_blocks = len([*rounds(1, 1, purposes, baseline=baseline)])
+            round_s = (self.elapsed_s - began_s) / ran * round_blocks if ran else 0.0
+            goal = self._affordable(self._measurement.blocks * 2**number, done, round_s)
             if goal is None:
                 break
-            self.run(rounds(done + 1, goal, baseline=baseline, bare=baseline or number == 0))
+            self.run(rounds(done + 1, goal, purposes, baseline=baseline))
+            ran += (goal - done) * round_blocks
             done = goal
-            looks.append(Look(blocks=done, elapsed_s=f"{self.elapsed_s:.1f}", undecided=self._undecided()))
+            undecided = self._undecided()
+            looks.append(Look(blocks=done, elapsed_s=f"{self.elapsed_s:.1f}", undecided=tuple(undecided)))
             self._log(looks, "budget")
-            if not looks[-1].undecided:
+            if not undecided:
                 break
+            purposes = set(undecided.values())
         decided = bool(looks) and not looks[-1].undecided
         single = self._measurement.looks == 1
         self._log(looks, "decided" if decided else "single look" if single else "budget")
 
-    def _affordable(self, goal: int, done: int, began_s: float) -> int | None:
+    def _affordable(self, goal: int, done: int, round_s: float) -> int | None:
         """As many rounds as the budget pays for, up to `goal`; None if that is hardly more than was done."""
         if not done:
             return goal
-        per_round_s = (self.elapsed_s - began_s) / done
-        left = int((self._measurement.budget_s - self.elapsed_s) / per_round_s)
+        left = int((self._measurement.budget_s - self.elapsed_s) / round_s)
         return min(goal, done + left) if left * WORTHWHILE >= done else None
 
-    def _undecided(self) -> tuple[str, ...]:
-        verdict = judge(self._folder.path, finished=False)
-        return tuple(claim.id for claim in verdict.claims if claim.steps_needed)
+    def _undecided(self) -> dict[str, str]:
+        """Claims that more samples might decide, each with the purpose of the blocks that it rests on."""
+        claims = judge(self._folder.path, finished=False).claims
+        return {claim.id: claim.measured.purpose for claim in claims if claim.steps_needed and claim.measured}
 
     def self_test_only(self) -> None:
         """The self-tests and nothing else."""

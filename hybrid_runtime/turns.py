@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,18 +42,21 @@ class Turn:
     steps: int
 
 
-def rounds(first: int, last: int, *, baseline: bool, bare: bool = True) -> Iterator[tuple[str, str]]:
+def rounds(
+    first: int, last: int, purposes: Collection[str] = (TRACE, SPEED), *, baseline: bool
+) -> Iterator[tuple[str, str]]:
     """(side, purpose) of every block in rounds `first` .. `last`, from 1, in such an order that a drift hits all alike.
 
     round 1   candidate trace, candidate speed, baseline speed
     round 2   baseline speed, candidate speed, candidate trace         ... and so on: A B B A, and trace beside A
 
     Args:
+        purposes: of the blocks that are run; others are left out.
         baseline: whether there is one.
-        bare: whether bare blocks are run at all; without them only the candidate's traced ones are.
     """
+    everything = [(CANDIDATE, TRACE), (CANDIDATE, SPEED), (BASELINE, SPEED)][: 2 + baseline]
+    row = [block for block in everything if block[1] in purposes]
     for number in range(first, last + 1):
-        row = [(CANDIDATE, TRACE), (CANDIDATE, SPEED), (BASELINE, SPEED)][: 1 + bare + (bare and baseline)]
         yield from row if number % 2 else row[::-1]
 
 

@@ -83,6 +83,7 @@ class Measured(_Frozen):
         method: how it was computed, e.g. "pairwise t over 12 batches of 10 steps, thread_cpu".
         samples: batches or block pairs that entered.
         hardware: what was measured: "cuda", "cpu" (every rank owns its cores) or "cpu-oversubscribed".
+        purpose: of the steps it comes from: "trace" (with spans), "speed" (bare) or "planted" (self-test).
     """
 
     point: str
@@ -94,6 +95,7 @@ class Measured(_Frozen):
     samples: int
     hardware: Literal["cuda", "cpu", "cpu-oversubscribed"]
     evidence: Evidence
+    purpose: str = "trace"
 
 
 class Claim(_Frozen):
@@ -192,7 +194,7 @@ class Look(_Frozen):
     """One look at the data while sampling went on: how much there was, and what was still undecided.
 
     Attributes:
-        blocks: measured blocks of each side at this look.
+        blocks: rounds of blocks done at this look; blocks that no undecided claim rests on were left out of later ones.
         undecided: ids of claims that more samples might decide.
     """
 

@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 
 from hybrid_runtime import sampling
-from hybrid_runtime.records import PLANTED, TRACE
+from hybrid_runtime.records import PLANTED, SPEED, TRACE
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.sampling import Conductor
 from hybrid_runtime.turns import Turn
 from hybrid_runtime.verdict import Outcome, Sampling
 from tests.verifier.synthetic import deployment
+
+
+def purpose_of(claim: str) -> str:
+    """Of the blocks that a claim rests on, in this file."""
+    return TRACE if claim.startswith("balance") else SPEED
 
 
 class World:
@@ -45,7 +50,10 @@ class World:
     def _judge(self, folder: Path, *, finished: bool) -> Any:
         assert not finished
         left = next(self._undecided)
-        claims = [SimpleNamespace(id=name, steps_needed=100) for name in left]
+        claims = [
+            SimpleNamespace(id=name, steps_needed=100, measured=SimpleNamespace(purpose=purpose_of(name)))
+            for name in left
+        ]
         return SimpleNamespace(claims=[*claims, SimpleNamespace(id="decided", steps_needed=None)])
 
     def rounds(self) -> int:
@@ -73,11 +81,20 @@ def test_blocks_double_while_something_is_undecided(tmp_path: Path, monkeypatch:
     assert (world.log.looks_allowed, world.log.alpha_per_look) == (3, "0.0166667")
 
 
+def test_only_blocks_are_run_that_an_undecided_claim_rests_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, monkeypatch, [["a", "balance"], ["balance"], []])
+    world.conductor.sample(baseline=True)
+    assert (world.rounds(), world.log.stopped) == (8, "decided")
+    assert [turn.purpose for turn in world.turns].count(TRACE) == 16
+    assert [turn.purpose for turn in world.turns if turn.side == "candidate"].count(SPEED) == 8
+    assert [look.blocks for look in world.log.looks] == [4, 8, 16]
+
+
 def test_no_look_is_begun_that_the_budget_cannot_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round costs 3 s here: 4 rounds take 12 s, and 18 s pay for 2 more."""
+    """A round costs 3 s here, without traced blocks 2 s: 4 rounds take 12 s, and 18 s pay for 3 more."""
     world = World(tmp_path, monkeypatch, [["a"], ["a"], ["a"]], budget_s=18)
     world.conductor.sample(baseline=True)
-    assert [look.blocks for look in world.log.looks] == [4, 6]
+    assert [look.blocks for look in world.log.looks] == [4, 7]
     assert world.log.stopped == "budget"
     world = World(tmp_path, monkeypatch, [["a"], ["a"]], budget_s=13)
     world.conductor.sample(baseline=True)
@@ -100,20 +117,21 @@ def test_warm_up_lasts_until_steady_with_a_limit(
     assert [(turn.purpose, turn.unjudged_steps, turn.steps) for turn in world.turns] == [(TRACE, 20, 20)] * turns
 
 
-@pytest.mark.parametrize(("decided_after", "turns"), [(1, 1), (2, 2), (9, 3)])
+@pytest.mark.parametrize(("decided_after", "turns"), [(1, [120]), (2, [120, 120]), (9, [120, 120, 240, 480])])
 def test_planted_steps_are_done_until_they_are_decided(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decided_after: int, turns: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decided_after: int, turns: list[int]
 ) -> None:
-    world = World(tmp_path, monkeypatch, [])
+    world = World(tmp_path, monkeypatch, [], looks=1)  # the claims' looks, which are another matter
 
-    def checks(side: object, alpha: float) -> list[Any]:
+    def checks(side: object) -> list[Any]:
         done = len(world.turns) >= decided_after
         return [SimpleNamespace(outcome=Outcome.PASS if done else Outcome.INCONCLUSIVE)]
 
     monkeypatch.setattr(sampling, "planted_checks", checks)
     monkeypatch.setattr(sampling, "load_side", lambda *_, **__: None)
     world.conductor.plant()
-    assert [turn.purpose for turn in world.turns] == [PLANTED] * turns
+    assert [turn.steps - turn.unjudged_steps for turn in world.turns] == turns
+    assert {turn.purpose for turn in world.turns} == {PLANTED}
 
 
 def test_a_baseline_that_dropped_out_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,13 @@ def test_rounds_alternate_so_that_a_drift_hits_all_alike() -> None:
     assert order == ("c.trace c.speed b.speed b.speed c.speed c.trace c.trace c.speed b.speed b.speed c.speed c.trace")
     assert [*rounds(3, 3, baseline=True)] == [*rounds(1, 1, baseline=True)]
     assert [purpose for _, purpose in rounds(1, 2, baseline=False)] == [TRACE, SPEED, SPEED, TRACE]
-    assert [*rounds(1, 2, baseline=False, bare=False)] == [("candidate", TRACE)] * 2
+    assert [*rounds(1, 2, {TRACE}, baseline=True)] == [("candidate", TRACE)] * 2
+    assert [side for side, _ in rounds(1, 2, {SPEED}, baseline=True)] == [
+        "candidate",
+        "baseline",
+        "baseline",
+        "candidate",
+    ]
 
 
 def test_a_side_runs_exactly_the_blocks_it_is_given(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from time import thread_time_ns
 
 from hybrid_runtime.checkpoint import folders
 from hybrid_runtime.checkpoint.boxes import Box
@@ -40,6 +41,7 @@ class Saver:
     Attributes:
         written_step: of the newest checkpoint of which this rank's file is on the disk; -1 before the first.
         skipped: steps of the training so far whose update was skipped.
+        thread_ns: CPU time of its threads that have ended.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Saver:
         self._problem: Exception | None = None
         self.written_step = -1
         self.skipped = state.skipped
+        self.thread_ns = 0
 
     @property
     def num_bytes(self) -> int:
@@ -132,6 +135,8 @@ class Saver:
             )
         except Exception as problem:  # a thread has nobody to raise it to
             self._problem = problem
+        finally:
+            self.thread_ns += thread_time_ns()
 
     def _raise(self) -> None:
         if self._problem is not None:

@@ -4,14 +4,16 @@
     pid=4711 since=88213 clock=0 host=node1                      who it is, and what to add to compare its times
     beat=81734009155331 reaches=yes                              by its watcher: it lives; whether its machine still
                                                                  reaches where the ranks met ("-": nobody asked)
-    wait=1RECV_B6 on=pp=2 at=81734001200334                      what it waits for, on which axis; "-" for nothing
+    wait=1RECV_B6 on=pp=2 at=81734001200334                      what it waits for at that beat, on which axis; "-" for
+                                                                 nothing, and since when that
        81734001198112      41 1F7                               its last actions, a ring: time, number in the step, text
        81734001199876      42 1SEND_F7
 
-The file is mapped into memory and every change is one or two copies of a few bytes, so it costs half a microsecond and
-the operating system keeps it when the rank is killed. What a watcher does it does with calls that may wait for a lost
-disk without holding up the other threads, which a copy into the mapping would. Torch-free: the launcher reads the first
-line, and who looks for the cause of a hang the rest (`account.py`).
+The file is mapped into memory and an action is one or two copies of a few bytes, so it costs half a microsecond and
+the operating system keeps it when the rank is killed. Waits are many more than actions where tensor ranks share a
+layer, and only long ones matter: they are remembered, and written down with the next beat. What a watcher does it does
+with calls that may wait for a lost disk without holding up the other threads, which a copy into the mapping would.
+Torch-free: the launcher reads the first line, and who looks for the cause of a hang the rest (`account.py`).
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class StatusFile:
         self._stages = ",".join(map(str, stages)) or "-"
         self._texts: dict[str, tuple[bytes, bytes]] = {}
         self._current = ""
-        self._count = self._next = self._began_ns = self._waits_ns = 0
+        self._count = self._next = self._began_ns = 0
+        self._is_waiting, self._waits = False, ("-", "-", 0)  # the wait under way or over: name, axis, since when
         who = (
             f"pid={os.getpid()} since={process_start(os.getpid())} clock={clock_offset_ns} host={socket.gethostname()}"
         )
@@ -118,31 +121,32 @@ class StatusFile:
 
     def wait(self, name: str, axis: str) -> None:
         """A wait for other ranks begins, e.g. ("all_reduce", "tp") or ("1RECV_F3", "pp=0"): the last part says whom."""
-        self._waits_ns = now_ns = monotonic_ns()
-        text = f"{name} on={axis} at={now_ns}".encode()
-        self._map[self._wait] = text[:_WAIT_BYTES].ljust(_WAIT_BYTES)
+        self._waits = (name, axis, monotonic_ns())
+        self._is_waiting = True
 
     def go_on(self) -> None:
-        """The wait is over."""
-        self._map[self._wait.start] = 45  # "-" in its first place: when it began can still be read
+        """The wait is over; when it began can still be read."""
+        self._is_waiting = False
 
     @property
     def idle_s(self) -> float:
         """For how long neither an action nor a wait has begun."""
-        return (monotonic_ns() - max(self._began_ns, self._waits_ns)) / 1e9
+        return (monotonic_ns() - max(self._began_ns, self._waits[2])) / 1e9
 
     @property
     def text(self) -> str:
-        """What the file says, from this process's own memory: no disk is asked."""
-        return self._map[:].decode("utf-8", "replace")
+        """What the file would say after a beat, from this process's own memory: no disk is asked."""
+        said = self._map[:]
+        return (said[: self._wait.start] + self._wait_text() + said[self._wait.stop :]).decode("utf-8", "replace")
 
     def beat(self) -> None:
-        """This process lives, and threads of it are run.
+        """This process lives, and threads of it are run; what it waits for.
 
         Raises:
             OSError: the disk is lost; the same of `reaches` and `flush`.
         """
         os.pwrite(self._file, b"%20d" % monotonic_ns(), self._beat_at)
+        os.pwrite(self._file, self._wait_text(), self._wait.start)
 
     def reaches(self, answer: bool) -> None:
         """Whether this machine reaches where the ranks met."""
@@ -156,6 +160,11 @@ class StatusFile:
         """Lets go of the file; what it says stays."""
         self._map.close()
         os.close(self._file)
+
+    def _wait_text(self) -> bytes:
+        is_waiting, (name, axis, since_ns) = self._is_waiting, self._waits
+        text = f"{name if is_waiting else '-'} on={axis} at={since_ns}".encode()
+        return text[:_WAIT_BYTES].ljust(_WAIT_BYTES)
 
     def _note(self, text: bytes) -> None:
         when, what = self._ring[self._next]

@@ -62,6 +62,7 @@ def figures(
         samples=decision.samples,
         hardware=metrics.hardware,
         evidence=evidence,
+        purpose=metrics.purpose,
     )
 
 

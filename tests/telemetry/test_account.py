@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hybrid_runtime.telemetry.account import process_state, read_account
+from hybrid_runtime.telemetry.account import parse_account, process_state, read_account
 from hybrid_runtime.telemetry.status import KEPT_ACTIONS, StatusFile
 
 
@@ -18,12 +18,16 @@ def test_what_a_rank_waits_for_is_read_until_it_goes_on(tmp_path: Path) -> None:
     assert [did.text for did in found.last] == ["starting", "step 7", "4B15"]
     assert (found.rank, found.number, found.pid, found.status.stage) == (3, 1, os.getpid(), "4")
     status.wait("last sends", "pp=0,2")
+    known = parse_account(status.text)
+    status.beat()
     waits = read_account(tmp_path / "rank3")
     assert waits is not None
     assert waits.waiting is not None
+    assert known == waits._replace(beat_ns=found.beat_ns), "this process itself knows before it is written down"
     assert (waits.waiting.name, waits.waiting.axis) == ("last sends", "pp=0,2")
     assert waits.changed_ns == waits.waiting.at_ns > found.changed_ns
     status.go_on()
+    status.beat()
     after = read_account(tmp_path / "rank3")
     assert after is not None
     assert after.waiting is None
