@@ -3,7 +3,8 @@
     scripts/bench recompute [--quick] [--save] [--only SCHEDULE] [--blocks N]
 
 The same plan three times: it forgets nothing, selectively, or all it can. The three take turns in the same processes, a
-few steps each (blocks.py), so that a drift of the machine hits all. Goals, each within 5 %: the predicted step; what
+few steps each (blocks.py), so that a drift of the machine hits all. A step is its recorded window, which is what is
+predicted: the barrier before it and the figures exchanged after it are none of the plan's. Goals, each within 5 %: the predicted step; what
 forgetting costs, that is the ratio to the step that forgets nothing; the activations' peak bytes of every rank. Times
 are judged as the verifier judges that two sides are equal: PASS where the whole interval lies within 5 %.
 """
@@ -20,7 +21,7 @@ from typing import Any, get_args
 
 import torch
 
-from benchmarks.blocks import Timing, measure_sides, step_times_s
+from benchmarks.blocks import Timing, measure_sides
 from benchmarks.calibrated_plans import calibrate_and_plan, plan_file
 from benchmarks.ours import build_parts, stepper
 from benchmarks.ranks import run_ranks
@@ -76,17 +77,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measured(files: Mapping[str, Path], timing: Timing) -> dict[str, dict[str, Any]]:
     """The three plans of a schedule, by kind."""
-    answers = run_ranks(2, measure_rank, {kind: str(file) for kind, file in files.items()}, timing)
+    run_ranks(2, measure_rank, {kind: str(file) for kind, file in files.items()}, timing)
     predicted = {kind: _predicted(file) for kind, file in files.items()}
-    ranks = {}
+    ranks, steps_s = {}, {}
     for kind, file in files.items():
         records = {one.header.pp: one for one in read_side(_records(file))}
+        steps_s[kind] = windows_s(list(records.values()), timing)
         ranks[kind] = [rank_errors(rank, records[rank.pp_rank]) for rank in predicted[kind].ranks]
     predicted_ns = {kind: step.step_time.p50_ns for kind, step in predicted.items()}
-    return judged(predicted_ns, {kind: step_times_s(answers, kind) for kind in files}, ranks)
+    return judged(predicted_ns, steps_s, ranks)
 
 
-def measure_rank(rank: int, files: Mapping[str, str], timing: Timing) -> dict[str, Any]:
+def windows_s(ranks: Sequence[RankRecords], timing: Timing) -> list[float]:
+    """By block, without the steps in which it settles: the median window, each that of its slowest rank, in seconds."""
+    windows_ns = [
+        max(step.end_ns - step.start_ns for step in row)
+        for row in zip(*(rank.measured() for rank in ranks), strict=True)
+    ]
+    length = timing.settle_steps + timing.block_steps
+    starts = range(0, len(windows_ns), length)
+    return [median(windows_ns[start + timing.settle_steps : start + length]) / 1e9 for start in starts]
+
+
+def measure_rank(rank: int, files: Mapping[str, str], timing: Timing) -> None:
     """One rank of all three plans; leaves their records behind."""
     parts = {
         kind: build_parts(load_deployment(Path(file)), _records(Path(file)), torch.device("cpu"))
@@ -96,10 +109,9 @@ def measure_rank(rank: int, files: Mapping[str, str], timing: Timing) -> dict[st
         if parts[kind].plan.actions != read_plan(plan_file(Path(file))).actions:
             raise RuntimeError(f"{kind}: what is measured is not what was planned")
     steps = {kind: stepper(one, warmup_steps=timing.warmup_steps, watched=True) for kind, one in parts.items()}
-    answer = measure_sides(steps, timing, "cpu")
+    measure_sides(steps, timing, "cpu")
     for one in parts.values():
         one.recorder.finish()
-    return answer
 
 
 def _records(file: Path) -> Path:

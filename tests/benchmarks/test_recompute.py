@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks.blocks import Timing
 from benchmarks.calibrated_plans import write_case
-from benchmarks.recompute import KINDS, SCHEDULES, cases_of, judged, table_of
+from benchmarks.recompute import KINDS, SCHEDULES, cases_of, judged, table_of, windows_s
 from hybrid_runtime.deployment import load_deployment
 from hybrid_runtime.planner.candidates import layouts
 from hybrid_runtime.planner.layout import Layout
@@ -45,6 +47,15 @@ def test_a_step_is_not_enough_where_the_ratio_is_off() -> None:
 
 def test_bytes_have_a_goal() -> None:
     assert not any(case["met"] for case in found(none=100, selective=110, full=130, activations_error=-0.06).values())
+
+
+def test_a_block_is_its_windows_after_settling() -> None:
+    def rank(*windows_ms: int) -> Any:
+        steps = [SimpleNamespace(start_ns=7, end_ns=7 + 10**6 * window) for window in windows_ms]
+        return SimpleNamespace(measured=lambda: steps)
+
+    slowest = [rank(90, 10, 20, 90, 30, 40), rank(90, 12, 18, 90, 30, 50)]
+    assert windows_s(slowest, Timing(10, 2, settle_steps=1, block_steps=2)) == [0.016, 0.04]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
