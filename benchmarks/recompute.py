@@ -2,11 +2,12 @@
 
     scripts/bench recompute [--quick] [--save] [--only SCHEDULE] [--blocks N]
 
-The same plan three times: it forgets nothing, selectively, or all it can. The three take turns in the same processes, a
-few steps each (blocks.py), so that a drift of the machine hits all. A step is its recorded window, which is what is
-predicted: the barrier before it and the figures exchanged after it are none of the plan's. Goals, each within 5 %: the predicted step; what
-forgetting costs, that is the ratio to the step that forgets nothing; the activations' peak bytes of every rank. Times
-are judged as the verifier judges that two sides are equal: PASS where the whole interval lies within 5 %.
+The same plan three times: it forgets nothing, selectively, or all it can. The three take turns in the same processes,
+a few steps each (blocks.py), so that a drift of the machine hits all. A step is its recorded window, which is what is
+predicted: the barrier before it and the figures exchanged after it are none of the plan's. Goals, each within 5 %:
+the predicted step; what forgetting costs, that is the ratio to the step that forgets nothing; the activations' peak
+bytes of every rank. Times are judged as the verifier judges that two sides are equal: PASS where the whole interval
+lies within 5 %.
 """
 
 from __future__ import annotations
