@@ -76,7 +76,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Folder = Annotated[Path | None, typer.Option("--run-folder", help="where to write; default runs/<name>-<time>")]
 Resume = Annotated[
     str | None,
-    typer.Option(metavar="latest|FOLDER", help="go on from the newest checkpoint, or from this one"),
+    typer.Option(
+        metavar="latest|auto|FOLDER",
+        help="go on from the newest checkpoint (auto: if there is one, else begin), or from this one",
+    ),
 ]
 
 

@@ -291,7 +291,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("file", help="deployment file")
     parser.add_argument("--plan", type=Path, help="plan.json to follow: degrees, stages and lists are the plan's")
-    parser.add_argument("--resume", help="'latest', or a checkpoint: the training goes on from there")
+    parser.add_argument("--resume", help="'latest', 'auto' (the latest if there is one) or a checkpoint to go on from")
     parser.add_argument("--run-folder", help="where to write; default: runs/<name>-<time>")
     parser.add_argument("--turns", help="folder in which candidate and baseline take turns")
     parser.add_argument("--side", default=CANDIDATE, help="its name in that folder")

@@ -38,7 +38,7 @@ def run_alone(
 
     Args:
         plan: what the ranks follow, for which `deployment` was resolved (`planner.given`); None lets them plan.
-        resume: 'latest' or a checkpoint, from which the training goes on.
+        resume: 'latest', 'auto' (the latest if there is one) or a checkpoint, from which the training goes on.
 
     Of several machines, which share the run folder, the first shows the progress and judges; the others return None.
 

@@ -28,7 +28,7 @@ from hybrid_runtime.checkpoint.manifest import MANIFEST, Manifest
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
 from hybrid_runtime.run_folder import sync, write_whole
 
-LATEST = "latest"
+LATEST, AUTO = "latest", "auto"
 _WHOLE = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
 _LOCK = ".lock"
@@ -69,15 +69,20 @@ def choose(folder: Path | None, resume: str | None, *, restarted: bool) -> Path 
 
     Args:
         folder: of [checkpoint]; None where there is no such table.
-        resume: LATEST, a checkpoint's folder, or a folder of checkpoints; None where none is asked for.
+        resume: LATEST, AUTO (the latest where there is one), a checkpoint's folder, or a folder of checkpoints; None
+            where none is asked for.
         restarted: torchrun has restarted this very run, which then continues by itself from what it has reached.
 
     Raises:
         UsageError: there is no such checkpoint, or the folder already holds checkpoints that come after it.
     """
     there = [] if folder is None else whole(folder)
+    if resume in (LATEST, AUTO) and folder is None:
+        raise UsageError(f"--resume {resume} needs the table [checkpoint], which says where checkpoints are; add it")
     if restarted and there:
         return there[-1]
+    if resume == AUTO:
+        return there[-1] if there else None
     chosen = None if resume is None else _asked_for(folder, resume)
     newer = [path for path in there if chosen is None or step_of(path) > step_of(chosen)]
     if newer and resume is None:
@@ -94,8 +99,6 @@ def choose(folder: Path | None, resume: str | None, *, restarted: bool) -> Path 
 
 
 def _asked_for(folder: Path | None, resume: str) -> Path:
-    if resume == LATEST and folder is None:
-        raise UsageError("--resume latest needs the table [checkpoint], which says where checkpoints are; add it")
     path = folder if resume == LATEST and folder is not None else Path(resume)
     found = find(path)
     if found is None:

@@ -157,7 +157,8 @@ class StatusFile:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Lets go of the file; what it says stays."""
+        """Lets go of the file; what it says stays, the wait that was not over included."""
+        self._map[self._wait] = self._wait_text()
         self._map.close()
         os.close(self._file)
 

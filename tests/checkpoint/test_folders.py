@@ -37,6 +37,8 @@ def test_what_is_resumed(tmp_path: Path) -> None:
     assert folders.choose(None, None, restarted=False) is None
     assert folders.choose(empty, None, restarted=True) is None
     assert folders.choose(there, "latest", restarted=False) == newest
+    assert folders.choose(there, "auto", restarted=False) == newest
+    assert folders.choose(empty, "auto", restarted=False) is None
     assert folders.choose(empty, str(there), restarted=False) == newest
     assert folders.choose(empty, str(there / folders.name_of(4)), restarted=False) == there / folders.name_of(4)
     assert folders.choose(None, str(newest), restarted=False) == newest
@@ -51,7 +53,8 @@ def test_what_is_resumed(tmp_path: Path) -> None:
         ("there", "there/step-00000004", "holds step-00000008, which is newer than .*step-00000004"),
         ("empty", "latest", "holds no whole checkpoint; name a folder step-..."),
         ("empty", "nowhere", "nowhere holds no whole checkpoint"),
-        (None, "latest", "needs the table"),
+        (None, "latest", "--resume latest needs the table"),
+        (None, "auto", "--resume auto needs the table"),
     ],
 )
 def test_what_is_refused(

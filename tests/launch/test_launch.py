@@ -112,6 +112,12 @@ def test_slurm_starts_one_torchrun_per_host_with_the_first_as_rendezvous(tools: 
         done.stdout
         == f"{TWO_OF_THREE} --rdzv-endpoint alpha:20007 --rdzv-id 40007 {JOB} {file} --run-folder runs/slurm-40007\n"
     )
+    again = run(
+        "slurm.sbatch", tools, file, "--resume", "auto", **slurm, SLURM_GPUS_ON_NODE="3", SLURM_RESTART_COUNT="2"
+    )
+    assert again.stdout.endswith(f"{file} --run-folder runs/slurm-40007-requeued2 --resume auto\n"), (
+        "a folder of its own"
+    )
     assert "set NPROC_PER_NODE" in run("slurm.sbatch", tools, file, **slurm).stderr
 
 

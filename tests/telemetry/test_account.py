@@ -33,6 +33,12 @@ def test_what_a_rank_waits_for_is_read_until_it_goes_on(tmp_path: Path) -> None:
     assert after.waiting is None
     assert after.changed_ns == waits.changed_ns, "a wait that is over still shows when something last happened"
     assert process_state(after) == "R"
+    status.wait("1RECV_F3", "pp=0")
+    status.close()
+    left = read_account(tmp_path / "rank3")
+    assert left is not None
+    assert left.waiting is not None
+    assert left.waiting.name == "1RECV_F3", "a rank that fails says what it waited for"
 
 
 def test_the_ring_keeps_the_newest_and_times_of_another_clock_are_moved(tmp_path: Path) -> None:
