@@ -20,7 +20,7 @@ from hybrid_runtime.errors import UsageError
 from hybrid_runtime.fingerprint import differences
 from hybrid_runtime.plan import UnitCost
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 class _Frozen(BaseModel):
@@ -248,7 +248,11 @@ def read_calibration(path: Path) -> Calibration:
         UsageError: the file is missing or not a calibration of this version.
     """
     try:
-        found = Calibration.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.get("schema_version", SCHEMA_VERSION) if isinstance(values, dict) else SCHEMA_VERSION
+        if version != SCHEMA_VERSION:  # first: another version has other fields
+            raise UsageError(f"{path}: schema_version {version} is not {SCHEMA_VERSION}; calibrate again")
+        return Calibration.model_validate(values)
     except OSError as problem:
         raise UsageError(
             f"{path}: cannot be read ({problem.strerror}); make it with hybrid-runtime calibrate"
@@ -259,6 +263,3 @@ def read_calibration(path: Path) -> Calibration:
         raise UsageError(f"{path}: not a calibration: {where}: {first['msg']}; calibrate again") from None
     except (ValueError, RecursionError) as problem:
         raise UsageError(f"{path}: is not JSON ({problem}); calibrate again") from None
-    if found.schema_version != SCHEMA_VERSION:
-        raise UsageError(f"{path}: schema_version {found.schema_version} is not {SCHEMA_VERSION}; calibrate again")
-    return found

@@ -117,9 +117,13 @@ class Conductor:
         return min(goal, done + left) if left * WORTHWHILE >= done else None
 
     def _undecided(self) -> dict[str, str]:
-        """Claims that more samples might decide, each with the purpose of the blocks that it rests on."""
+        """Claims that more samples might decide, each with the purpose of the blocks that it rests on.
+
+        Too few requests for a quantile are no figure yet; latencies are those of bare blocks.
+        """
         claims = judge(self._folder.path, finished=False).claims
-        return {claim.id: claim.measured.purpose for claim in claims if claim.steps_needed and claim.measured}
+        needy = [claim for claim in claims if claim.steps_needed]
+        return {claim.id: claim.measured.purpose if claim.measured else SPEED for claim in needy}
 
     def self_test_only(self) -> None:
         """The self-tests and nothing else."""

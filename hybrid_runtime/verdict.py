@@ -18,7 +18,7 @@ from hybrid_runtime.verdict_prediction import JudgedPrediction
 from hybrid_runtime.verdict_served import ServedSide
 
 SCHEMA_VERSION = "1.3"
-RULESET = "2026.4"
+RULESET = "2026.5"
 
 
 class Outcome(enum.StrEnum):

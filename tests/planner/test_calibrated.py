@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from hybrid_runtime.errors import PlanError
+from hybrid_runtime.calibration import read_calibration
+from hybrid_runtime.errors import PlanError, UsageError
 from hybrid_runtime.planner.request import model_of
 from hybrid_runtime.planner.work import Position
 from tests.planner.planning import SHARES, UNIT_US, calibration, deployment
@@ -88,3 +91,11 @@ def test_intervals_have_the_spread_of_the_units() -> None:
     interval = model_of(file, calibration(file)).interval(1_000_000)
     assert interval.p10_ns == pytest.approx(950_000, rel=1e-3)
     assert interval.p90_ns == pytest.approx(1_100_000, rel=1e-3)
+
+
+def test_a_calibration_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
+    """Whatever its fields are called; another version may have others."""
+    file = tmp_path / "calibration.json"
+    file.write_text('{"schema_version": "1.0", "served_item": null}')
+    with pytest.raises(UsageError, match=r"schema_version 1\.0 is not .*; calibrate again"):
+        read_calibration(file)
