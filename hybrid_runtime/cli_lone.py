@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from hybrid_runtime.cli_output import Json, console_for, refuse_unwritable, writ
 from hybrid_runtime.errors import ExitCode, RunError, UsageError
 from hybrid_runtime.rehearsal import FILE
 from hybrid_runtime.run_folder import RunFolder, new_run_folder
+from hybrid_runtime.stop_signals import stops_held
 
 if TYPE_CHECKING:
     from hybrid_runtime.calibration import Calibration
@@ -117,12 +119,11 @@ def _torch(module: str, arguments: Sequence[str], *, quiet: bool) -> None:
     """Runs a module that needs torch; its sentences and its exit code are the command's own."""
     command = [sys.executable, "-m", module, *arguments, *(["--quiet"] if quiet else [])]
     one_thread = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    with subprocess.Popen(command, env=os.environ | one_thread) as process:
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            raise
+    with ExitStack() as stack:
+        with stops_held():
+            process = stack.enter_context(subprocess.Popen(command, env=os.environ | one_thread))
+            stack.callback(process.terminate)  # nothing, where it has ended
+        code = process.wait()
     if code < 0:
         raise RunError(
             f"the process that measured was ended by {signal.Signals(-code).name}; if the system did it, memory was "

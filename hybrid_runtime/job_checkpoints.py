@@ -7,6 +7,7 @@ SIGTERM                    at the end of the step, all ranks    written at once;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO, cast
@@ -167,7 +168,8 @@ def open_checkpoints(
 
     Raises:
         CheckpointError: the checkpoint is damaged.
-        UsageError: it is of another training, or has nothing left to train.
+        UsageError: it is of another training, or has nothing left to train; or another run writes in the folder, or
+            has done so meanwhile.
         EnvironmentProblem: the folder is too full, or not the same on all machines.
     """
     table, groups = training.deployment.checkpoint, training.groups
@@ -187,20 +189,23 @@ def open_checkpoints(
         keep=table.keep,
         pinned=groups.device.type == "cuda",
     )
-    lock = _prove_useful(Path(table.folder), groups, saver.num_bytes, table.keep)
+    lock = _prove_useful(Path(table.folder), groups, saver.num_bytes, table.keep, resumed)
     last_words.grace_s, last_words.checkpoints = table.grace_s, Path(table.folder)
     running = Writing(saver, table, training.deployment.workload.steps, groups, last_words, lock)
     return Checkpoints(running, trained_before=trained, resumed_from=resumed)
 
 
-def _prove_useful(folder: Path, groups: Groups, num_bytes: int, keep: int) -> TextIO | None:
+def _prove_useful(folder: Path, groups: Groups, num_bytes: int, keep: int, resumed: Path | None) -> TextIO | None:
     """Every rank calls this before the first step: takes the folder, clears what was left there, proves its room."""
     total = int(sum(row[0] for row in groups.gather_numbers([num_bytes])))
     lock = None
     if groups.place.rank == 0:
-        lock = folders.take(folder)
-        folders.clear_partial(folder)
-        folders.refuse_too_full(folder, total, keep)
+        with ExitStack() as stack:
+            lock = stack.enter_context(folders.take(folder))
+            folders.refuse_newer(folder, resumed)
+            folders.clear_partial(folder)
+            folders.refuse_too_full(folder, total, keep)
+            stack.pop_all()
     if first_blind_rank(folder, groups) is not None:
         raise EnvironmentProblem(
             f"checkpoint.folder = {str(folder)!r} is not the folder that rank 0 sees under this name; name one on a "

@@ -26,7 +26,7 @@ from types import TracebackType
 
 from hybrid_runtime.errors import ExitCode
 from hybrid_runtime.faults.alone import alone_words, waits_alone
-from hybrid_runtime.faults.hang import Hang, account_text, find_hang
+from hybrid_runtime.faults.hang import Hang, account_text, find_hang, lifeless_after_s
 from hybrid_runtime.faults.meeting_point import MeetingPoint
 from hybrid_runtime.faults.stuck_torchrun import end_if_stuck
 from hybrid_runtime.faults.waits import Scene
@@ -126,7 +126,7 @@ class Watch:
         known = {rank: account for rank, account in found.items() if account is not None}
         if self._rank not in known or (len(known) < len(found) and known[self._rank].status.step is not None):
             raise FileNotFoundError(f"{self._folder.status}: not every rank's file is there any more")
-        return Scene(known, self._plan, self._now_ns())
+        return Scene(known, self._plan, self._now_ns(), lifeless_after_s(self._limit_s))
 
     def _now_ns(self) -> int:
         return time.monotonic_ns() + self._clock_offset_ns

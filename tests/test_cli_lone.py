@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hybrid_runtime import cli_lone
 from hybrid_runtime.calibration import model_hash, read_calibration
 from hybrid_runtime.deployment import load_deployment
+from hybrid_runtime.errors import Stopped
 from hybrid_runtime.plan import read_plan
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.rehearsal import FILE, read_rehearsal
+from hybrid_runtime.stop_signals import signals_stop
 from tests.commands import command, run, small, write_json
 
 pytestmark = pytest.mark.alone
@@ -23,6 +29,20 @@ TARGETS = {"compute_balance_pp": 1, "memory_balance_pp": 1, "utilisation_percent
 
 def deployment_file(folder: Path, **tables: Any) -> Path:
     return write_json(folder / "job.json", small(parallel={"pp_degree": 2}, **tables))
+
+
+def test_a_process_is_ended_when_a_stop_comes_while_it_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def start(command: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        signal.raise_signal(signal.SIGINT)
+        begun.append(subprocess.Popen(["sleep", "60"]))
+        return begun[0]
+
+    monkeypatch.setattr(cli_lone, "subprocess", SimpleNamespace(Popen=start))
+    with pytest.raises(Stopped, match="SIGINT"), signals_stop():
+        cli_lone._torch("hybrid_runtime.lone.rehearse", [], quiet=True)
+    assert begun[0].returncode == -signal.SIGTERM
 
 
 def test_rehearse_then_judge_again(tmp_path: Path) -> None:

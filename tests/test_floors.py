@@ -21,14 +21,14 @@ FLOORS = [
     "calibration company rehearsal would fingerprint plan planted records nvml_records verdict verdict_modelled "
     "verdict_prediction prediction_history schemas run_folder turns launches git_state plan_contradictions peak_rates "
     "deployment_faults deployment_load deployment_parallel deployment_rules deployment_targets deployment_workload "
-    "tokenizer_file predicted_serving verdict_measured verdict_served",
+    "tokenizer_file predicted_serving verdict_measured verdict_served stop_signals",
     "schedule serving",
     "planner verifier report weights faults comm tensor_parallel data_parallel models data telemetry training",
     "pipeline checkpoint inference",
     "job job_checkpoints job_export job_generate job_header job_last_words job_loss job_orders job_parts job_planted "
     "job_progress job_validation job_serving lone job_shared_folder job_disk job_not_finite job_out_of_memory "
     "job_watch",
-    "stop_signals launcher ask sides sampling measure rebalance tried cli cli_convert cli_generate cli_lone cli_output "
+    "launcher ask sides sampling measure rebalance tried cli cli_convert cli_generate cli_lone cli_output "
     "cli_plan cli_report cli_schedule cli_tokenize __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}

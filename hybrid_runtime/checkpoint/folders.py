@@ -151,6 +151,20 @@ def take(folder: Path) -> TextIO:
     return file
 
 
+def refuse_newer(folder: Path, chosen: Path | None) -> None:
+    """After `take`: whether the run that wrote here before has gone on since `choose`, and ended only then.
+
+    Raises:
+        UsageError: the folder holds checkpoints that come after the chosen one, or any where none was chosen.
+    """
+    newest = next(reversed(whole(folder)), None)
+    if newest is not None and (chosen is None or step_of(newest) > step_of(chosen)):
+        begun = "began" if chosen is None else f"chose {chosen.name} to go on from"
+        raise UsageError(
+            f"{folder}: another run has written {newest.name} since this one {begun}; run the same command again"
+        )
+
+
 def _is_locked(file: TextIO) -> bool:
     """By somebody else; if not, it is locked now, where the file system can."""
     try:

@@ -34,6 +34,7 @@ from hybrid_runtime.data.corpus import CorpusHeader
 from hybrid_runtime.data.corpus_writer import CorpusWriter
 from hybrid_runtime.data.inputs import Kind, Line, Piece, input_files, lines_of, pieces_of
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
+from hybrid_runtime.stop_signals import stops_held
 from hybrid_runtime.tokenizer_file import BYTES, END_OF_TEXT, load_tokenizer, tokenizer_sha256
 
 ENCODED_AT_ONCE = 256  # documents that the tokenizer gets in one call; it keeps more than their ids in memory
@@ -264,7 +265,8 @@ def _in_order(pieces: Iterator[Piece], coding: Coding, num_processes: int) -> It
         waiting: deque[tuple[Piece, Future[Encoded]]] = deque()
         for piece in itertools.chain(pieces, itertools.repeat(None)):
             if piece is not None:
-                waiting.append((piece, pool.submit(_encode_here, piece)))
+                with stops_held():  # it starts processes, as long as there are too few
+                    waiting.append((piece, pool.submit(_encode_here, piece)))
                 if len(waiting) < 2 * num_processes:
                     continue
             if not waiting:

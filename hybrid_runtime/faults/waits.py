@@ -26,11 +26,13 @@ class Scene(NamedTuple):
     Attributes:
         accounts: by rank.
         now_ns: on the clock of the accounts.
+        lifeless_s: how old a rank's beat may be for what was written with it, its wait, to be true still.
     """
 
     accounts: Mapping[int, Account]
     plan: Plan
     now_ns: int
+    lifeless_s: float = 5.0
 
 
 def peers_of(rank: int, waiting: Waiting, mesh: Mesh) -> list[int]:
@@ -57,7 +59,17 @@ def awaited(rank: int, scene: Scene) -> list[int]:
     if me.waiting is None:
         return []
     peers = peers_of(rank, me.waiting, scene.plan.mesh)
-    return [peer for peer in peers if not _has_done_its_part(scene.accounts[peer], me, me.waiting, scene.plan)]
+    return [peer for peer in peers if not _has_done_its_part(_known(peer, scene), me, me.waiting, scene.plan)]
+
+
+def _known(rank: int, scene: Scene) -> Account:
+    """A rank's account without a wait that may be over: it is written with the beat only, and outlives the rank."""
+    account = scene.accounts[rank]
+    if account.waiting is None:
+        return account
+    has_gone_on = account.last[-1].at_ns > account.waiting.at_ns
+    is_lifeless = scene.now_ns - account.beat_ns > scene.lifeless_s * 1e9
+    return account._replace(waiting=None) if has_gone_on or is_lifeless else account
 
 
 def _has_done_its_part(peer: Account, me: Account, waiting: Waiting, plan: Plan) -> bool:
@@ -66,12 +78,14 @@ def _has_done_its_part(peer: Account, me: Account, waiting: Waiting, plan: Plan)
     if is_action(waiting.name) and (receive := parse_action(waiting.name)).kind in _SENT:
         by, kind = _SENT[receive.kind]
         return _is_past(peer, Action(receive.stage + by, kind, receive.microbatch), plan)
+    if waiting.axis in ("tp", "dp") and peer.number != me.number:  # their lists are equal
+        return peer.number > me.number
     if peer.waiting is None:
         return False
     if (peer.waiting.name, peer.waiting.axis) == (waiting.name, waiting.axis):
-        return waiting.axis not in ("tp", "dp") or peer.number >= me.number
-    if waiting.axis in ("tp", "dp"):  # their lists are equal
-        return peer.number > me.number
+        return True
+    if waiting.axis in ("tp", "dp"):
+        return False
     if waiting.axis == "all":  # numbers are gathered at the end of a step, the barrier comes after
         return peer.waiting.name == "barrier"
     return peer.waiting.axis == "all"

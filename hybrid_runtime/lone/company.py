@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 
 from hybrid_runtime.company import Company
 from hybrid_runtime.errors import EnvironmentProblem, HybridRuntimeError, RunError
+from hybrid_runtime.stop_signals import stops_held
 from hybrid_runtime.telemetry.host import pin_to, settle
 
 RANKS_PER_CORE = 4  # more of them do not make a core's life harder, only the rehearsal longer
@@ -70,10 +71,11 @@ class Companions:
             for number, work in enumerate(self._works, start=1):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_accompany, args=(work, number, ranks, theirs), daemon=True)
-                process.start()
+                with stops_held():
+                    process.start()
+                    self.started.append(process)
+                    self._pipes.append(ours)
                 theirs.close()
-                self.started.append(process)
-                self._pipes.append(ours)
             for ours in self._pipes:
                 _await_start(ours)
         except BaseException:

@@ -6,12 +6,15 @@ import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hybrid_runtime.checkpoint import folders
 from hybrid_runtime.checkpoint.manifest import MANIFEST
 from hybrid_runtime.errors import EnvironmentProblem, UsageError
+from hybrid_runtime.job_checkpoints import _prove_useful
 
 
 def make(folder: Path, *steps: int, size: int = 100) -> Path:
@@ -106,6 +109,19 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pyte
     folders.take(tmp_path).close()
     with pytest.raises(EnvironmentProblem, match=r"checkpoint.folder = .* cannot be written"):
         folders.take(tmp_path / "none")
+
+
+def test_the_run_before_has_written_more_since_this_one_chose(tmp_path: Path) -> None:
+    chosen = folders.choose(make(tmp_path, 20, 40), "auto", restarted=False)
+    folders.refuse_newer(tmp_path, chosen)
+    folders.refuse_newer(tmp_path / "none", None)
+    make(tmp_path, 60)
+    words = "another run has written step-00000060 since this one chose step-00000040 to go on from; run the same"
+    with pytest.raises(UsageError, match=words):
+        folders.refuse_newer(tmp_path, chosen)
+    alone: Any = SimpleNamespace(gather_numbers=lambda numbers: [numbers], place=SimpleNamespace(rank=0))
+    with pytest.raises(UsageError, match="step-00000060 since this one began; run the same command again"):
+        _prove_useful(tmp_path, alone, 0, 2, None)
 
 
 def without_locks(file: object, operation: int) -> None:

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,11 +20,36 @@ import pytest
 from hybrid_runtime.data import inputs, tokenise
 from hybrid_runtime.data.corpus import Corpus, open_corpus
 from hybrid_runtime.data.tokenise import Progress, coding_of
-from hybrid_runtime.errors import EnvironmentProblem, UsageError
+from hybrid_runtime.errors import EnvironmentProblem, Stopped, UsageError
+from hybrid_runtime.stop_signals import signals_stop
 from tests.commands import environment, run
 from tests.data.test_opening import words_tokenizer
 
 WORDS = ("?", "to", "be", "or", "not", "</s>")
+
+
+class Pool:
+    """In place of processes: Ctrl-C comes while one is being started, before anybody knows it."""
+
+    known: ClassVar[list[str]] = []
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def submit(self, *_: object) -> Future[object]:
+        signal.raise_signal(signal.SIGINT)
+        self.known.append("process")
+        return Future()
+
+    def shutdown(self, **_: object) -> None:
+        self.known.append("ended")
+
+
+def test_a_process_of_the_pool_is_known_before_a_stop_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenise, "ProcessPoolExecutor", Pool)
+    Path("a.txt").write_text("to be")
+    with pytest.raises(Stopped, match="SIGINT"), signals_stop():
+        make("a.txt", num_processes=2)
+    assert Pool.known == ["process", "ended"]
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from hybrid_runtime.faults.hang import Hang, account_text, find_hang
-from hybrid_runtime.faults.waits import Scene
+from hybrid_runtime.faults.waits import Scene, awaited
 from hybrid_runtime.plan import Plan
 from hybrid_runtime.planner.costs import unit_costs
 from hybrid_runtime.planner.make import make_plan
@@ -190,6 +190,21 @@ def test_ranks_that_wait_for_each_other_are_a_circle() -> None:
         "rank 0 (dp 0, pp 0, tp 0), stage 0, step 7, OPTIMIZER: waits in 0RECV_B0 for rank 1, which waits in 1RECV_F0 "
         "for rank 0: a circle that has not moved for 11.0 s"
     )
+
+
+def test_a_lifeless_ranks_wait_may_have_been_over(stopped: int) -> None:
+    """Its file names a wait with its last beat, and it has gone on, or may have, before it was stopped."""
+    there = account(0, "between steps", wait="barrier", on="all")
+    silent = account(1, "between steps", wait="barrier", on="all", beat_s=12, pid=stopped)
+    assert "; rank 0 waits for it in barrier for 12.0 s" in sentence(TWO, there, silent)
+
+
+@pytest.mark.parametrize("since_s", [0, 0.1])
+def test_a_wait_is_over_when_an_action_has_begun_since(since_s: float) -> None:
+    one = account(1, "B", wait="barrier", on="all")
+    did = one.last[-1]._replace(at_ns=one.last[-1].at_ns + round(since_s * 1e9))
+    scene = Scene({0: BARRIER, 1: one._replace(last=(*one.last[:-1], did))}, TWO, NOW_NS)
+    assert awaited(0, scene) == ([1] if since_s else [])
 
 
 def test_a_rank_in_the_barrier_does_not_hold_up_the_one_that_still_gathers() -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
-from hybrid_runtime.errors import EnvironmentProblem, RunError, UsageError
+from hybrid_runtime.errors import EnvironmentProblem, RunError, Stopped, UsageError
+from hybrid_runtime.lone import company
 from hybrid_runtime.lone.company import Companions, company_for
+from hybrid_runtime.stop_signals import signals_stop
 
 pytestmark = pytest.mark.alone
 
@@ -69,3 +75,28 @@ def test_one_that_leaves_and_one_that_cannot_begin(tmp_path: Path) -> None:
         loses_one(tmp_path)
     with pytest.raises(EnvironmentProblem, match="could not begin: the model is not here"):
         Companions([unwilling]).__enter__()
+
+
+class Starting:
+    """In place of a companion: a stop comes while it is being started."""
+
+    did: ClassVar[list[str]] = []
+
+    def __init__(self, **_: object) -> None: ...
+
+    def start(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        self.did.append("started")
+
+    def kill(self) -> None:
+        self.did.append("killed")
+
+    def join(self) -> None: ...
+
+
+def test_one_that_is_being_started_when_a_stop_comes_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=Starting)
+    monkeypatch.setattr(company.mp, "get_context", lambda kind: context)
+    with pytest.raises(Stopped, match="SIGTERM"), signals_stop():
+        Companions([unwilling]).__enter__()
+    assert Starting.did == ["started", "killed"]

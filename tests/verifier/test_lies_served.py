@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hybrid_runtime.mesh import Mesh
 from hybrid_runtime.run_folder import RunFolder
 from hybrid_runtime.verdict import Claim, Outcome
 from hybrid_runtime.verifier.judge import judge, recheck, write_verdict
+from hybrid_runtime.verifier.numerics import answers_apart
 from hybrid_runtime.verifier.side import load_side
 from tests.verifier.served import serving, write_served
 from tests.verifier.synthetic import MS, prediction, rewrite
@@ -215,6 +217,34 @@ def test_the_candidate_answers_something_else_from_the_second_round_on(tmp_path:
     first = json.loads(RunFolder(run).requests.read_text().splitlines()[0])["step"]
     claim = _speed_claim(run, lambda record: record | ({} if record["step"] == first else {"digest": "0" * 16}))
     assert (claim.outcome, claim.reason) == (Outcome.INCONCLUSIVE, "loads_differ")
+
+
+@pytest.mark.parametrize(("side", "words"), [(".", "are not the baseline's"), ("baseline", "those of its first round")])
+def test_answers_are_others_in_the_later_half(tmp_path: Path, side: str, words: str) -> None:
+    """The candidate has twice the baseline's rounds, traced ones among them: the later ones have no counterpart."""
+    run = _with_baseline(tmp_path)
+    steps = sorted({json.loads(line)["step"] for line in RunFolder(run).requests.read_text().splitlines()})
+    middle = steps[len(steps) // 2]
+    forge(run / side, lambda record: record | ({"digest": "0" * 16} if record["step"] >= middle else {}))
+    ours, theirs = load_side(run, "candidate"), load_side(RunFolder(run).baseline.path, "baseline")
+    if side == ".":
+        theirs = replace(theirs, requests=tuple(request for request in theirs.requests if request.step < middle))
+    assert words in str(answers_apart(ours, theirs))
+
+
+@pytest.mark.parametrize("side", [".", "baseline"])
+def test_records_without_first_tokens_are_not_compared(tmp_path: Path, side: str) -> None:
+    """Of a run of an older version; where a single one is missing, it differs."""
+    run = _with_baseline(tmp_path, model={"preset": "tiny", "dtype": "bfloat16"})
+    forge(run / side, lambda record: record | {"first_token_id": None})
+    found = judge(run)
+    check = next(check for check in found.self_test if check.id == "numerics")
+    assert (check.outcome, check.reason) == (Outcome.INCONCLUSIVE, "not_measured")
+    assert "records are of an older version, without first tokens, so answers are not compared" in check.detail
+    assert next(claim for claim in found.claims if claim.id == "latency_reduction").reason != "loads_differ"
+    forge(run / side, lambda record: record | {"first_token_id": record["id"] if record["id"] == 7 else None})
+    check = next(check for check in judge(run).self_test if check.id == "numerics")
+    assert (check.outcome, check.reason) == (Outcome.FAIL, "loads_differ")
 
 
 @pytest.mark.parametrize(("first", "reason"), [(lambda number: number, None), (lambda number: 99, "loads_differ")])
