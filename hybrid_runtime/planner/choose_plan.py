@@ -226,7 +226,11 @@ class _Replays:
             for more in self._instead(one):
                 if more not in seen:
                     seen.add(more)
-                    again = opened(more, self._setting, self._model)
+                    try:
+                        again = opened(more, self._setting, self._model)
+                    except PlanError as problem:
+                        self._found.losers.append(Loser(str(more), str(problem), more))
+                        continue
                     heapq.heappush(left, (again.turn, again))
         self.waiting.sort(key=lambda pair: (pair[0], str(pair[1])))
         return self.waiting
