@@ -5,8 +5,9 @@ First the largest part is made as small as possible; of all cuts that reach this
 squares is taken (the lighter parts are evened out too); of those, the one whose first part is shortest, then second.
 
 The first step is the linear partition problem, solved by bisection over the integer limit, each part taking what it
-can; the second a dynamic programme over (first unit, parts left) in which no part exceeds the limit. Where a part must
-also fit into something of its own (a rank's memory), the first step is a dynamic programme too.
+can; the second a dynamic programme over (first unit, parts left) in which no part exceeds the limit. Where items weigh
+differently in parts (what one takes may be lighter in the next), or a part must also fit into something of its own (a
+rank's memory), the first step is a dynamic programme too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def balanced_parts(weights: Sequence[Sequence[int]], fits: Fits | None = None) -
     num_parts = len(weights)
     assert 1 <= num_parts <= len(weights[0]), (num_parts, len(weights[0]))
     upto = _sums(weights)
-    limit = _smallest_limit(upto) if fits is None else _smallest_fitting(upto, fits)
+    alike = fits is None and all(row is upto[0] for row in upto)
+    limit = _smallest_limit(upto[0], num_parts) if alike else _smallest_fitting(upto, fits)
     if limit is None:
         return None
     best = _evenest(upto, limit, fits)
@@ -61,30 +63,30 @@ def _sums(weights: Sequence[Sequence[int]]) -> Sums:
     return [known[id(row)] for row in weights]
 
 
-def _smallest_limit(upto: Sums) -> int:
-    low, high = 0, max(row[-1] for row in upto)
+def _smallest_limit(upto: Sequence[int], num_parts: int) -> int:
+    low, high = 0, upto[-1]
     while low < high:
         middle = (low + high) // 2
-        if _holds_all(upto, middle):
+        if _holds_all(upto, num_parts, middle):
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _holds_all(upto: Sums, limit: int) -> bool:
+def _holds_all(upto: Sequence[int], num_parts: int, limit: int) -> bool:
     """Whether parts that each take what they can, but leave an item for each behind them, take everything."""
-    count, first = len(upto[0]) - 1, 0
-    for part, row in enumerate(upto):
-        last = count - (len(upto) - 1 - part)
-        end = min(last, bisect_right(row, row[first] + limit) - 1)
+    count, first = len(upto) - 1, 0
+    for part in range(num_parts):
+        last = count - (num_parts - 1 - part)
+        end = min(last, bisect_right(upto, upto[first] + limit) - 1)
         if end <= first:
             return False
         first = end
     return first == count
 
 
-def _smallest_fitting(upto: Sums, fits: Fits) -> int | None:
+def _smallest_fitting(upto: Sums, fits: Fits | None) -> int | None:
     """The largest part of the best cut in which every part fits."""
     num_parts, count = len(upto), len(upto[0]) - 1
     best: dict[int, int] = {count: 0}
@@ -94,7 +96,7 @@ def _smallest_fitting(upto: Sums, fits: Fits) -> int | None:
         for first in range(part, count):
             for end in range(first + 1, count + 1):
                 weight = sums[end] - sums[first]
-                if weight >= row.get(first, weight + 1) or not fits(part, first, end):
+                if weight >= row.get(first, weight + 1) or (fits is not None and not fits(part, first, end)):
                     break
                 if end in best:
                     largest = max(weight, best[end])

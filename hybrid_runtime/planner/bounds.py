@@ -1,5 +1,5 @@
-"""What is known of a layout before it is cut: no step is shorter, no rank can hold less, and a guess at the order in
-which to go through layouts.
+"""What is known of a layout before it is cut: what its step takes at least (for some an estimate, and said to be one),
+what a rank holds at least, and a guess at the order in which to go through layouts.
 
     time |  o                 a layout that must forget to fit: at least the time on this line between what everything
          |    \\               forgotten alike costs and saves, at the memory that there is
@@ -35,13 +35,15 @@ class Open:
     """A layout that may win: nothing that is known rules it out yet.
 
     Attributes:
-        bound_ns: of a step in which nothing is idle and every rank has an equal part.
-        guess_ns: the bound, longer by what the schedule idles with equal stages: an order to go through, no more.
+        bound_ns: what it is held to: a step in which nothing is idle and every rank has an equal part; or the guess.
+        guess_ns: longer than such a step by what the schedule idles with equal stages: an order to go through.
+        estimated: a step may be a little shorter than `bound_ns`.
     """
 
     bound_ns: int
     guess_ns: int
     layout: Layout
+    estimated: bool
 
     @property
     def turn(self) -> tuple[bool, int, str]:
@@ -62,7 +64,9 @@ def opened(layout: Layout, setting: Setting, model: StepModel) -> Open:
     guess = _guess_ns(layout, bound)
     forgets = bound > free or set(layout.recomputes) != {"none"}
     held = bool(setting.recomputes) and forgets and not is_searched(layout.schedule)
-    return Open(guess if held else bound, guess, layout)
+    summed = setting.workload == "train" and layout.mesh.dp_degree > 1
+    several = len(layout.stage_to_rank) > layout.mesh.pp_degree  # on a rank: the last one's sum may be shorter
+    return Open(guess if held else bound, guess, layout, held or (summed and several))
 
 
 def lacking_bytes(layout: Layout, setting: Setting, model: StepModel) -> int:
@@ -90,7 +94,7 @@ def sharing_first(layout: Layout, setting: Setting, model: StepModel) -> Layout:
 
 
 def idle_free_ns(layout: Layout, setting: Setting, model: StepModel) -> int:
-    """A step in which every rank has an equal part of everything and never waits: none is shorter."""
+    """A step in which every rank, and each of its stages, has an equal part of everything and never waits."""
     total, ranks = _total(layout, model), layout.mesh.pp_degree
     whole, apart = total.fused_load + total.tp_backward, total.split_load + total.tp_input_grad
     busy = total.tp_forward + (whole if layout.is_fused else min(whole, apart))

@@ -226,7 +226,11 @@ class _Replays:
             for more in self._instead(one):
                 if more not in seen:
                     seen.add(more)
-                    again = opened(more, self._setting, self._model)
+                    try:
+                        again = opened(more, self._setting, self._model)
+                    except PlanError as problem:
+                        self._found.losers.append(Loser(str(more), str(problem), more))
+                        continue
                     heapq.heappush(left, (again.turn, again))
         self.waiting.sort(key=lambda pair: (pair[0], str(pair[1])))
         return self.waiting
@@ -235,7 +239,7 @@ class _Replays:
         """Nothing for a layout that fits, waits or cannot win; else what may fit in its place."""
         layout, setting, model, found = one.layout, self._setting, self._model, self._found
         reached_ns = -self._best[0] if len(self._best) == self._keep else None
-        if _hopeless(layout, one.bound_ns, reached_ns, found):
+        if _hopeless(one, reached_ns, found):
             return
         try:
             staged = self._cuts.of(layout)
@@ -243,9 +247,10 @@ class _Replays:
             found.losers.append(Loser(str(layout), str(problem), layout))
             yield from _in_place_of_none(layout, setting, model)
             return
-        bound_ns = max(one.bound_ns, lower_bound_ns(staged, setting, model) + model.step_ns)
-        if _hopeless(layout, bound_ns, reached_ns, found):
+        bound_ns = lower_bound_ns(staged, setting, model) + model.step_ns
+        if _hopeless(replace(one, bound_ns=bound_ns, estimated=False), reached_ns, found):
             return
+        bound_ns = max(one.bound_ns, bound_ns)
         figures = ByFigures(model)
         lacking = _most_lacking(held_by_rank(staged, figures), setting)
         if lacking > 0 and not _may_fit_whole(staged, setting, model):
@@ -316,12 +321,13 @@ def _may_fit_whole(staged: Staged, setting: Setting, model: StepModel) -> bool:
     return sum(held) <= setting.memory_bytes * len(held)
 
 
-def _hopeless(layout: Layout, bound_ns: int, reached_ns: int | None, found: Found) -> bool:
-    """Whether a layout cannot be among the best, whatever its schedule; then it says why."""
-    if reached_ns is None or bound_ns < reached_ns:
+def _hopeless(one: Open, reached_ns: int | None, found: Found) -> bool:
+    """Whether by what it is held to a layout is not among the best, whatever its schedule; then it says why."""
+    if reached_ns is None or one.bound_ns < reached_ns:
         return False
-    why = f"cannot take less than {bound_ns / 1e6:.4g} ms, and {reached_ns / 1e6:.4g} ms is reached"
-    found.losers.append(Loser(str(layout), why, layout, bound_ns))
+    how = "is not expected to" if one.estimated else "cannot"
+    why = f"{how} take less than {one.bound_ns / 1e6:.4g} ms, and {reached_ns / 1e6:.4g} ms is reached"
+    found.losers.append(Loser(str(one.layout), why, one.layout, one.bound_ns))
     return True
 
 

@@ -73,7 +73,10 @@ def update_ns(parameters: int, layout: Layout, model: StepModel) -> int:
 
 
 def least_after_ns(parameters: int, layout: Layout, setting: Setting, model: StepModel) -> int:
-    """What follows the pipeline at least, on a rank whose stages have equally many parameters: the last one's sum."""
+    """What follows the pipeline at least, on a rank whose stages have equally many parameters: the last one's sum.
+
+    With several stages on a rank an estimate: the last one may be the lightest.
+    """
     per_rank = len(layout.stage_to_rank) // layout.mesh.pp_degree
     after = gather_ns(parameters, layout, setting, model) + update_ns(parameters, layout, model)
     return after + sum_ns(parameters // per_rank, layout, setting, model)

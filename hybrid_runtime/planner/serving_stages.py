@@ -121,19 +121,19 @@ class ServedStages:
             usual = self._usual[key] = self._without_attention(size)
         fixed_ns, divisible_ns = costs.unit("attn", tp, size)
         stages = []
-        for took, share in zip(usual.stages, self._attention, strict=True):
+        for took, shares in zip(usual.stages, self.shares, strict=True):
+            share = shares.get("attn")
             if share is not None:
                 here_ns = share.units * fixed_ns + divisible_ns * share.part.numerator // share.part.denominator
                 took = took._replace(compute_ns=took.compute_ns + here_ns)
             waits_ns = costs.waits_ns(tp, size, took.compute_ns) if tp > 1 else None
             if waits_ns is not None:
-                took = took._replace(tensor_parallel_ns=waits_ns + costs.added(self.mesh, size.rows).late_ns)
+                # waits are measured greedy: logits that ranks gather to draw from come on top
+                drawn_ns = 0 if self.greedy or "head" not in shares else sum(self._told(size))
+                beside_ns = costs.added(self.mesh, size.rows).late_ns + drawn_ns
+                took = took._replace(tensor_parallel_ns=waits_ns + beside_ns)
             stages.append(took)
         return usual._replace(stages=tuple(stages))
-
-    @cached_property
-    def _attention(self) -> tuple[Share | None, ...]:
-        return tuple(shares.get("attn") for shares in self.shares)
 
     def _without_attention(self, size: ItemSize) -> ItemTimes:
         """With the calls of attention."""

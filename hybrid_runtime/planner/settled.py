@@ -37,11 +37,16 @@ def settled(
     beyond = max(0, run.peak_bytes - shared.peak_bytes)
     room = replace(setting, memory_bytes=setting.memory_bytes - beyond)
     begun = shared if _fits(shared, room) else _forgetting_more(shared, room, model)
-    best = None if begun is None else _improved(begun, room, model)
-    if best is None or best is shared:
+    if begun is None:
         return run, losers
-    better = as_run(best, setting, model)
-    return (better if _fits(better, setting) else run), losers
+    best = _improved(begun, room, model)
+    if best is shared:
+        return run, losers
+    # steps were compared by a rough replay: what counts is how their ranks run them
+    fitting = [one for one in (run, as_run(best, setting, model)) if _fits(one, setting)]
+    if not fitting:
+        fitting = [one for one in (as_run(begun, setting, model),) if _fits(one, setting)]
+    return min(fitting, key=lambda one: _value(one, setting), default=run), losers
 
 
 def _improved(best: Evaluated, setting: Setting, model: StepModel) -> Evaluated:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from hybrid_runtime.deployment import Deployment
+from hybrid_runtime.errors import PlanError
+from hybrid_runtime.planner.analytic import AnalyticCosts
 from hybrid_runtime.planner.candidates import layouts
 from hybrid_runtime.planner.evaluate import Evaluated, evaluate
 from hybrid_runtime.planner.given import resolved
@@ -18,7 +20,7 @@ from hybrid_runtime.planner.planned import Planned, plan_deployment
 from hybrid_runtime.planner.predicted_step import predicted_step
 from hybrid_runtime.planner.replicas import norm_sum_ns, sum_ns, update_ns
 from hybrid_runtime.planner.request import model_of, setting_of, space_of
-from hybrid_runtime.planner.step_model import Overlap
+from hybrid_runtime.planner.step_model import Collective, Overlap
 from tests.planner.planning import calibration, deployment
 
 
@@ -108,6 +110,21 @@ def test_replicas_share_where_nothing_fits_else_or_it_is_faster() -> None:
         "optimizer whole on every replica" if roomy.plan.shard_optimizer else "optimizer sharded"
     )
     assert "% slower" in line
+
+
+def test_a_layout_of_unknown_costs_is_a_loser_and_no_end_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharing comes in place of what does not fit, and only then is it seen that gathers were not measured so large."""
+    known = AnalyticCosts.collective_ns
+
+    def collective_ns(self: AnalyticCosts, kind: Collective, ranks: int, num_bytes: int, *, same_host: bool) -> int:
+        if kind == "all_gather":
+            raise PlanError(f"all_gather was measured up to 8 bytes, not {num_bytes}")
+        return known(self, kind, ranks, num_bytes, same_host=same_host)
+
+    monkeypatch.setattr(AnalyticCosts, "collective_ns", collective_ns)
+    found = planned("20 GB", vary=["shard_optimizer", "cuts", "recompute"])
+    assert not found.plan.shard_optimizer
+    assert any("all_gather was measured up to" in line for line in found.why_not)
 
 
 def test_a_plan_says_who_shares() -> None:

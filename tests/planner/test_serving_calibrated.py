@@ -14,6 +14,8 @@ from hybrid_runtime.planner.serving_calibrated import CalibratedServing
 from hybrid_runtime.planner.serving_costs import Added
 from hybrid_runtime.planner.serving_items import ItemSize, decode_size, prefill_size
 from hybrid_runtime.planner.serving_plan import plan_serving, serving_plan
+from hybrid_runtime.planner.serving_stages import ServedStages
+from hybrid_runtime.serving.requests import GREEDY, Item, Row
 from hybrid_runtime.shapes import PRESETS
 from tests.serving.deployments import serving
 
@@ -185,6 +187,24 @@ def test_messages_and_waits() -> None:
     assert found.back_ns(4, same_host=True) == 150
     assert found.waits_ns(2, decode_size(4, 10), 1000) == 100
     assert found.waits_ns(2, prefill_size(1, 0, 8, 1), 1000) == 50
+
+
+def test_logits_to_draw_from_are_gathered_beside_measured_waits() -> None:
+    """Waits are measured greedy."""
+    item = Item("decode", 0, tuple(Row(slot, 9, 1, slot, 1) for slot in range(4)), (1,) * 4, (GREEDY,) * 4)
+    names = PRESETS["tiny"].unit_names()
+    greedy, drawn = (
+        ServedStages(
+            PRESETS["tiny"], "float32", Mesh(tp_degree=2, pp_degree=2), (names[:7], names[7:]), (False,), costs(), how
+        )
+        .times_of(item)
+        .stages
+        for how in (True, False)
+    )
+    gathered = costs().all_gather(2, 4 * 8 * PRESETS["tiny"].vocab_size)
+    assert sum(gathered) > 0
+    more = [one.tensor_parallel_ns - other.tensor_parallel_ns for one, other in zip(drawn, greedy, strict=True)]
+    assert more == [0, sum(gathered)]  # only the head's stage
 
 
 def test_intervals() -> None:
