@@ -197,7 +197,9 @@ def open_checkpoints(
 
 def _prove_useful(folder: Path, groups: Groups, num_bytes: int, keep: int, resumed: Path | None) -> TextIO | None:
     """Every rank calls this before the first step: takes the folder, clears what was left there, proves its room."""
-    total = int(sum(row[0] for row in groups.gather_numbers([num_bytes])))
+    everyone = groups.gather_numbers([num_bytes, -1 if resumed is None else folders.step_of(resumed)])
+    total = int(sum(row[0] for row in everyone))
+    folders.refuse_different(folder, [int(row[1]) for row in everyone])
     lock = None
     if groups.place.rank == 0:
         with ExitStack() as stack:

@@ -20,6 +20,7 @@ import re
 import shutil
 import socket
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
@@ -162,6 +163,24 @@ def refuse_newer(folder: Path, chosen: Path | None) -> None:
         begun = "began" if chosen is None else f"chose {chosen.name} to go on from"
         raise UsageError(
             f"{folder}: another run has written {newest.name} since this one {begun}; run the same command again"
+        )
+
+
+def refuse_different(folder: Path, steps: Sequence[int]) -> None:
+    """Whether all ranks have chosen the same checkpoint: each looks for itself, and a run may end meanwhile.
+
+    Args:
+        steps: of every rank's choice, -1 for none.
+
+    Raises:
+        UsageError: they have not.
+    """
+    if len(set(steps)) > 1:
+        other = next(rank for rank, step in enumerate(steps) if step != steps[0])
+        chosen = [name_of(step) if step >= 0 else "nothing" for step in (steps[0], steps[other])]
+        raise UsageError(
+            f"{folder}: rank 0 chose {chosen[0]} to go on from, rank {other} {chosen[1]}: another run was writing; run "
+            "the same command again"
         )
 
 

@@ -13,7 +13,7 @@ from hybrid_runtime.telemetry.account import Account, process_state, read_accoun
 _ENDING_S = 0.3  # from the moment a killed process closes its connections until the system calls it ended
 _POLL_S = 0.01
 _OR_CUT_OFF = ", or whose machine is cut off"
-_TOWARDS = {Kind.SEND_F: 1, Kind.SEND_B: -1}
+_TOWARDS = {Kind.SEND_F: (1,), Kind.RECV_B: (1,), Kind.SEND_B: (-1,), Kind.RECV_F: (-1,)}
 
 
 def explain_lost(status: Path, plan: Plan | None, rank: int) -> tuple[str, bool]:
@@ -46,9 +46,11 @@ def _has_ended(account: Account | None) -> bool:
 def _peers(mine: Account, plan: Plan) -> list[int]:
     if mine.waiting is not None:
         return peers_of(mine.rank, mine.waiting, plan.mesh)
-    doing = mine.status.action
-    if not is_action(doing) or parse_action(doing).kind not in _TOWARDS:
+    if not is_action(mine.status.action):
         return []
-    action, place = parse_action(doing), plan.mesh.place(mine.rank)
-    target = plan.stage_to_rank[action.stage + _TOWARDS[action.kind]]
-    return [plan.mesh.rank(dp=place.dp, pp=target, tp=place.tp)]
+    action, place = parse_action(mine.status.action), plan.mesh.place(mine.rank)
+    stages = [
+        action.stage + way for way in _TOWARDS.get(action.kind, (-1, 1))
+    ]  # messages are also posted beside compute
+    targets = {plan.stage_to_rank[stage] for stage in stages if 0 <= stage < len(plan.stage_to_rank)} - {place.pp}
+    return [plan.mesh.rank(dp=place.dp, pp=target, tp=place.tp) for target in sorted(targets)]

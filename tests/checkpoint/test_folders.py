@@ -126,3 +126,9 @@ def test_the_run_before_has_written_more_since_this_one_chose(tmp_path: Path) ->
 
 def without_locks(file: object, operation: int) -> None:
     raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_ranks_that_chose_different_checkpoints_are_told_apart(tmp_path: Path) -> None:
+    folders.refuse_different(tmp_path, [40, 40])
+    with pytest.raises(UsageError, match=r"rank 0 chose step-00000060 to go on from, rank 2 nothing: another run"):
+        folders.refuse_different(tmp_path, [60, 60, -1])
