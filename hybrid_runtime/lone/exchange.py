@@ -48,6 +48,7 @@ from hybrid_runtime.lone.maker import Echo
 from hybrid_runtime.lone.posting import posts_ns
 from hybrid_runtime.lone.served_items import served_on_two
 from hybrid_runtime.lone.unit_times import spread
+from hybrid_runtime.stop_signals import stops_held
 from hybrid_runtime.telemetry.host import settle
 
 ROUNDS = 30
@@ -109,12 +110,13 @@ def exchange(
         started = [
             context.Process(target=_rank, args=(rank, ranks, folder, asked), daemon=True) for rank in range(ranks)
         ]
-        for process in started:
-            process.start()
         try:
+            with stops_held():
+                for process in started:
+                    process.start()
             _wait(started, Path(folder), ranks)
         finally:
-            for process in started:
+            for process in (one for one in started if one.pid is not None):
                 process.kill()
                 process.join()
         values: dict[str, Any] = json.loads((Path(folder) / "found.json").read_text(encoding="utf-8"))
